@@ -1,0 +1,1 @@
+//! ep-npu (being built).

@@ -1,0 +1,1 @@
+//! kmod-sim (being built).

@@ -1,0 +1,1 @@
+//! libnpu (being built).

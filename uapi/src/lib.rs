@@ -1,1 +1,44 @@
-//! uapi
+//! What crosses the bus between the NPU driver and the device, and the rules for it.
+//!
+//! Driver, device model, compiler and tools all read this one definition; it does no I/O and holds
+//! no `unsafe`. Everything on the wire is little-endian, explicitly padded, and reserved bits are
+//! zero: both sides refuse what they do not know instead of ignoring it.
+//!
+//! | module | what it fixes |
+//! |---|---|
+//! | [`addr`] | address newtypes: [`addr::Iova`], [`addr::SlotId`] |
+//! | [`reg`], [`regs`] | the register map of BAR0 |
+//! | [`order`], [`ring`] | memory orderings and both ends of a queue's rings |
+//! | [`queue`] | submission and completion entries, bindings |
+//! | [`status`] | completion codes and fault records |
+//! | [`limits`] | what a device reports of itself |
+//! | [`command`] | the command set: each command as the loop it runs |
+//! | [`requantise`] | the arithmetic of the output stage: the definition for all kernels |
+//! | [`encode`], [`decode`] | commands to bytes and back |
+//! | [`image`] | a program as the device loads it: header, slot table, commands |
+//! | [`verify`] | which programs a device may run |
+//! | [`container`] | the program file of the host: image, constants, names, hash |
+//! | [`text`] | disassembly that assembles again |
+//! | [`workers`] | who computes when the device is in this process |
+#![cfg_attr(not(any(test, loom)), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+#[cfg(target_endian = "big")]
+compile_error!("the NPU ABI is little-endian, and so must the host be");
+
+pub mod addr;
+pub mod command;
+pub mod decode;
+pub mod encode;
+pub mod image;
+pub mod limits;
+pub mod order;
+pub mod queue;
+pub mod reg;
+pub mod regs;
+pub mod requantise;
+pub mod ring;
+pub mod status;
+pub mod workers;

@@ -1,0 +1,684 @@
+//! The command set: one struct a command, laid out as it goes on the wire, each with the loop it runs.
+//!
+//! Commands are self-contained descriptors of 1 to 4 units of 64 bytes. They run strictly in order.
+//! Every operand is `(slot, offset)`; every dimension is unsigned, every stride signed and in bytes.
+//!
+//! **Tensors.** A *feature map* is channel-last: element `(n, y, x, ch)` lies at
+//! `offset + n * image + y * row + x * pixel + ch`, one byte each. Behind its `c` channels a pixel may
+//! have pad lanes, up to [`lanes`]`(c, pixel)`: their content is undefined, any command that writes
+//! the pixel may write them, and none lets one reach a real lane. Extents cover them.
+//!
+//! **Weights** are signed bytes in blocks of 16 output by 4 input channels:
+//! `[group][output block of 16][reduction / 4][16][4]`, both padded with zeros. The reduction runs over
+//! `(kernel row, kernel column, input channel rounded up to 4)`; in a depthwise convolution (one input
+//! channel a group, as many outputs as inputs) there is one group of all channels instead, and the
+//! reduction runs over the kernel's taps, rounded up to 4. See [`Conv::weight_bytes`].
+//!
+//! **Channel records** ([`ChannelRecord`], 16 bytes) follow output channels; the array is padded to a
+//! multiple of 16 records.
+//!
+//! **Output stage** of CONV and MATMUL, each arrow an 8-bit code:
+//!
+//! ```text
+//! accumulator -> requantise, clamp -> [table 0] -> [add auxiliary] -> [table 1] -> store
+//! ```
+//!
+//! Arithmetic: [`crate::requantise`]. Scales are never folded together.
+
+use crate::addr::Operand;
+use bitflags::bitflags;
+use core::mem::offset_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of one descriptor unit.
+pub const UNIT_BYTES: usize = 64;
+
+/// Version of the command set, major in the high half; the device refuses another major.
+pub const ISA_VERSION: u32 = 1 << 16;
+
+/// Numbers of the commands. Zero is none, so that zeroed memory is not a program.
+pub mod opcode {
+    /// [`super::End`]
+    pub const END: u8 = 0x01;
+    /// [`super::Copy`]
+    pub const COPY: u8 = 0x10;
+    /// [`super::Fill`]
+    pub const FILL: u8 = 0x11;
+    /// [`super::Layout`]
+    pub const LAYOUT: u8 = 0x12;
+    /// [`super::Table`]
+    pub const TABLE: u8 = 0x13;
+    /// [`super::Add`]
+    pub const ADD: u8 = 0x20;
+    /// [`super::Pool`]
+    pub const POOL: u8 = 0x21;
+    /// [`super::Conv`]
+    pub const CONV: u8 = 0x30;
+    /// [`super::MatMul`]
+    pub const MATMUL: u8 = 0x31;
+}
+
+bitflags! {
+    /// Flags of a command header; which of them a command takes, its description says.
+    #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+    pub struct Flags: u16 {
+        /// Apply the 256-byte table at `tables` after requantisation (CONV, MATMUL), after the
+        /// addition (ADD) or after the pooling (POOL).
+        const TABLE_0 = 1 << 0;
+        /// Add the auxiliary tensor after table 0 (CONV, MATMUL).
+        const ADD_AUX = 1 << 1;
+        /// The auxiliary tensor is the first operand of that addition, the command's result the second.
+        const AUX_FIRST = 1 << 2;
+        /// Apply the 256-byte table at `tables + 256` after the addition (CONV, MATMUL).
+        const TABLE_1 = 1 << 3;
+        /// Scales and zero points come from the record at `quant`. The field is laid out from version
+        /// 1.0 on; a device without `Features::DYNAMIC_QUANT` refuses the flag.
+        const DYNAMIC = 1 << 4;
+    }
+}
+
+/// Head of every command. 16 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Header {
+    /// One of [`opcode`].
+    pub opcode: u8,
+    /// Length of the command, in units of 64 bytes.
+    pub units: u8,
+    /// [`Flags`].
+    pub flags: u16,
+    /// Leads back to the source operation through the container's names; echoed in fault records.
+    pub op_id: u32,
+    /// Must be zero.
+    pub reserved: u64,
+}
+
+/// Dimensions of a feature map. 16 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct Dims {
+    /// Images.
+    pub n: u32,
+    /// Rows of an image.
+    pub h: u32,
+    /// Pixels of a row.
+    pub w: u32,
+    /// Channels of a pixel, pad lanes not counted.
+    pub c: u32,
+}
+
+/// Strides of a feature map, in bytes; a channel is one byte wide. 16 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct Strides {
+    /// From an image to the next.
+    pub image: i64,
+    /// From a row to the next.
+    pub row: i32,
+    /// From a pixel to the next.
+    pub pixel: i32,
+}
+
+/// Window of a convolution or pooling. 16 bytes.
+///
+/// Output `(oy, ox)` covers input rows `oy * stride_h - pad_top + ky * dilation_h`, columns likewise;
+/// positions outside the input are padding. Bottom and right pads follow from the output's size.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct Window {
+    /// Rows.
+    pub kernel_h: u16,
+    /// Columns.
+    pub kernel_w: u16,
+    /// Input rows from an output row to the next.
+    pub stride_h: u16,
+    /// Input columns from an output column to the next.
+    pub stride_w: u16,
+    /// Input rows from a kernel row to the next.
+    pub dilation_h: u16,
+    /// Input columns from a kernel column to the next.
+    pub dilation_w: u16,
+    /// Rows of padding above the input.
+    pub pad_top: u16,
+    /// Columns of padding left of the input.
+    pub pad_left: u16,
+}
+
+/// Immediates of the output stage of CONV and MATMUL. 32 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Stage {
+    /// Zero point of the input, `0..=255`: what padding holds.
+    pub input_zero_point: i32,
+    /// Zero point of the requantised code, `0..=255`.
+    pub zero_point: i32,
+    /// Lowest code after requantisation.
+    pub clamp_low: u8,
+    /// Highest code after requantisation.
+    pub clamp_high: u8,
+    /// Must be zero.
+    pub reserved: u16,
+    /// Terms of the addition (`ADD_AUX`), zero without it; see [`crate::requantise::AddTerms`].
+    pub add_first: f32,
+    /// Second term.
+    pub add_second: f32,
+    /// Third term.
+    pub add_offset: f32,
+    /// Must be zero.
+    pub reserved2: u64,
+}
+
+/// One output channel's share of the output stage. 16 bytes, in memory; any bits are safe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct ChannelRecord {
+    /// Start of the accumulator: the bias, less `input_zero_point * sum(w)`, plus
+    /// `taps * input_zero_point * weight_zero_point` over all taps, padding included.
+    pub bias: i32,
+    /// What the accumulator is multiplied by.
+    pub multiplier: f32,
+    /// Zero point of this channel's weights; the sum of the inputs times it is subtracted.
+    pub weight_zero_point: i32,
+    /// Sum of this channel's weights. Read only with `DYNAMIC`.
+    pub weight_sum: i32,
+}
+
+/// CONV: convolution with the output stage. 4 units.
+///
+/// ```text
+/// for n, oy, ox, oc:                                   g = oc / (ofm_c / groups)
+///   acc = record[oc].bias
+///   for ky, kx, ic in 0..ifm.c/groups:
+///     x = ifm[n, oy*stride_h - pad_top + ky*dilation_h, ox*stride_w - pad_left + kx*dilation_w, g*(ifm.c/groups) + ic]
+///         or input_zero_point outside the input
+///     acc += x * w[oc, ky, kx, ic] - x * record[oc].weight_zero_point        (wrapping 32-bit)
+///   ofm[n, oy, ox, oc] = stage(acc, record[oc], aux[n, oy, ox, oc])
+/// ```
+///
+/// Inputs are unsigned, weights signed. `ifm.c` and `ofm_c` are multiples of `groups`; `pixel` of the
+/// input is a multiple of 4. Flags: all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Conv {
+    /// `opcode::CONV`, 4 units.
+    pub header: Header,
+    /// Input feature map.
+    pub ifm: Operand,
+    /// Weights.
+    pub weights: Operand,
+    /// Channel records.
+    pub channels: Operand,
+    /// Output feature map.
+    pub ofm: Operand,
+    /// Auxiliary feature map, of the output's dimensions; unused without `ADD_AUX`.
+    pub aux: Operand,
+    /// Table 0, then table 1, 256 bytes each; unused without a table flag.
+    pub tables: Operand,
+    /// Record of dynamic quantisation; unused without `DYNAMIC`.
+    pub quant: Operand,
+    /// Dimensions of the input.
+    pub ifm_dims: Dims,
+    /// Rows of the output.
+    pub ofm_h: u32,
+    /// Columns of the output.
+    pub ofm_w: u32,
+    /// Channels of the output.
+    pub ofm_c: u32,
+    /// Groups.
+    pub groups: u32,
+    /// Strides of the input.
+    pub ifm_strides: Strides,
+    /// Strides of the output.
+    pub ofm_strides: Strides,
+    /// Strides of the auxiliary tensor; zero without `ADD_AUX`.
+    pub aux_strides: Strides,
+    /// The window.
+    pub window: Window,
+    /// Immediates of the output stage.
+    pub stage: Stage,
+}
+const _: () = assert!(size_of::<Conv>() == 256 && offset_of!(Conv, ifm_dims) == 128);
+const _: () = assert!(offset_of!(Conv, window) == 208 && offset_of!(Conv, stage) == 224);
+
+/// MATMUL: a matrix product with the output stage. 3 units.
+///
+/// ```text
+/// for i in 0..m, j in 0..n:
+///   acc = record[j].bias + sum over l in 0..k of a[i, l] * (w[j, l] - record[j].weight_zero_point)
+///   out[i, j] = stage(acc, record[j], aux[i, j])
+/// ```
+///
+/// `a[i, l]` lies at `a + i * a_row + l`; weights as of a 1x1 CONV with `k` input and `n` output
+/// channels; a row of `out` has pad lanes as a pixel has. `a_row` is a multiple of 4. Flags: all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct MatMul {
+    /// `opcode::MATMUL`, 3 units.
+    pub header: Header,
+    /// Left matrix, rows of bytes.
+    pub a: Operand,
+    /// Weights.
+    pub weights: Operand,
+    /// Channel records, one a column.
+    pub channels: Operand,
+    /// Result, rows of bytes.
+    pub out: Operand,
+    /// Auxiliary matrix; unused without `ADD_AUX`.
+    pub aux: Operand,
+    /// Tables, as in [`Conv`].
+    pub tables: Operand,
+    /// As in [`Conv`].
+    pub quant: Operand,
+    /// Rows of `a` and of the result.
+    pub m: u32,
+    /// Columns of the result.
+    pub n: u32,
+    /// Columns of `a`.
+    pub k: u32,
+    /// Must be zero.
+    pub reserved: u32,
+    /// From a row of `a` to the next, in bytes.
+    pub a_row: i32,
+    /// From a row of the result to the next, in bytes.
+    pub out_row: i32,
+    /// From a row of the auxiliary matrix to the next, in bytes; zero without `ADD_AUX`.
+    pub aux_row: i32,
+    /// Must be zero.
+    pub reserved2: u32,
+    /// Immediates of the output stage.
+    pub stage: Stage,
+}
+const _: () = assert!(size_of::<MatMul>() == 192 && offset_of!(MatMul, stage) == 160);
+
+/// ADD: two feature maps of equal dimensions, element by element. 3 units.
+///
+/// ```text
+/// for n, y, x, ch:  out = table0(clamp(add(a, b, {first, second, offset})))
+/// ```
+///
+/// The result may lie exactly on an operand (same offset and strides). Flags: `TABLE_0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Add {
+    /// `opcode::ADD`, 3 units.
+    pub header: Header,
+    /// First operand.
+    pub a: Operand,
+    /// Second operand.
+    pub b: Operand,
+    /// Result.
+    pub out: Operand,
+    /// Table 0; unused without `TABLE_0`.
+    pub tables: Operand,
+    /// As in [`Conv`].
+    pub quant: Operand,
+    /// Dimensions of all three.
+    pub dims: Dims,
+    /// Strides of the first operand.
+    pub a_strides: Strides,
+    /// Strides of the second operand.
+    pub b_strides: Strides,
+    /// Strides of the result.
+    pub out_strides: Strides,
+    /// See [`crate::requantise::AddTerms`].
+    pub first: f32,
+    /// Second term.
+    pub second: f32,
+    /// Third term.
+    pub offset: f32,
+    /// Lowest code.
+    pub clamp_low: u8,
+    /// Highest code.
+    pub clamp_high: u8,
+    /// Must be zero.
+    pub reserved: u16,
+    /// Must be zero.
+    pub reserved2: [u64; 2],
+}
+const _: () = assert!(size_of::<Add>() == 192 && offset_of!(Add, first) == 160);
+
+/// What a [`Pool`] does with a window.
+pub mod pool_kind {
+    /// The largest code; padding never wins. Window wholly in the padding gives 0.
+    pub const MAX: u8 = 1;
+    /// Mean in f32: `average_step` in row-major window order, then `average_finish` with
+    /// `input_scale`, `output_scale` and both zero points. Padding adds nothing; it counts when
+    /// `count_padding` is 1 (as far as the window lies within the padded input).
+    pub const AVERAGE: u8 = 2;
+    /// Integer mean of whole images: `requantise(sum(x - input_zero_point), multiplier, zero_point)`.
+    /// The output is 1 by 1; the window and both scales are zero.
+    pub const GLOBAL_AVERAGE: u8 = 3;
+}
+
+/// POOL: a window's maximum or mean. 3 units.
+///
+/// ```text
+/// for n, oy, ox, ch:  ofm = table0(clamp(kind over the window of ifm[n, .., .., ch]))
+/// ```
+///
+/// Flags: `TABLE_0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Pool {
+    /// `opcode::POOL`, 3 units.
+    pub header: Header,
+    /// Input feature map.
+    pub ifm: Operand,
+    /// Output feature map.
+    pub ofm: Operand,
+    /// Table 0; unused without `TABLE_0`.
+    pub tables: Operand,
+    /// As in [`Conv`].
+    pub quant: Operand,
+    /// Dimensions of the input; images and channels of the output.
+    pub ifm_dims: Dims,
+    /// Rows of the output.
+    pub ofm_h: u32,
+    /// Columns of the output.
+    pub ofm_w: u32,
+    /// One of [`pool_kind`].
+    pub kind: u8,
+    /// 1 when padding counts in a mean.
+    pub count_padding: u8,
+    /// Rows of padding below the input (`AVERAGE` with `count_padding` only; else zero).
+    pub pad_bottom: u16,
+    /// Columns of padding right of the input, likewise.
+    pub pad_right: u16,
+    /// Must be zero.
+    pub reserved: u16,
+    /// Strides of the input.
+    pub ifm_strides: Strides,
+    /// Strides of the output.
+    pub ofm_strides: Strides,
+    /// The window.
+    pub window: Window,
+    /// Zero point of the input, `0..=255`; zero for `MAX`.
+    pub input_zero_point: i32,
+    /// Zero point of the output, `0..=255`; zero for `MAX`.
+    pub zero_point: i32,
+    /// Lowest code.
+    pub clamp_low: u8,
+    /// Highest code.
+    pub clamp_high: u8,
+    /// Must be zero.
+    pub reserved2: u16,
+    /// Must be zero.
+    pub reserved3: u32,
+    /// Scale of the input (`AVERAGE`), else zero.
+    pub input_scale: f32,
+    /// Scale of the output (`AVERAGE`), else zero.
+    pub output_scale: f32,
+    /// Multiplier (`GLOBAL_AVERAGE`), else zero.
+    pub multiplier: f32,
+    /// Must be zero.
+    pub reserved4: u32,
+}
+const _: () = assert!(size_of::<Pool>() == 192 && offset_of!(Pool, window) == 144);
+
+/// TABLE: every element through a table of 256 bytes. 2 units.
+///
+/// ```text
+/// for n, y, x, ch:  dst = table[src]
+/// ```
+///
+/// The result may lie exactly on the source. Flags: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Table {
+    /// `opcode::TABLE`, 2 units.
+    pub header: Header,
+    /// Source.
+    pub src: Operand,
+    /// Result.
+    pub dst: Operand,
+    /// The table.
+    pub table: Operand,
+    /// Dimensions of both.
+    pub dims: Dims,
+    /// Strides of the source.
+    pub src_strides: Strides,
+    /// Strides of the result.
+    pub dst_strides: Strides,
+    /// Must be zero.
+    pub reserved: [u64; 2],
+}
+const _: () = assert!(size_of::<Table>() == 128 && offset_of!(Table, reserved) == 112);
+
+/// Element types of [`Layout`].
+pub mod element {
+    /// Unsigned 8-bit code.
+    pub const U8: u8 = 1;
+    /// IEEE 754 binary32.
+    pub const F32: u8 = 2;
+
+    /// Bytes of an element of `code`, `None` for an unknown one.
+    pub const fn bytes(code: u8) -> Option<u64> {
+        match code {
+            U8 => Some(1),
+            F32 => Some(4),
+            _ => None,
+        }
+    }
+}
+
+/// Strides of any tensor of four dimensions, in bytes. 32 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct Strides4 {
+    /// From an image to the next.
+    pub image: i64,
+    /// From a row to the next.
+    pub row: i64,
+    /// From a pixel to the next.
+    pub pixel: i64,
+    /// From a channel to the next.
+    pub channel: i64,
+}
+
+/// LAYOUT: moves a tensor between layouts, with quantise or dequantise on the way. 3 units.
+///
+/// ```text
+/// for n, y, x, ch:  dst[n, y, x, ch] = convert(src[n, y, x, ch])
+///   f32 -> u8: quantise(v, scale, zero_point)      u8 -> f32: dequantise(v, scale, zero_point)
+///   u8 -> u8, f32 -> f32: the element as it is; scale and zero_point are zero
+/// ```
+///
+/// Pad lanes of `dst` are not written. Flags: `DYNAMIC`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Layout {
+    /// `opcode::LAYOUT`, 3 units.
+    pub header: Header,
+    /// Source.
+    pub src: Operand,
+    /// Result.
+    pub dst: Operand,
+    /// As in [`Conv`].
+    pub quant: Operand,
+    /// Dimensions of both.
+    pub dims: Dims,
+    /// Strides of the source.
+    pub src_strides: Strides4,
+    /// Strides of the result.
+    pub dst_strides: Strides4,
+    /// One of [`element`].
+    pub src_element: u8,
+    /// One of [`element`].
+    pub dst_element: u8,
+    /// Must be zero.
+    pub reserved: u16,
+    /// Zero point of the 8-bit side, `0..=255`.
+    pub zero_point: i32,
+    /// Scale of the 8-bit side.
+    pub scale: f32,
+    /// Must be zero.
+    pub reserved2: u32,
+    /// Must be zero.
+    pub reserved3: [u64; 4],
+}
+const _: () = assert!(size_of::<Layout>() == 192 && offset_of!(Layout, src_element) == 144);
+
+/// COPY: `dst[0..len] = src[0..len]`, bytes, not overlapping. 1 unit. Flags: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Copy {
+    /// `opcode::COPY`, 1 unit.
+    pub header: Header,
+    /// Source.
+    pub src: Operand,
+    /// Result.
+    pub dst: Operand,
+    /// Bytes to copy.
+    pub len: u64,
+    /// Must be zero.
+    pub reserved: u64,
+}
+const _: () = assert!(size_of::<Copy>() == 64);
+
+/// FILL: `dst[0..len] = value`. 1 unit. Flags: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Fill {
+    /// `opcode::FILL`, 1 unit.
+    pub header: Header,
+    /// Result.
+    pub dst: Operand,
+    /// Bytes to fill.
+    pub len: u64,
+    /// The byte.
+    pub value: u8,
+    /// Must be zero.
+    pub reserved: [u8; 7],
+    /// Must be zero.
+    pub reserved2: [u64; 2],
+}
+const _: () = assert!(size_of::<Fill>() == 64);
+
+/// END: the last command of a program, and only the last. 1 unit. Flags: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct End {
+    /// `opcode::END`, 1 unit.
+    pub header: Header,
+    /// Must be zero.
+    pub reserved: [u64; 6],
+}
+const _: () = assert!(size_of::<End>() == 64);
+
+/// Any command, decoded: opcode, units, reserved bits, flags and enumerated fields are right; extents
+/// and work are for [`crate::verify`] to judge.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Command {
+    /// See [`Conv`].
+    Conv(Conv),
+    /// See [`MatMul`].
+    MatMul(MatMul),
+    /// See [`Add`].
+    Add(Add),
+    /// See [`Pool`].
+    Pool(Pool),
+    /// See [`Table`].
+    Table(Table),
+    /// See [`Layout`].
+    Layout(Layout),
+    /// See [`Copy`].
+    Copy(Copy),
+    /// See [`Fill`].
+    Fill(Fill),
+    /// See [`End`].
+    End(End),
+}
+
+impl Command {
+    /// The command's head.
+    pub fn header(&self) -> &Header {
+        match self {
+            Self::Conv(command) => &command.header,
+            Self::MatMul(command) => &command.header,
+            Self::Add(command) => &command.header,
+            Self::Pool(command) => &command.header,
+            Self::Table(command) => &command.header,
+            Self::Layout(command) => &command.header,
+            Self::Copy(command) => &command.header,
+            Self::Fill(command) => &command.header,
+            Self::End(command) => &command.header,
+        }
+    }
+
+    /// The name of the command, as the text form writes it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Conv(_) => "conv",
+            Self::MatMul(_) => "matmul",
+            Self::Add(_) => "add",
+            Self::Pool(_) => "pool",
+            Self::Table(_) => "table",
+            Self::Layout(_) => "layout",
+            Self::Copy(_) => "copy",
+            Self::Fill(_) => "fill",
+            Self::End(_) => "end",
+        }
+    }
+}
+
+impl Header {
+    /// A head for `opcode` of `units` units.
+    pub const fn new(opcode: u8, units: u8, flags: Flags, op_id: u32) -> Self {
+        Self { opcode, units, flags: flags.bits(), op_id, reserved: 0 }
+    }
+
+    /// The flags, unknown bits kept.
+    pub fn flags(&self) -> Flags {
+        Flags::from_bits_retain(self.flags)
+    }
+}
+
+/// Lanes of a pixel of `c` channels at a stride of `pixel` bytes: `c` rounded up to 16, as far as the
+/// stride reaches; never fewer than `c`.
+pub fn lanes(c: u32, pixel: i32) -> u32 {
+    c.div_ceil(16).saturating_mul(16).min(pixel.unsigned_abs()).max(c)
+}
+
+impl Conv {
+    /// Whether weights are laid out for a depthwise convolution.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.groups == self.ifm_dims.c && self.groups == self.ofm_c
+    }
+
+    /// Bytes of the weights; `None` when the count overflows or `groups` is zero.
+    pub fn weight_bytes(&self) -> Option<u64> {
+        let taps = u64::from(self.window.kernel_h) * u64::from(self.window.kernel_w);
+        if self.is_depthwise() {
+            let blocks = u64::from(self.ofm_c.div_ceil(16));
+            return blocks.checked_mul(taps.next_multiple_of(4))?.checked_mul(16);
+        }
+        let inputs = self.ifm_dims.c.checked_div(self.groups)?;
+        let outputs = self.ofm_c.checked_div(self.groups)?;
+        weight_bytes(self.groups, outputs, taps.checked_mul(u64::from(inputs).next_multiple_of(4))?)
+    }
+}
+
+impl MatMul {
+    /// Bytes of the weights; `None` when the count overflows.
+    pub fn weight_bytes(&self) -> Option<u64> {
+        weight_bytes(1, self.n, u64::from(self.k).next_multiple_of(4))
+    }
+}
+
+fn weight_bytes(groups: u32, outputs: u32, reduction: u64) -> Option<u64> {
+    let block = reduction.checked_mul(16)?;
+    u64::from(groups).checked_mul(u64::from(outputs.div_ceil(16)))?.checked_mul(block)
+}
+
+/// Bytes of the channel records of `outputs` output channels.
+pub fn record_bytes(outputs: u32) -> u64 {
+    u64::from(outputs).next_multiple_of(16) * 16
+}

@@ -18,7 +18,7 @@ def main() -> int:
     small.add_argument("--packages", type=Path, default=Path(".models/packages"))
     show = commands.add_parser("demo", help="classify labelled photographs on the NPU and on the CPU")
     show.add_argument("folder", type=Path)
-    show.add_argument("--plugin", type=Path, help="libep_npu.so; without it the CPU provider plays both parts")
+    show.add_argument("--plugin", type=Path, required=True, help="libep_npu.so")
     arguments = parser.parse_args()
     if arguments.command == "build":
         print(build.table(build.build(arguments.folder, arguments.only)))

@@ -1,2 +1,58 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: what a developer would else script. One command a file under `src/xtask`.
+#![expect(clippy::print_stdout, reason = "the terminal is where this program reports")]
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[path = "../xtask/child.rs"]
+mod child;
+#[path = "../xtask/demo.rs"]
+mod demo;
+#[path = "../xtask/loom.rs"]
+mod loom;
+#[path = "../xtask/models.rs"]
+mod models;
+#[path = "../xtask/setup.rs"]
+mod setup;
+#[path = "../xtask/tally.rs"]
+mod tally;
+#[path = "../xtask/test.rs"]
+mod test;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Demo, tests and models of the NPU stack; each command does its own set-up"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Classify labelled photographs in ONNX Runtime, on the NPU and on the CPU, and compare.
+    Demo,
+    /// Everything that CI runs, with a table of counts and times.
+    Test,
+    /// Check the rings in every interleaving.
+    Loom {
+        /// Weaken each memory ordering in turn and expect a failure.
+        #[arg(long)]
+        weaken: bool,
+    },
+    /// Fetch, build and quantise the models that the tests use, into `.models`.
+    Models,
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().task {
+        Task::Demo => demo::run()?,
+        Task::Test => return test::run(),
+        Task::Loom { weaken } => loom::run(weaken)?,
+        Task::Models => models::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

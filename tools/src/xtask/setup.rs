@@ -1,0 +1,109 @@
+//! The project's own Python: a virtual environment in the checkout with pinned packages.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::child;
+
+/// Pip downloads about 60 MB; a slow line may take its time.
+const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
+const QUICK_LIMIT: Duration = Duration::from_secs(3 * 60);
+
+/// Where the checkout is.
+pub(crate) fn root() -> PathBuf {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tools.parent().unwrap_or(tools).to_path_buf()
+}
+
+/// Where the models are kept.
+pub(crate) fn models() -> PathBuf {
+    root().join(".models")
+}
+
+/// A cargo command in the checkout, with the cargo that runs this program.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(root());
+    command
+}
+
+/// Builds the plugin and returns its path. It lands beside this program, which is a release build too.
+pub(crate) fn plugin() -> Result<PathBuf> {
+    child::check(
+        cargo().args(["build", "--release", "-p", "ep-npu"]),
+        Duration::from_secs(20 * 60),
+    )?;
+    let program = env::current_exe().context("cannot find where this program lies")?;
+    let library = program.with_file_name("libep_npu.so");
+    ensure!(library.exists(), "the build made no {}", library.display());
+    Ok(library)
+}
+
+/// The environment's Python, with everything in `requirements.txt` installed.
+pub(crate) struct Python(PathBuf);
+
+impl Python {
+    /// Makes the environment, or finds it as the last run left it: a copy of the requirements inside says which.
+    pub(crate) fn ready() -> Result<Self> {
+        let folder = root().join(".venv");
+        let python = Self(folder.join("bin/python"));
+        let wanted = root().join("tools/python/requirements.txt");
+        let stamp = folder.join("installed-requirements.txt");
+        let text =
+            fs::read(&wanted).with_context(|| format!("cannot read {}", wanted.display()))?;
+        if python.0.exists() && fs::read(&stamp).is_ok_and(|installed| installed == text) {
+            return Ok(python);
+        }
+        let host = host_python()?;
+        println!("making a Python environment in {}", folder.display());
+        child::check(
+            Command::new(&host).args(["-m", "venv", "--clear"]).arg(&folder),
+            QUICK_LIMIT,
+        )?;
+        println!("installing ONNX Runtime and what it needs (about 60 MB) with pip");
+        let pip =
+            ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "-r"];
+        child::check(Command::new(&python.0).args(pip).arg(&wanted), INSTALL_LIMIT)?;
+        fs::write(&stamp, text).with_context(|| format!("cannot write {}", stamp.display()))?;
+        Ok(python)
+    }
+
+    /// A command that runs the environment's Python in the checkout, with the project's modules in reach.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.0);
+        command
+            .current_dir(root())
+            .env("PYTHONPATH", root().join("tools/python"))
+            .env("PYTHONUNBUFFERED", "1");
+        command
+    }
+}
+
+/// The system's Python, or the line that installs what is missing.
+fn host_python() -> Result<OsString> {
+    let host = env::var_os("PYTHON").unwrap_or_else(|| OsString::from("python3"));
+    let can = |code: &str| {
+        let mut command = Command::new(&host);
+        command.args(["-c", code]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    if !can("") {
+        bail!("there is no {}: run `apt-get install python3 python3-venv`", host.display());
+    }
+    if !can("import sys; sys.exit(sys.version_info < (3, 11))") {
+        bail!(
+            "{} is older than 3.11, which ONNX Runtime's wheel needs: name a newer one in PYTHON",
+            host.display()
+        );
+    }
+    if !can("import ensurepip, venv") {
+        bail!("{} cannot make environments: run `apt-get install python3-venv`", host.display());
+    }
+    Ok(host)
+}

@@ -1,0 +1,118 @@
+//! `cargo xtask test`: every stage that CI runs, counted and timed. A stage that cannot run has failed.
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::child;
+use crate::loom;
+use crate::models;
+use crate::setup::{self, Python, cargo};
+use crate::tally::Tally;
+
+/// One stage: what it is called, what kind of test it holds, and how to run it.
+struct Stage {
+    name: &'static str,
+    kind: &'static str,
+    run: fn() -> Result<Tally>,
+}
+
+/// Cheap ones first, so that a slip shows early; the plugin's last, since they need all the rest.
+const STAGES: [Stage; 12] = [
+    Stage {
+        name: "fmt",
+        kind: "lint",
+        run: || check(cargo().args(["fmt", "--all", "--check"]), 2),
+    },
+    Stage { name: "clippy", kind: "lint", run: clippy },
+    Stage { name: "unit tests", kind: "unit", run: || tests(&["--lib", "--bins"]) },
+    Stage { name: "stack tests", kind: "integration", run: || tests(&["--test", "*"]) },
+    Stage { name: "doc tests", kind: "doc", run: || tests(&["--doc"]) },
+    Stage { name: "rustdoc", kind: "lint", run: rustdoc },
+    Stage { name: "loom", kind: "model check", run: || loom::run(false).map(|()| Tally::ONE) },
+    Stage {
+        name: "loom --weaken",
+        kind: "model check",
+        run: || loom::run(true).map(|()| Tally::ONE),
+    },
+    Stage { name: "npu selftest", kind: "device", run: selftest },
+    Stage { name: "plugin build", kind: "build", run: || setup::plugin().map(|_| Tally::ONE) },
+    Stage { name: "models", kind: "build", run: || models::run().map(|()| Tally::ONE) },
+    Stage { name: "plugin tests", kind: "plugin", run: plugin_tests },
+];
+
+/// Runs all stages, also after a failure, and prints the table.
+pub(crate) fn run() -> Result<ExitCode> {
+    let mut total = Tally::default();
+    let mut table = format!(
+        "{:<14} {:<12} {:>6} {:>6} {:>7} {:>8}\n",
+        "stage", "kind", "passed", "failed", "skipped", "seconds"
+    );
+    for stage in &STAGES {
+        println!("\n== {} ==", stage.name);
+        let start = Instant::now();
+        let tally = (stage.run)().unwrap_or_else(|error| {
+            println!("{} could not finish: {error:#}", stage.name);
+            Tally::default().failed_as_a_whole()
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        let Tally { passed, failed, skipped } = tally;
+        table += &format!(
+            "{:<14} {:<12} {passed:>6} {failed:>6} {skipped:>7} {seconds:>8.1}\n",
+            stage.name, stage.kind
+        );
+        total += tally;
+    }
+    println!("\n{table}");
+    if total.skipped > 0 {
+        println!(
+            "{} tests were skipped, which counts as a failure: a part that cannot run is not known to work",
+            total.skipped
+        );
+    }
+    println!("{} passed, {} failed", total.passed, total.failed + total.skipped);
+    Ok(if total.failed + total.skipped == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn clippy() -> Result<Tally> {
+    check(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]), 20)
+}
+
+fn rustdoc() -> Result<Tally> {
+    check(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]), 15)
+}
+
+fn selftest() -> Result<Tally> {
+    check(
+        cargo().args(["run", "--release", "-p", "npu-tools", "--bin", "npu", "--", "selftest"]),
+        15,
+    )
+}
+
+fn plugin_tests() -> Result<Tally> {
+    let python = Python::ready()?;
+    let mut command = python.command();
+    command.env("NPU_EP_LIBRARY", setup::plugin()?);
+    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/plugin"]);
+    let finished = child::run(&mut command, minutes(15))?;
+    let tally = Tally::of_pytest(&finished.stdout);
+    Ok(if finished.success { tally } else { tally.failed_as_a_whole() })
+}
+
+/// The workspace's tests that `selection` picks, all of them even after a failure.
+fn tests(selection: &[&str]) -> Result<Tally> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(selection);
+    let finished = child::run(&mut command, minutes(20))?;
+    let tally = Tally::of_cargo(&finished.stdout);
+    Ok(if finished.success { tally } else { tally.failed_as_a_whole() })
+}
+
+fn check(command: &mut Command, limit_minutes: u64) -> Result<Tally> {
+    child::check(command, minutes(limit_minutes)).map(|_| Tally::ONE)
+}
+
+fn minutes(count: u64) -> Duration {
+    Duration::from_secs(60 * count)
+}

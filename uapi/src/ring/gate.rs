@@ -1,0 +1,89 @@
+//! The handshake of a reset: when ring memory may be cleared, and when it may be used again.
+//!
+//! ```text
+//!            driver: start               driver: request_reset
+//!   IDLE ──────────────────> RUNNING ──────────────────────────> RESETTING
+//!    ^  the rings are clear    the device uses the rings             │
+//!    └───────────────────────────────────────────────────────────────┘
+//!             device: device_done, after its last access to any ring
+//! ```
+//!
+//! A late store of the device would be taken for a new completion where it lands on a cleared ring;
+//! so the driver clears only what the device has left.
+
+use core::sync::atomic::Ordering;
+
+use super::Words;
+use crate::order;
+
+/// The device touches no ring; the driver may.
+const IDLE: u32 = 0;
+/// The device may use the rings.
+const RUNNING: u32 = 1;
+/// The driver waits for the device to leave the rings.
+const RESETTING: u32 = 2;
+
+/// One word between driver and device (behind the STATUS register) that says whose the rings are.
+///
+/// A zero word is idle: a device that was never started.
+#[derive(Clone, Copy, Debug)]
+pub struct ResetGate<W> {
+    words: W,
+    index: usize,
+}
+
+/// The device has left the rings: their memory may be cleared, by [`super::RingLayout::clear`], until
+/// [`ResetGate::start`] takes this back.
+#[derive(Debug)]
+#[must_use = "clear the rings, then start the device"]
+pub struct MayClear(());
+
+impl<W: Words> ResetGate<W> {
+    /// The gate in the word `index` of `words`.
+    ///
+    /// # Panics
+    /// Where there is no such word.
+    pub fn new(words: W, index: usize) -> Self {
+        assert!(index < words.word_count(), "the gate's word {index} is outside its memory");
+        Self { words, index }
+    }
+
+    /// Driver: lets the device use the rings, which are cleared.
+    pub fn start(&self, permission: MayClear) {
+        let MayClear(()) = permission;
+        self.words.store(self.index, RUNNING, order::GATE_START_PUBLISH.ordering());
+    }
+
+    /// Device: whether it may use the rings. Asked once before the first access after a reset.
+    #[must_use]
+    pub fn device_may_start(&self) -> bool {
+        self.words.load(self.index, order::GATE_START_TAKE.ordering()) == RUNNING
+    }
+
+    /// Driver: asks the device to leave the rings, in whatever state it is.
+    pub fn request_reset(&self) {
+        // Relaxed: it hands over nothing; the answer does.
+        self.words.store(self.index, RESETTING, Ordering::Relaxed);
+    }
+
+    /// Device: whether it is asked to leave the rings. It then answers with
+    /// [`ResetGate::device_done`], also where it has stopped by itself before.
+    #[must_use]
+    pub fn is_reset_requested(&self) -> bool {
+        // Relaxed: it takes over nothing.
+        self.words.load(self.index, Ordering::Relaxed) == RESETTING
+    }
+
+    /// Device: has made its last access to the rings. Called once in answer to a request, after
+    /// every worker has stopped.
+    pub fn device_done(&self) {
+        self.words.store(self.index, IDLE, order::GATE_IDLE_PUBLISH.ordering());
+    }
+
+    /// Driver: the permission to clear the rings, once the device has left them.
+    #[must_use]
+    pub fn driver_may_clear(&self) -> Option<MayClear> {
+        let state = self.words.load(self.index, order::GATE_IDLE_TAKE.ordering());
+        (state == IDLE).then_some(MayClear(()))
+    }
+}

@@ -15,6 +15,7 @@
 //! | [`command`] | the command set: each command as the loop it runs |
 //! | [`requantise`] | the arithmetic of the output stage: the definition for all kernels |
 //! | [`encode`], [`decode`] | commands to bytes and back |
+//! | [`extent`] | which bytes of which slots a command may touch |
 //! | [`image`] | a program as the device loads it: header, slot table, commands |
 //! | [`verify`] | which programs a device may run |
 //! | [`container`] | the program file of the host: image, constants, names, hash |
@@ -32,6 +33,7 @@ pub mod addr;
 pub mod command;
 pub mod decode;
 pub mod encode;
+pub mod extent;
 pub mod image;
 pub mod limits;
 pub mod order;

@@ -5,7 +5,7 @@
 //!
 //! **Tensors.** A *feature map* is channel-last: element `(n, y, x, ch)` lies at
 //! `offset + n * image + y * row + x * pixel + ch`, one byte each. Behind its `c` channels a pixel may
-//! have pad lanes, up to [`lanes`]`(c, pixel)`: their content is undefined, any command that writes
+//! have pad lanes, [`lanes`] in all: their content is undefined, any command that writes
 //! the pixel may write them, and none lets one reach a real lane. Extents cover them.
 //!
 //! **Weights** are signed bytes in blocks of 16 output by 4 input channels:

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+#[path = "../xtask/book.rs"]
+mod book;
 #[path = "../xtask/child.rs"]
 mod child;
 #[path = "../xtask/demo.rs"]
@@ -43,6 +45,12 @@ enum Task {
         #[arg(long)]
         weaken: bool,
     },
+    /// Print the manual pages that `uapi` defines.
+    Book {
+        /// Compare with what is there instead of writing.
+        #[arg(long)]
+        check: bool,
+    },
     /// Fetch, build and quantise the models that the tests use, into `.models`.
     Models,
 }
@@ -52,6 +60,7 @@ fn main() -> Result<ExitCode> {
         Task::Demo => demo::run()?,
         Task::Test => return test::run(),
         Task::Loom { weaken } => loom::run(weaken)?,
+        Task::Book { check } => book::run(&setup::root(), check)?,
         Task::Models => models::run()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,37 @@
+"""What the plugin's tests share: the library, registered once, and the folder of models."""
+
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from sessions import EP, PLUGIN
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def library_path() -> str:
+    path = os.environ.get("NPU_EP_LIBRARY", "")
+    if not Path(path).is_file():
+        pytest.exit(f"NPU_EP_LIBRARY is {path!r}, which is no file; `cargo xtask test` builds the plugin and sets it", 2)
+    return str(Path(path).resolve())
+
+
+def pytest_sessionstart() -> None:
+    if PLUGIN:
+        ort.register_execution_provider_library(EP, library_path())
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    folder = ROOT / ".models"
+    assert folder.is_dir(), f"no {folder}; run `cargo xtask models`"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library() -> str:
+    if not PLUGIN:
+        pytest.skip("needs the plugin")
+    return library_path()

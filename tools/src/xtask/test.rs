@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::book;
 use crate::child;
 use crate::loom;
 use crate::models;
@@ -19,7 +20,7 @@ struct Stage {
 }
 
 /// Cheap ones first, so that a slip shows early; the plugin's last, since they need all the rest.
-const STAGES: [Stage; 12] = [
+const STAGES: [Stage; 13] = [
     Stage {
         name: "fmt",
         kind: "lint",
@@ -30,6 +31,11 @@ const STAGES: [Stage; 12] = [
     Stage { name: "stack tests", kind: "integration", run: || tests(&["--test", "*"]) },
     Stage { name: "doc tests", kind: "doc", run: || tests(&["--doc"]) },
     Stage { name: "rustdoc", kind: "lint", run: rustdoc },
+    Stage {
+        name: "book --check",
+        kind: "lint",
+        run: || book::run(&setup::root(), true).map(|()| Tally::ONE),
+    },
     Stage { name: "loom", kind: "model check", run: || loom::run(false).map(|()| Tally::ONE) },
     Stage {
         name: "loom --weaken",

@@ -116,7 +116,7 @@ impl<W: Words> Driver<W> {
         }
         self.cq_head = index.wrapping_add(1);
         // Relaxed: the device checks by it that it may fetch one more, and what orders these reads
-        // before its reuse of the slot is the `sq_tail` of that one (see `Device::pop`).
+        // before its reuse of the slot is the `sq_tail` of that one (see `Device::permit`).
         self.words.store(CQ_HEAD, self.cq_head, Ordering::Relaxed);
         Ok(Some(completion))
     }

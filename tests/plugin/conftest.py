@@ -19,8 +19,12 @@ def library_path() -> str:
 
 
 def pytest_sessionstart() -> None:
-    if PLUGIN:
+    if not PLUGIN:
+        return
+    try:
         ort.register_execution_provider_library(EP, library_path())
+    except Exception as error:  # all that ONNX Runtime's failed statuses have in common
+        pytest.exit(f"ONNX Runtime {ort.__version__} does not load the plugin: {error}", 3)
 
 
 @pytest.fixture(scope="session")

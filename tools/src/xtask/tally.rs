@@ -33,9 +33,9 @@ impl Tally {
         closing.map(Self::of_words).unwrap_or_default()
     }
 
-    /// Marks a failure of the stage itself, where no test of it is counted as failed.
-    pub(crate) fn failed_as_a_whole(mut self) -> Self {
-        self.failed = self.failed.max(1);
+    /// The count as it is, or with at least one failure where the runner itself did not succeed.
+    pub(crate) fn unless_failed(mut self, success: bool) -> Self {
+        self.failed = self.failed.max(u32::from(!success));
         self
     }
 
@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn a_stage_that_died_before_counting_has_failed() {
-        assert_eq!(Tally::of_cargo("error: could not compile").failed_as_a_whole().failed, 1);
-        assert_eq!(Tally { passed: 3, failed: 2, skipped: 0 }.failed_as_a_whole().failed, 2);
+        assert_eq!(Tally::of_cargo("error: could not compile").unless_failed(false).failed, 1);
+        assert_eq!(Tally { passed: 3, failed: 2, skipped: 0 }.unless_failed(false).failed, 2);
+        assert_eq!(Tally::ONE.unless_failed(true), Tally::ONE);
     }
 }

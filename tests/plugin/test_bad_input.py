@@ -132,6 +132,23 @@ def test_a_bad_value_names_its_option(value):
         sessions.by_name(graphs.quantised().SerializeToString(), {"threads": value})
 
 
+@pytest.mark.skipif(not sessions.PLUGIN, reason="needs the plugin")
+@pytest.mark.parametrize("door", sessions.DOORS)
+def test_an_unknown_device_is_named(door):
+    with pytest.raises(Failure, match="no-such-device"):
+        sessions.DOORS[door](graphs.quantised().SerializeToString(), {"device": "no-such-device:here"})
+
+
+@pytest.mark.skipif(not sessions.PLUGIN, reason="needs the plugin")
+@pytest.mark.parametrize("door", sessions.DOORS)
+def test_strict_refuses_a_model_that_is_not_whole_and_takes_one_that_is(door):
+    make = sessions.DOORS[door]
+    whole = graphs.quantised().SerializeToString()
+    sessions.assert_same(make(whole, {"strict": "1"}), sessions.cpu(whole), graphs.sample(2), "strict")
+    with pytest.raises(Failure, match="tail"):
+        make(graphs.with_float_tail("Softmax").SerializeToString(), {"strict": "1"})
+
+
 MIXED = {
     "float in the middle": (lambda: graphs.quantised(middle="Sin"), "Sin", "middle"),
     "quantised softmax at the end": (lambda: graphs.quantised(tail="Softmax"), "Softmax", "output"),

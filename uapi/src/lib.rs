@@ -31,6 +31,7 @@ compile_error!("the NPU ABI is little-endian, and so must the host be");
 
 pub mod addr;
 pub mod command;
+pub mod container;
 pub mod decode;
 pub mod encode;
 pub mod extent;
@@ -43,5 +44,6 @@ pub mod regs;
 pub mod requantise;
 pub mod ring;
 pub mod status;
+pub mod text;
 pub mod verify;
 pub mod workers;

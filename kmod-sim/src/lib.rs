@@ -1,1 +1,35 @@
-//! kmod-sim (being built).
+//! A virtual NPU: a PCI device in software, from its pins inward.
+//!
+//! ```text
+//!            registers, config space      mappings        interrupts
+//!                     │                      │                ^
+//!   device ───────────┼──────────────────────┼────────────────┤
+//!     state     regs, pci                  guest          interrupt
+//!                     │                      │                │
+//!     queue ──> front_end ──> program, slots ┴─> job ──> kernel ──> completion, fault, counters
+//! ```
+//!
+//! Knows nothing of the driver: what passes between the two is [`npu_uapi`]'s. The entry is
+//! [`Function`]; a driver in the same process calls it directly, others will through a socket.
+
+mod config;
+mod counters;
+mod device;
+mod fault;
+mod front_end;
+mod guest;
+mod interrupt;
+mod job;
+pub mod kernel;
+pub mod memory;
+pub mod pci;
+mod program;
+mod queue;
+mod regs;
+mod slots;
+mod sram;
+mod state;
+
+pub use config::{Config, ConfigError, OPTIONS};
+pub use device::Function;
+pub use guest::MapError;

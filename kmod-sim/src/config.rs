@@ -1,0 +1,145 @@
+//! What a virtual device is made of, from the options in its device string: `macs=256,sram=512K`.
+
+use npu_uapi::limits::Limits;
+
+/// Sizes and modes of one virtual device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// What the device reports of itself.
+    pub limits: Limits,
+    /// Threads that the driver should compute with; `None` leaves it to the driver.
+    pub threads: Option<usize>,
+    /// Fills the SRAM slot with a pattern before each job, so that reading what was never written shows.
+    pub is_strict: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { limits: Limits::REFERENCE, threads: None, is_strict: false }
+    }
+}
+
+/// Every option, with what its value must be.
+pub const OPTIONS: &[(&str, &str)] = &[
+    ("macs", "multiply-accumulates a cycle, 16 to 65536"),
+    ("sram", "bytes of SRAM with an optional K or M, 0 to 256M"),
+    ("mhz", "clock in MHz, 1 to 10000"),
+    ("threads", "threads to compute with, 1 to 1024"),
+    ("strict", "0 or 1; 1 poisons the SRAM before each job"),
+];
+
+/// Why options are refused.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// An option without `=`.
+    #[error("device option `{option}` has no value; write key=value")]
+    NoValue {
+        /// The option.
+        option: String,
+    },
+    /// No such option.
+    #[error("unknown device option `{key}`; the options are {}", valid_keys())]
+    UnknownKey {
+        /// What was found.
+        key: String,
+    },
+    /// The value is malformed or out of range.
+    #[error("device option `{key}={value}`: {want}")]
+    Value {
+        /// The option.
+        key: &'static str,
+        /// What was found.
+        value: String,
+        /// What it must be.
+        want: &'static str,
+    },
+}
+
+fn valid_keys() -> String {
+    OPTIONS.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(", ")
+}
+
+impl Config {
+    /// Reads `key=value,key=value`; nothing gives the reference configuration.
+    ///
+    /// # Errors
+    /// An option that is unknown, has no value, or one out of range.
+    pub fn parse(options: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            let (key, value) = option
+                .split_once('=')
+                .ok_or_else(|| ConfigError::NoValue { option: option.to_owned() })?;
+            config.set(key, value)?;
+        }
+        Ok(config)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
+        let &(key, want) = OPTIONS
+            .iter()
+            .find(|(known, _)| *known == key)
+            .ok_or_else(|| ConfigError::UnknownKey { key: key.to_owned() })?;
+        let bad = || ConfigError::Value { key, value: value.to_owned(), want };
+        let number = |low: u32, high: u32| {
+            value.parse().ok().filter(|n| (low..=high).contains(n)).ok_or_else(bad)
+        };
+        match key {
+            "macs" => self.limits.macs_per_cycle = number(16, 65536)?,
+            "mhz" => self.limits.clock_khz = number(1, 10_000)? * 1000,
+            "threads" => {
+                self.threads = Some(usize::try_from(number(1, 1024)?).map_err(|_| bad())?);
+            }
+            "strict" => self.is_strict = number(0, 1)? == 1,
+            "sram" => {
+                self.limits.sram_bytes =
+                    bytes(value).filter(|&n| n <= 256 << 20).ok_or_else(bad)?;
+            }
+            _ => return Err(bad()),
+        }
+        Ok(())
+    }
+}
+
+/// `512K`, `2M` or plain bytes.
+fn bytes(value: &str) -> Option<u64> {
+    let (digits, unit) = match value.strip_suffix(['K', 'k']) {
+        Some(digits) => (digits, 1 << 10),
+        None => match value.strip_suffix(['M', 'm']) {
+            Some(digits) => (digits, 1 << 20),
+            None => (value, 1),
+        },
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_change_what_the_device_reports() {
+        let config = Config::parse("macs=256,sram=512K,mhz=800,threads=3,strict=1").unwrap();
+        assert_eq!(config.limits.macs_per_cycle, 256);
+        assert_eq!(config.limits.sram_bytes, 512 << 10);
+        assert_eq!(config.limits.clock_khz, 800_000);
+        assert_eq!((config.threads, config.is_strict), (Some(3), true));
+        assert!(config.limits.is_plausible());
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused_with_the_list_of_options() {
+        let message = Config::parse("mac=1").unwrap_err().to_string();
+        assert!(message.contains("`mac`") && message.contains("macs, sram, mhz"), "{message}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for option in ["macs=0", "macs=x", "sram=1G", "sram=99999999999M", "strict=2", "mhz="] {
+            assert!(matches!(Config::parse(option), Err(ConfigError::Value { .. })), "{option}");
+        }
+        assert!(matches!(Config::parse("strict"), Err(ConfigError::NoValue { .. })));
+    }
+}

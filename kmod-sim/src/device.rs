@@ -1,0 +1,301 @@
+//! One PCI function, as seen from its pins: registers, configuration space, mappings, interrupts.
+//!
+//! ```text
+//!   read32 / write32      registers            lock for a moment, never for a command
+//!   wait                  interrupts           the thread that waits drives the device meanwhile
+//!   map / unmap           memory               unmap ends the jobs that use it, then returns
+//! ```
+//!
+//! The function has no thread. One of the threads that wait executes the job that runs, command by
+//! command, with the lock released; all others can still read registers, abort and reset.
+
+use crate::config::Config;
+use crate::guest::MapError;
+use crate::interrupt::{Signals, Turn};
+use crate::kernel::{self, Control, Isa, IsaError};
+use crate::pci::Effect;
+use crate::state::{Ended, State, Step};
+use npu_uapi::addr::Iova;
+use npu_uapi::limits::Limits;
+use npu_uapi::reg::Register;
+use npu_uapi::regs::{Abort, Ctrl, HeartbeatHigh, HeartbeatLow, Kick, state};
+use npu_uapi::status::Status;
+use npu_uapi::workers::Workers;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an unmap waits for a job to notice that it is to end. Kernels look every few milliseconds.
+const UNMAP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A virtual NPU.
+#[derive(Debug)]
+pub struct Function {
+    config: Config,
+    isa: Isa,
+    state: Mutex<State>,
+    /// A command has ended.
+    ended: Condvar,
+    signals: Arc<Signals>,
+    /// Tells the thread that executes a command to stop.
+    abort: AtomicBool,
+    heartbeat: AtomicU64,
+}
+
+impl Function {
+    /// A function after power-on, with the kernels that this processor or `NPU_ISA` asks for.
+    ///
+    /// # Errors
+    /// `NPU_ISA` names kernels that do not exist or cannot run here.
+    pub fn new(config: Config) -> Result<Self, IsaError> {
+        let isa = Isa::detect()?;
+        let vectors = usize::try_from(config.limits.vectors).unwrap_or(0);
+        let signals = Arc::new(Signals::new(vectors));
+        Ok(Self {
+            config,
+            isa,
+            state: Mutex::new(State::new(config, Arc::clone(&signals))),
+            ended: Condvar::new(),
+            signals,
+            abort: AtomicBool::new(false),
+            heartbeat: AtomicU64::new(0),
+        })
+    }
+
+    /// What the device reports of itself.
+    pub fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+
+    /// The options it was made with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Which kernels it runs.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Kernels run outside the lock; what is inside is consistent between any two method calls.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the register at byte `offset` of BAR0; zero where there is none.
+    pub fn read32(&self, offset: u32) -> u32 {
+        let beats = self.heartbeat.load(Ordering::Relaxed).to_le_bytes();
+        let [a, b, c, d, e, f, g, h] = beats;
+        match offset {
+            HeartbeatLow::OFFSET => u32::from_le_bytes([a, b, c, d]),
+            HeartbeatHigh::OFFSET => u32::from_le_bytes([e, f, g, h]),
+            _ => self.lock().regs.read(offset),
+        }
+    }
+
+    /// Writes it. What the access rules forbid is dropped and recorded as a fault.
+    pub fn write32(&self, offset: u32, value: u32) {
+        let mut state = self.lock();
+        let was_enabled = state.is_enabled();
+        if let Err(refused) = state.regs.write(offset, value) {
+            let problem = crate::fault::Problem::new(refused.0).at(offset.into(), 4);
+            state.report(problem, crate::fault::Victim::default());
+            return;
+        }
+        match offset {
+            Ctrl::OFFSET => self.control(&mut state, was_enabled, Ctrl::from_raw(value)),
+            Kick::OFFSET => {
+                state.counters.kicks = state.counters.kicks.saturating_add(1);
+                self.signals.kick();
+            }
+            Abort::OFFSET => {
+                let queue = Abort::from_raw(value).get(Abort::QUEUE);
+                if u16::try_from(queue).is_ok_and(|queue| state.abort_queue(queue)) {
+                    self.abort.store(true, Ordering::Relaxed);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn control(&self, state: &mut State, was_enabled: bool, value: Ctrl) {
+        let is_enabled = value.get(Ctrl::ENABLE);
+        state.regs.set(Ctrl::default().with(Ctrl::ENABLE, is_enabled));
+        // A driver that takes ENABLE back asks for silence, which is what a reset gives.
+        if value.get(Ctrl::RESET) || was_enabled && !is_enabled {
+            self.begin_reset(state);
+        } else if is_enabled && !was_enabled && state.state() == state::RESET {
+            state.enable();
+        }
+    }
+
+    /// Resets at once, or as soon as the command that executes has stopped.
+    fn begin_reset(&self, state: &mut State) {
+        if state.running.as_ref().is_some_and(|running| running.is_active) {
+            state.set_state(state::QUIESCING);
+            self.abort.store(true, Ordering::Relaxed);
+        } else {
+            state.reset();
+        }
+    }
+
+    /// Reads the dword at `offset` of configuration space.
+    pub fn config_read(&self, offset: u32) -> u32 {
+        self.lock().pci.read(offset)
+    }
+
+    /// Writes it. A function-level reset also forgets what configuration space holds.
+    pub fn config_write(&self, offset: u32, value: u32) {
+        let mut state = self.lock();
+        match state.pci.write(offset, value) {
+            Effect::Nothing => {}
+            Effect::Unmasked => state.deliver_pending(),
+            Effect::Reset => {
+                state.pci.reset();
+                self.begin_reset(&mut state);
+            }
+        }
+    }
+
+    /// Reads the dword at `offset` of BAR2: the MSI-X table and pending bits.
+    pub fn msix_read(&self, offset: u32) -> u32 {
+        self.lock().pci.read_bar2(offset)
+    }
+
+    /// Writes it.
+    pub fn msix_write(&self, offset: u32, value: u32) {
+        let mut state = self.lock();
+        if state.pci.write_bar2(offset, value) == Effect::Unmasked {
+            state.deliver_pending();
+        }
+    }
+
+    /// Lets the device reach `len` bytes at `host` as `iova`, with `access` bits of
+    /// [`npu_uapi::queue::access`].
+    ///
+    /// # Safety
+    ///
+    /// The bytes stay valid for reads, and for writes where `access` says so, until [`Function::unmap`]
+    /// succeeds or the function is dropped; meanwhile the process holds no Rust references to them
+    /// while the device may access them.
+    ///
+    /// # Errors
+    /// The range is empty, wraps, or overlaps another mapping.
+    pub unsafe fn map(
+        &self,
+        iova: Iova,
+        host: *mut u8,
+        len: usize,
+        access: u8,
+    ) -> Result<(), MapError> {
+        // SAFETY: the caller's promise is the one that `Guest::map` asks for.
+        unsafe { self.lock().guest.map(iova, host, len, access) }
+    }
+
+    /// Ends the mapping of `len` bytes at `iova`: jobs that use it are ended, queues in it stopped.
+    ///
+    /// # Errors
+    /// There is no such mapping; or a job did not end, and the memory must not be freed.
+    pub fn unmap(&self, iova: Iova, len: u64) -> Result<(), MapError> {
+        let deadline = Instant::now() + UNMAP_PATIENCE;
+        let range = (iova.raw(), len);
+        let mut state = self.lock();
+        state.guest.check_mapped(iova, len)?;
+        while state.running.as_ref().is_some_and(|running| running.work.uses(range)) {
+            if !state.end_running(Status::ABORTED) {
+                continue;
+            }
+            self.abort.store(true, Ordering::Relaxed);
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(MapError::Busy { iova });
+            }
+            let waited = self.ended.wait_timeout(state, deadline - now);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.stop_queues_in(range);
+        if state.running.as_ref().is_some_and(|running| running.end.is_some()) {
+            self.abort.store(true, Ordering::Relaxed);
+        }
+        state.guest.unmap(iova);
+        Ok(())
+    }
+
+    /// How often interrupt `vector` was raised, free-running.
+    pub fn interrupts(&self, vector: u16) -> u64 {
+        self.signals.count(vector)
+    }
+
+    /// Waits until `vector` was raised since it was seen at `seen`, or `deadline`; returns the count.
+    ///
+    /// Meanwhile this thread drives the device with `workers`, unless another already does. It looks
+    /// at the deadline between commands.
+    pub fn wait(&self, vector: u16, seen: u64, deadline: Instant, workers: &dyn Workers) -> u64 {
+        loop {
+            match self.signals.wait(vector, seen, deadline) {
+                Turn::Raised(count) => return count,
+                Turn::TimedOut => return seen,
+                Turn::Drive(driving) => {
+                    while driving.goes_on(vector, seen) && Instant::now() < deadline {
+                        driving.looks();
+                        if !self.step(workers) {
+                            break;
+                        }
+                        driving.found_work();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drives the device until it has nothing to do; whether this thread got to.
+    pub fn drive(&self, workers: &dyn Workers) -> bool {
+        let Some(driving) = self.signals.try_drive() else { return false };
+        loop {
+            driving.looks();
+            if !self.step(workers) {
+                return true;
+            }
+            driving.found_work();
+        }
+    }
+
+    /// Does the next thing; false when there is nothing until a kick.
+    fn step(&self, workers: &dyn Workers) -> bool {
+        let mut state = self.lock();
+        let (work, index) = match state.step() {
+            Step::Idle => return false,
+            Step::Again => return true,
+            Step::Execute(work, index) => (work, index),
+        };
+        // Under the lock: whoever sees the command active after this sets the flag for this command.
+        self.abort.store(false, Ordering::Relaxed);
+        drop(state);
+        let mut ending = Ending { function: self, how: Ended::Broken };
+        self.heartbeat.fetch_add(1, Ordering::Relaxed);
+        let control = Control { abort: &self.abort, heartbeat: &self.heartbeat };
+        ending.how = match work.command(index) {
+            Some((command, _)) => {
+                match kernel::execute(command, &work.slots.extents, self.isa, workers, &control) {
+                    Ok(()) => Ended::Done,
+                    Err(stop) => Ended::Stopped(stop),
+                }
+            }
+            None => Ended::Broken,
+        };
+        true
+    }
+}
+
+/// Sees to it that a command that was begun is ended, even where a worker of the caller panics.
+struct Ending<'a> {
+    function: &'a Function,
+    how: Ended,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.function.lock().ended(self.how);
+        self.function.ended.notify_all();
+    }
+}

@@ -1,0 +1,331 @@
+//! Fetch and dispatch: what each queue entry does. Every entry is answered exactly once.
+
+use crate::counters::Charge;
+use crate::fault::{Problem, Victim};
+use crate::job::{Commands, Running, Work};
+use crate::program::Program;
+use crate::queue::{Queue, overlaps};
+use crate::slots::{Bindings, Slots};
+use crate::state::State;
+use npu_uapi::addr::{Operand, SlotId};
+use npu_uapi::command::{Command, Copy, Fill, Flags, Header, opcode as command_opcode};
+use npu_uapi::queue::{
+    Bind, CopyEntry, CreateContext, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, GetLog,
+    Identify, LoadProgram, Nop, Timestamp, access, opcode,
+};
+use npu_uapi::ring::{self, Fetched, RingLayout};
+use npu_uapi::status::Status;
+use std::mem::offset_of;
+use std::sync::Arc;
+use zerocopy::IntoBytes;
+
+/// What an entry that did its work is answered with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Answer {
+    /// The id of what was created.
+    pub(crate) value: u32,
+    pub(crate) cycles: u64,
+}
+
+/// What becomes of an I/O entry.
+enum Begun {
+    Answered(Answer),
+    Job(Work),
+}
+
+/// Decodes the entry as `$entry`, refusing what its reserved fields hold.
+macro_rules! entry {
+    ($words:expr, $entry:ty) => {{
+        let entry = <$entry>::from_words($words);
+        if !entry.reserved_is_zero() {
+            let header = entry.header.reserved != [0; 3];
+            let at = if header { 1 } else { offset_of!($entry, reserved) };
+            return Err(Problem::new(Status::RESERVED_FIELD).at(at as u64, 1));
+        }
+        entry
+    }};
+}
+
+/// A field of an entry that is out of range.
+macro_rules! invalid {
+    ($entry:ty, $field:ident) => {
+        Problem::new(Status::INVALID_FIELD).at(offset_of!($entry, $field) as u64, 4)
+    };
+}
+
+/// An id that names nothing.
+macro_rules! unknown {
+    ($entry:ty, $field:ident) => {
+        Problem::new(Status::UNKNOWN_ID).at(offset_of!($entry, $field) as u64, 4)
+    };
+}
+
+/// Head and job of an entry, whatever it is.
+pub(crate) fn header(words: [u32; ring::SUBMISSION_WORDS]) -> EntryHeader {
+    Nop::from_words(words).header
+}
+
+impl State {
+    /// Answers one admin entry.
+    pub(crate) fn serve_admin(&mut self, fetched: Fetched) {
+        let head = header(fetched.entry);
+        let answer = self.admin(fetched.entry);
+        let victim = Victim { queue: 0, job: head.job, opcode: head.opcode };
+        self.answer(fetched.permit, victim, answer);
+    }
+
+    /// Answers one entry of I/O queue `queue`, or makes it the job that runs.
+    pub(crate) fn begin(&mut self, (queue, context): (u16, u32), fetched: Fetched) {
+        let head = header(fetched.entry);
+        let victim = Victim { queue, job: head.job, opcode: head.opcode };
+        match self.io(context, fetched.entry) {
+            Ok(Begun::Answered(answer)) => self.answer(fetched.permit, victim, Ok(answer)),
+            Err(problem) => self.answer(fetched.permit, victim, Err(problem)),
+            Ok(Begun::Job(work)) => {
+                if self.config.is_strict {
+                    self.sram.poison();
+                }
+                self.running = Some(Running {
+                    queue,
+                    job: head.job,
+                    opcode: head.opcode,
+                    permit: fetched.permit,
+                    work: Arc::new(work),
+                    next: 0,
+                    cycles: 0,
+                    is_active: false,
+                    end: None,
+                });
+            }
+        }
+    }
+
+    fn admin(&mut self, words: [u32; ring::SUBMISSION_WORDS]) -> Result<Answer, Problem> {
+        match header(words).opcode {
+            opcode::IDENTIFY => {
+                let entry = entry!(words, Identify);
+                self.guest.write(entry.out, self.config.limits.as_bytes())?;
+                Ok(Answer::default())
+            }
+            opcode::GET_LOG => {
+                let entry = entry!(words, GetLog);
+                self.guest.write(entry.out, self.counters.as_bytes())?;
+                Ok(Answer::default())
+            }
+            opcode::CREATE_CONTEXT => {
+                let _ = entry!(words, CreateContext);
+                self.create_context()
+            }
+            opcode::CREATE_QUEUE => self.create_queue(entry!(words, CreateQueue)),
+            opcode::LOAD_PROGRAM => self.load_program(entry!(words, LoadProgram)),
+            opcode::BIND => self.bind(entry!(words, Bind)),
+            opcode::DESTROY_CONTEXT => self.destroy_context(entry!(words, Destroy).id),
+            opcode::DESTROY_QUEUE => self.destroy_queue(entry!(words, Destroy).id),
+            opcode::UNLOAD_PROGRAM => {
+                let id = entry!(words, Destroy).id;
+                self.programs.remove(&id).ok_or(unknown!(Destroy, id))?;
+                Ok(Answer::default())
+            }
+            opcode::UNBIND => {
+                let id = entry!(words, Destroy).id;
+                self.tables.remove(&id).ok_or(unknown!(Destroy, id))?;
+                Ok(Answer::default())
+            }
+            _ => Err(Problem::new(Status::UNKNOWN_OPCODE).at(0, 1)),
+        }
+    }
+
+    fn create_context(&mut self) -> Result<Answer, Problem> {
+        self.has_room(self.contexts.len(), self.config.limits.contexts)?;
+        let id = self.new_id(|state, id| state.contexts.contains(&id));
+        self.contexts.insert(id);
+        Ok(Answer { value: id, ..Answer::default() })
+    }
+
+    fn destroy_context(&mut self, id: u32) -> Result<Answer, Problem> {
+        if !self.contexts.contains(&id) {
+            return Err(unknown!(Destroy, id));
+        }
+        let is_used = self.queues.iter().any(|queue| queue.context == id)
+            || self.programs.values().any(|program| program.context == id)
+            || self.tables.values().any(|(context, _)| *context == id);
+        if is_used {
+            return Err(Problem::new(Status::BUSY).at(offset_of!(Destroy, id) as u64, 4));
+        }
+        self.contexts.remove(&id);
+        Ok(Answer::default())
+    }
+
+    fn create_queue(&mut self, entry: CreateQueue) -> Result<Answer, Problem> {
+        if !self.contexts.contains(&entry.context) {
+            return Err(unknown!(CreateQueue, context));
+        }
+        if u32::from(entry.vector) >= self.config.limits.vectors {
+            return Err(invalid!(CreateQueue, vector));
+        }
+        self.has_room(self.queues.len(), self.config.limits.queues)?;
+        let free = (1..=u16::MAX).find(|id| self.queues.iter().all(|queue| queue.id != *id));
+        let id = free.ok_or(Problem::new(Status::NO_RESOURCES))?;
+        let log2 = (u32::from(entry.sq_log2), u32::from(entry.cq_log2));
+        let identity = (id, entry.context, entry.vector);
+        let queue = self.open_queue(identity, entry.base, log2)?;
+        self.queues.push(queue);
+        Ok(Answer { value: id.into(), ..Answer::default() })
+    }
+
+    /// The device's end of a ring region: of the admin queue, or of an entry that CREATE_QUEUE names.
+    pub(crate) fn open_queue(
+        &self,
+        identity: (u16, u32, u16),
+        base: npu_uapi::addr::Iova,
+        (sq_log2, cq_log2): (u32, u32),
+    ) -> Result<Queue, Problem> {
+        let depth =
+            Problem::new(Status::INVALID_FIELD).at(offset_of!(CreateQueue, sq_log2) as u64, 2);
+        let largest = self.config.limits.ring_log2;
+        if sq_log2 > largest || cq_log2 > largest {
+            return Err(depth);
+        }
+        let layout = RingLayout::new(sq_log2, cq_log2).map_err(|_| depth)?;
+        if !base.is_aligned_to(64) {
+            return Err(invalid!(CreateQueue, base).iova(base));
+        }
+        let words = self.guest.words(base, layout.total_words())?;
+        let rings = ring::Device::new(words, layout).map_err(|_| depth)?;
+        Ok(Queue::new(identity, (base.raw(), layout.total_bytes() as u64), rings))
+    }
+
+    fn destroy_queue(&mut self, id: u32) -> Result<Answer, Problem> {
+        let at = self.queues.iter().position(|queue| u32::from(queue.id) == id);
+        let at = at.ok_or(unknown!(Destroy, id))?;
+        // Its jobs end first, so that each is answered.
+        let queue = self.queues[at].id;
+        self.abort_queue(queue);
+        self.queues.retain(|other| other.id != queue);
+        Ok(Answer::default())
+    }
+
+    fn load_program(&mut self, entry: LoadProgram) -> Result<Answer, Problem> {
+        if !self.contexts.contains(&entry.context) {
+            return Err(unknown!(LoadProgram, context));
+        }
+        self.has_room(self.programs.len(), self.config.limits.programs)?;
+        let image = (entry.image, entry.len);
+        let limits = &self.config.limits;
+        let program = Program::load(&self.guest, image, entry.context, limits)?;
+        let id = self.new_id(|state, id| state.programs.contains_key(&id));
+        self.programs.insert(id, Arc::new(program));
+        Ok(Answer { value: id, ..Answer::default() })
+    }
+
+    fn bind(&mut self, entry: Bind) -> Result<Answer, Problem> {
+        if !self.contexts.contains(&entry.context) {
+            return Err(unknown!(Bind, context));
+        }
+        self.has_room(self.tables.len(), self.config.limits.tables)?;
+        let slots = self.config.limits.slots;
+        let bindings = Bindings::read(&self.guest, (entry.table, entry.count), slots)?;
+        let id = self.new_id(|state, id| state.tables.contains_key(&id));
+        self.tables.insert(id, (entry.context, bindings));
+        Ok(Answer { value: id, ..Answer::default() })
+    }
+
+    fn has_room(&self, used: usize, limit: u32) -> Result<(), Problem> {
+        let is_room = u32::try_from(used).is_ok_and(|used| used < limit);
+        if is_room { Ok(()) } else { Err(Problem::new(Status::NO_RESOURCES)) }
+    }
+
+    /// An id that is not in use, and as long as possible was not.
+    fn new_id(&mut self, is_used: impl Fn(&Self, u32) -> bool) -> u32 {
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            if !is_used(self, self.last_id) {
+                return self.last_id;
+            }
+        }
+    }
+
+    fn io(&mut self, context: u32, words: [u32; ring::SUBMISSION_WORDS]) -> Result<Begun, Problem> {
+        match header(words).opcode {
+            opcode::NOP => {
+                let _ = entry!(words, Nop);
+                Ok(Begun::Answered(Answer::default()))
+            }
+            opcode::TIMESTAMP => {
+                let _ = entry!(words, Timestamp);
+                let cycles = self.counters.cycles;
+                Ok(Begun::Answered(Answer { cycles, ..Answer::default() }))
+            }
+            opcode::EXEC => self.exec(context, entry!(words, Exec)).map(Begun::Job),
+            opcode::COPY => self.copy(entry!(words, CopyEntry)),
+            opcode::FILL => self.fill(entry!(words, FillEntry)),
+            _ => Err(Problem::new(Status::UNKNOWN_OPCODE).at(0, 1)),
+        }
+    }
+
+    fn exec(&self, context: u32, entry: Exec) -> Result<Work, Problem> {
+        let program = self.programs.get(&entry.program);
+        let program = program.filter(|program| program.context == context);
+        let program = program.ok_or(unknown!(Exec, program))?;
+        let none = Bindings::default();
+        let base = match entry.table {
+            0 => &none,
+            id => {
+                let table = self.tables.get(&id).filter(|(owner, _)| *owner == context);
+                &table.ok_or(unknown!(Exec, table))?.1
+            }
+        };
+        let slots = self.config.limits.slots;
+        let overlay = Bindings::read(&self.guest, (entry.overlay, entry.count), slots)?;
+        let memory = (&self.guest, &self.sram);
+        let slots = Slots::resolve(program.verified(), base, &overlay, memory)?;
+        Ok(Work { commands: Commands::Program(Arc::clone(program)), slots })
+    }
+
+    fn copy(&self, entry: CopyEntry) -> Result<Begun, Problem> {
+        let (src, dst, len) = (entry.src, entry.dst, entry.len);
+        if len == 0 {
+            return Ok(Begun::Answered(Answer::default()));
+        }
+        if overlaps((src.raw(), len), (dst.raw(), len)) {
+            return Err(invalid!(CopyEntry, dst).iova(dst));
+        }
+        let from = self.guest.extent(src, len, access::READ)?;
+        let to = self.guest.extent(dst, len, access::WRITE)?;
+        let command = Command::Copy(Copy {
+            header: Header::new(command_opcode::COPY, 1, Flags::empty(), 0),
+            src: Operand::new(SlotId(0), 0),
+            dst: Operand::new(SlotId(1), 0),
+            len,
+            reserved: 0,
+        });
+        let slots = Slots {
+            extents: vec![Some(from), Some(to)],
+            ranges: vec![(src.raw(), len), (dst.raw(), len)],
+        };
+        Ok(Begun::Job(self.transfer(command, slots)))
+    }
+
+    fn fill(&self, entry: FillEntry) -> Result<Begun, Problem> {
+        let value = u8::try_from(entry.value).map_err(|_| invalid!(FillEntry, value))?;
+        if entry.len == 0 {
+            return Ok(Begun::Answered(Answer::default()));
+        }
+        let to = self.guest.extent(entry.dst, entry.len, access::WRITE)?;
+        let command = Command::Fill(Fill {
+            header: Header::new(command_opcode::FILL, 1, Flags::empty(), 0),
+            dst: Operand::new(SlotId(0), 0),
+            len: entry.len,
+            value,
+            ..Fill::default()
+        });
+        let slots = Slots { extents: vec![Some(to)], ranges: vec![(entry.dst.raw(), entry.len)] };
+        Ok(Begun::Job(self.transfer(command, slots)))
+    }
+
+    /// A transfer as a job of one command: the device has one engine that moves bytes.
+    fn transfer(&self, command: Command, slots: Slots) -> Work {
+        let charge = Charge::of(&command, &self.config.limits, &|_| false);
+        Work { commands: Commands::One(command, charge), slots }
+    }
+}

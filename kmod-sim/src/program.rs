@@ -1,0 +1,75 @@
+//! Loaded programs: copied from the client's memory, verified once, sealed.
+
+use crate::counters::Charge;
+use crate::fault::Problem;
+use crate::guest::Guest;
+use npu_uapi::addr::{Iova, SlotId};
+use npu_uapi::command::Command;
+use npu_uapi::image::{Image, ImageError, slot_kind};
+use npu_uapi::limits::Limits;
+use npu_uapi::status::Status;
+use npu_uapi::verify::{Rule, Verified, verify};
+
+/// A program that the device may run. Immutable; the client's copy no longer matters.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// The context it belongs to.
+    pub(crate) context: u32,
+    verified: Verified,
+    /// What each command costs.
+    charges: Vec<Charge>,
+}
+
+impl Program {
+    /// Copies, decodes and verifies the image of `len` bytes at `image`.
+    pub(crate) fn load(
+        guest: &Guest,
+        (image, len): (Iova, u64),
+        context: u32,
+        limits: &Limits,
+    ) -> Result<Self, Problem> {
+        let too_long = Problem::new(Status::PROGRAM_REFUSED).cause(Rule::ImageSize.number());
+        let too_long = too_long.at(0, len).iova(image);
+        if len > limits.program_bytes {
+            return Err(too_long);
+        }
+        let mut bytes = vec![0; usize::try_from(len).map_err(|_| too_long)?];
+        guest.read(image, &mut bytes)?;
+        let image = Image::from_bytes(&bytes).map_err(|error| malformed(&error))?;
+        let verified =
+            verify(&image, limits).map_err(|refusal| Problem::from_record(refusal.fault()))?;
+        let charges = charges(&verified, limits);
+        Ok(Self { context, verified, charges })
+    }
+
+    pub(crate) fn verified(&self) -> &Verified {
+        &self.verified
+    }
+
+    /// Command `index` and its cost; `None` behind the last.
+    pub(crate) fn command(&self, index: usize) -> Option<(&Command, Charge)> {
+        Some((self.verified.commands().get(index)?, *self.charges.get(index)?))
+    }
+}
+
+/// The refusal of bytes that are not a program.
+fn malformed(error: &ImageError) -> Problem {
+    let rule = match error {
+        ImageError::IsaVersion { .. } => Rule::IsaVersion,
+        ImageError::Slots { .. } => Rule::SlotCount,
+        ImageError::SlotKind { .. } => Rule::SlotDeclaration,
+        _ => Rule::Malformed,
+    };
+    let problem = Problem::new(Status::PROGRAM_REFUSED).cause(rule.number());
+    match error {
+        ImageError::SlotKind { slot, .. } => problem.slot(*slot),
+        _ => problem,
+    }
+}
+
+fn charges(verified: &Verified, limits: &Limits) -> Vec<Charge> {
+    let slots = verified.slots();
+    let is_sram =
+        |slot: SlotId| slots.get(slot.index()).is_some_and(|decl| decl.kind == slot_kind::SRAM);
+    verified.commands().iter().map(|command| Charge::of(command, limits, &is_sram)).collect()
+}

@@ -1,0 +1,48 @@
+//! The device end of one queue, and whose turn it is among several.
+
+use crate::guest::GuestWords;
+use npu_uapi::queue::Completion;
+use npu_uapi::ring::{self, Fetched, LastLook, Permit, RingError};
+
+/// A queue that the device serves.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) id: u16,
+    /// The context its jobs run in; 0 for the admin queue.
+    pub(crate) context: u32,
+    /// The vector of its completions.
+    pub(crate) vector: u16,
+    /// IOVA range of the rings, `(start, len)`.
+    pub(crate) region: (u64, u64),
+    rings: ring::Device<GuestWords>,
+}
+
+impl Queue {
+    pub(crate) fn new(
+        (id, context, vector): (u16, u32, u16),
+        region: (u64, u64),
+        rings: ring::Device<GuestWords>,
+    ) -> Self {
+        Self { id, context, vector, region, rings }
+    }
+
+    pub(crate) fn pop(&mut self) -> Result<Option<Fetched>, RingError> {
+        self.rings.pop()
+    }
+
+    /// Posts a completion; whether the driver waits for an interrupt.
+    pub(crate) fn post(&mut self, permit: Permit, completion: Completion) -> bool {
+        self.rings.post(permit, &completion.words());
+        self.rings.needs_interrupt()
+    }
+
+    /// Says that the device sleeps unless kicked; whether that holds.
+    pub(crate) fn may_sleep(&mut self) -> bool {
+        self.rings.prepare_sleep() == LastLook::Clear
+    }
+}
+
+/// Whether ranges `(start, len)` have a byte in common.
+pub(crate) fn overlaps(one: (u64, u64), other: (u64, u64)) -> bool {
+    one.0 < other.0.saturating_add(other.1) && other.0 < one.0.saturating_add(one.1)
+}

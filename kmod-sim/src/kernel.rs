@@ -1,0 +1,185 @@
+//! The functional core: every command as a kernel of the host, all with the same bits.
+//!
+//! ```text
+//! execute -> resolve (every operand against its slot, once) -> kernel of the command -> split over workers
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `operand` | operands resolved to memory |
+//! | `split` | chunks over workers, abort, heartbeat |
+//! | `stage` | the output stage, one scalar at a time |
+//! | `conv` | CONV and MATMUL |
+//! | `add`, `pool`, `table`, `layout`, `copy` | the other commands |
+//! | `vector` | AVX-512 building blocks that the vector kernels share |
+//!
+//! Each command has a scalar kernel, written as the loop that [`npu_uapi::command`] documents, right
+//! for every valid command. Beside it lies an AVX-512 kernel for the shapes that models have; it says
+//! which, and the scalar kernel takes the rest. Weights' padding must hold zeros, as the command set
+//! says: kernels differ in what they make of other bytes there.
+
+pub(crate) mod add;
+pub(crate) mod conv;
+pub(crate) mod copy;
+pub(crate) mod layout;
+pub(crate) mod operand;
+pub(crate) mod pool;
+pub(crate) mod split;
+pub(crate) mod stage;
+pub(crate) mod table;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod vector;
+
+#[cfg(test)]
+mod tests;
+
+use crate::memory::Extent;
+use npu_uapi::command::{Command, Flags};
+use npu_uapi::extent::{Access, accesses};
+use npu_uapi::status::Status;
+use npu_uapi::workers::Workers;
+use operand::Slots;
+use split::Split;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// Which kernels run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Isa {
+    /// Portable scalar code.
+    Scalar,
+    /// AVX-512 with VNNI and VBMI; scalar code where a shape has no vector kernel.
+    Avx512Vnni,
+}
+
+/// Why the instruction set that `NPU_ISA` names cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IsaError {
+    /// No kernels of that name.
+    #[error(
+        "NPU_ISA is `{found}`; it can be `scalar` or `avx512vnni`, or unset to choose the best"
+    )]
+    Unknown {
+        /// What was found.
+        found: String,
+    },
+    /// This processor lacks the instructions.
+    #[error("NPU_ISA asks for `avx512vnni`, which this processor lacks; unset it or use `scalar`")]
+    Absent,
+}
+
+impl Isa {
+    /// The best kernels that this processor runs, or those that the variable `NPU_ISA` names.
+    pub fn detect() -> Result<Self, IsaError> {
+        match std::env::var_os("NPU_ISA") {
+            Some(name) => Self::named(&name.to_string_lossy()),
+            None => Ok(Self::best()),
+        }
+    }
+
+    fn named(name: &str) -> Result<Self, IsaError> {
+        match name {
+            "scalar" => Ok(Self::Scalar),
+            "avx512vnni" if Self::best() == Self::Avx512Vnni => Ok(Self::Avx512Vnni),
+            "avx512vnni" => Err(IsaError::Absent),
+            found => Err(IsaError::Unknown { found: found.to_owned() }),
+        }
+    }
+
+    /// The best kernels that this processor runs.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if vector::is_available() {
+            return Self::Avx512Vnni;
+        }
+        Self::Scalar
+    }
+
+    /// The name that `NPU_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx512Vnni => "avx512vnni",
+        }
+    }
+}
+
+/// What ends a command early, and what shows that it lives.
+#[derive(Clone, Copy, Debug)]
+pub struct Control<'a> {
+    /// Set by whoever wants the job to end; polled at least every 2^24 multiply-accumulates a worker.
+    pub abort: &'a AtomicBool,
+    /// Counts up as chunks of work end.
+    pub heartbeat: &'a AtomicU64,
+}
+
+/// Why a command did not run to its end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// [`Control::abort`] was set; the command's results are undefined.
+    Aborted,
+    /// An operand is not what the slots allow; nothing was read or written.
+    Fault {
+        /// The operand.
+        access: Access,
+        /// What is wrong with it.
+        status: Status,
+    },
+}
+
+/// Runs one command on the memory of `slots`.
+///
+/// Every operand is checked against its slot first, whatever a verifier proved before.
+pub fn execute(
+    command: &Command,
+    slots: &[Option<Extent>],
+    isa: Isa,
+    workers: &dyn Workers,
+    control: &Control<'_>,
+) -> Result<(), Stop> {
+    check(command, slots)?;
+    let slots = Slots::new(slots);
+    let split = Split { workers, control };
+    // The vector kernels need instructions; an `Isa` can be made by hand, so ask once more.
+    let vector = isa == Isa::Avx512Vnni && Isa::best() == Isa::Avx512Vnni;
+    match command {
+        Command::Conv(c) => conv::run(&conv::Problem::of_conv(c, slots), vector, &split),
+        Command::MatMul(c) => conv::run(&conv::Problem::of_matmul(c, slots), vector, &split),
+        Command::Add(c) => add::run(c, slots, vector, &split),
+        Command::Pool(c) => pool::run(c, slots, vector, &split),
+        Command::Table(c) => table::run(c, slots, vector, &split),
+        Command::Layout(c) => layout::run(c, slots, vector, &split),
+        Command::Copy(c) => copy::copy(c, slots, &split),
+        Command::Fill(c) => copy::fill(c, slots, &split),
+        Command::End(_) => Ok(()),
+    }
+}
+
+/// The device's own protection: what the kernels below take for granted.
+fn check(command: &Command, slots: &[Option<Extent>]) -> Result<(), Stop> {
+    let refused = |field| Stop::Fault {
+        access: Access { field, ..Access::default() },
+        status: Status::PROGRAM_REFUSED,
+    };
+    let accesses = accesses(command).map_err(|_| refused(command.name()))?;
+    if command.header().flags().contains(Flags::DYNAMIC) {
+        return Err(refused("quant"));
+    }
+    if let Command::Conv(c) = command
+        && (c.ifm_dims.c % c.groups != 0 || c.ofm_c % c.groups != 0)
+    {
+        return Err(refused("groups"));
+    }
+    for access in &accesses {
+        let fault = |status| Err(Stop::Fault { access: *access, status });
+        match slots.get(access.slot.index()).copied().flatten() {
+            None => return fault(Status::UNBOUND_SLOT),
+            Some(slot) if slot.len() < access.end() => return fault(Status::SLOT_TOO_SMALL),
+            Some(slot) if access.write && !slot.is_writable() => {
+                return fault(Status::ACCESS_DENIED);
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! CONV and MATMUL as the documented loops; takes every problem, depthwise included.
+
+use crate::kernel::Stop;
+use crate::kernel::conv::Problem;
+use crate::kernel::split::{Aborted, Budget, Split};
+use npu_uapi::command::ChannelRecord;
+use zerocopy::FromBytes;
+
+/// Runs `problem`, a chunk for each output pixel.
+pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
+    let p = problem;
+    split.chunks(p.images * p.ofm_h * p.ofm_w, &|chunk, budget| {
+        let (row, ox) = (chunk / p.ofm_w, chunk % p.ofm_w);
+        pixel(p, [row / p.ofm_h, row % p.ofm_h, ox], budget)
+    })
+}
+
+/// All channels of one output pixel.
+fn pixel(p: &Problem, [n, oy, ox]: [i64; 3], budget: &mut Budget<'_>) -> Result<(), Aborted> {
+    let out = p.ofm.at(n, oy, ox);
+    for oc in 0..p.outputs {
+        let record = record(p, oc);
+        let sum = accumulate(p, [n, oy, ox, oc], &record, budget)?;
+        let aux = || p.aux.map_or(0, |aux| aux.load(aux.at(n, oy, ox) + oc));
+        p.ofm.store(out + oc, p.stage.code(sum, record.multiplier, aux));
+    }
+    Ok(())
+}
+
+fn record(p: &Problem, oc: i64) -> ChannelRecord {
+    let bytes: [u8; 16] = p.records.memory.load_bytes(p.records.start + oc * 16);
+    ChannelRecord::read_from_bytes(&bytes).expect("a record has 16 bytes, any bits valid")
+}
+
+/// The accumulator of one output element.
+fn accumulate(
+    p: &Problem,
+    [n, oy, ox, oc]: [i64; 4],
+    record: &ChannelRecord,
+    budget: &mut Budget<'_>,
+) -> Result<i32, Aborted> {
+    let first_input = oc / p.group_outputs * p.group_inputs;
+    let mut sum = record.bias;
+    for ky in 0..p.window.kernel_h {
+        for kx in 0..p.window.kernel_w {
+            budget.spend(p.group_inputs.min(1 << 20))?;
+            let at = p.input(n, p.window.row(oy, ky), p.window.column(ox, kx));
+            let weights = weight_at(p, oc, ky * p.window.kernel_w + kx);
+            for ic in 0..p.group_inputs {
+                if ic & 0xf_ffff == 0xf_ffff {
+                    budget.spend(1 << 20)?;
+                }
+                let x = at.map_or(p.input_zero_point, |at| p.ifm.load(at + first_input + ic));
+                let w = p.weights.memory.load(weights + ic / 4 * 64 + ic % 4).cast_signed();
+                let x = i32::from(x);
+                sum = sum
+                    .wrapping_add(x * i32::from(w))
+                    .wrapping_sub(x.wrapping_mul(record.weight_zero_point));
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// Offset of the weight of output channel `oc`, tap `tap`, first input channel of its group; the next
+/// three follow it, the fifth lies 64 bytes on.
+fn weight_at(p: &Problem, oc: i64, tap: i64) -> i64 {
+    let fours = |count: i64| (count + 3) / 4;
+    if p.depthwise {
+        let (block, lane) = (oc / 16, oc % 16);
+        return p.weights.start + (block * fours(p.taps()) + tap / 4) * 64 + lane * 4 + tap % 4;
+    }
+    let (group, output) = (oc / p.group_outputs, oc % p.group_outputs);
+    let block = group * ((p.group_outputs + 15) / 16) + output / 16;
+    let step = fours(p.group_inputs);
+    p.weights.start + (block * p.taps() * step + tap * step) * 64 + output % 16 * 4
+}

@@ -1,0 +1,41 @@
+//! LAYOUT as the documented loop.
+
+use crate::kernel::Stop;
+use crate::kernel::layout::{Conversion, Problem, offset};
+use crate::kernel::split::Split;
+use npu_uapi::requantise;
+
+/// Runs `problem`, a chunk for each row.
+pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
+    let p = problem;
+    let [images, rows, pixels, channels] = p.dims;
+    split.chunks(images * rows, &|chunk, budget| {
+        let (n, y) = (chunk / rows, chunk % rows);
+        for x in 0..pixels {
+            for ch in 0..channels {
+                budget.spend(4)?;
+                element(p, [n, y, x, ch]);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Converts one element.
+pub(crate) fn element(p: &Problem, at: [i64; 4]) {
+    let (src, dst) = (p.src.memory, p.dst.memory);
+    let from = p.src.start + offset(&p.src_strides, at);
+    let to = p.dst.start + offset(&p.dst_strides, at);
+    match p.conversion {
+        Conversion::Quantise => {
+            let value = f32::from_le_bytes(src.load_bytes(from));
+            dst.store(to, requantise::quantise(value, p.scale, p.zero_point));
+        }
+        Conversion::Dequantise => {
+            let value = requantise::dequantise(src.load(from), p.scale, p.zero_point);
+            dst.store_bytes(to, value.to_le_bytes());
+        }
+        Conversion::MoveBytes => dst.store(to, src.load(from)),
+        Conversion::MoveFloats => dst.store_bytes(to, src.load_bytes::<4>(from)),
+    }
+}

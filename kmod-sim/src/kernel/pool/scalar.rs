@@ -1,0 +1,75 @@
+//! POOL as the documented loops.
+
+use crate::kernel::Stop;
+use crate::kernel::pool::Problem;
+use crate::kernel::split::{Aborted, Budget, Split};
+use crate::kernel::stage::lookup;
+use npu_uapi::command::pool_kind;
+use npu_uapi::requantise;
+
+/// Runs `problem`, a chunk for each output row.
+pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
+    let p = problem;
+    split.chunks(p.dims[0] * p.ofm_h, &|chunk, budget| {
+        let (n, oy) = (chunk / p.ofm_h, chunk % p.ofm_h);
+        for ox in 0..p.ofm_w {
+            let out = p.ofm.at(n, oy, ox);
+            for ch in 0..p.dims[3] {
+                let code = match p.kind {
+                    pool_kind::MAX => maximum(p, [n, oy, ox, ch], budget)?,
+                    pool_kind::AVERAGE => average(p, [n, oy, ox, ch], budget)?,
+                    _ => global_average(p, n, ch, budget)?,
+                };
+                let code = code.max(p.low).min(p.high);
+                p.ofm.store(out + ch, lookup(p.table.as_ref(), code));
+            }
+        }
+        Ok(())
+    })
+}
+
+fn maximum(p: &Problem, at: [i64; 4], budget: &mut Budget<'_>) -> Result<u8, Aborted> {
+    let mut largest = 0;
+    window(p, at, budget, |code| largest = largest.max(code))?;
+    Ok(largest)
+}
+
+fn average(p: &Problem, at: [i64; 4], budget: &mut Budget<'_>) -> Result<u8, Aborted> {
+    let mut sum = 0.0;
+    window(p, at, budget, |code| {
+        sum = requantise::average_step(sum, code, p.input_scale, p.input_zero_point);
+    })?;
+    let count = p.rows(at[1]).1 * p.columns(at[2]).1;
+    let count = u32::try_from(count).expect("two factors below 2^16");
+    Ok(requantise::average_finish(sum, count, p.output_scale, p.zero_point))
+}
+
+/// Calls `step` with each code of the window, row by row.
+fn window(
+    p: &Problem,
+    [n, oy, ox, ch]: [i64; 4],
+    budget: &mut Budget<'_>,
+    mut step: impl FnMut(u8),
+) -> Result<(), Aborted> {
+    let columns = p.columns(ox).0;
+    for ky in p.rows(oy).0 {
+        budget.spend(p.window.kernel_w)?;
+        for kx in columns.clone() {
+            let at = p.ifm.at(n, p.window.row(oy, ky), p.window.column(ox, kx));
+            step(p.ifm.load(at + ch));
+        }
+    }
+    budget.spend(p.window.kernel_h + p.window.kernel_w)
+}
+
+fn global_average(p: &Problem, n: i64, ch: i64, budget: &mut Budget<'_>) -> Result<u8, Aborted> {
+    let mut sum = 0i32;
+    for y in 0..p.dims[1] {
+        for x in 0..p.dims[2] {
+            budget.spend(1)?;
+            let code = p.ifm.load(p.ifm.at(n, y, x) + ch);
+            sum = sum.wrapping_add(i32::from(code) - i32::from(p.input_zero_point));
+        }
+    }
+    Ok(requantise::requantise(sum, p.multiplier, p.zero_point))
+}

@@ -1,0 +1,34 @@
+//! TABLE: every element through a table of 256 bytes.
+
+pub(crate) mod scalar;
+
+use super::Stop;
+use super::operand::{Map, Slots, signed};
+use super::split::Split;
+use npu_uapi::command;
+
+/// A lookup with resolved operands.
+pub(crate) struct Problem {
+    pub(crate) src: Map,
+    pub(crate) dst: Map,
+    /// `[n, h, w, c]`.
+    pub(crate) dims: [i64; 4],
+    pub(crate) table: [u8; 256],
+}
+
+/// Runs a TABLE.
+pub(crate) fn run(
+    c: &command::Table,
+    slots: Slots<'_>,
+    vector: bool,
+    split: &Split<'_>,
+) -> Result<(), Stop> {
+    let problem = Problem {
+        src: slots.map(c.src, &c.dims, &c.src_strides),
+        dst: slots.map(c.dst, &c.dims, &c.dst_strides),
+        dims: signed(&c.dims),
+        table: slots.table(c.table, 0),
+    };
+    let _ = vector;
+    scalar::run(&problem, split)
+}

@@ -1,0 +1,62 @@
+//! Every command on random shapes, over every kernel, against oracles that share no code with them.
+//!
+//! Operands lie in memory of exactly their size, against pages that fault; whatever a command must not
+//! use (pad lanes, gaps between rows) holds random bytes, and what it must not write is compared after.
+
+mod conv;
+mod elementwise;
+mod machine;
+mod pool;
+
+use super::{Isa, IsaError};
+use machine::Machine;
+use npu_uapi::addr::{Operand, SlotId};
+use npu_uapi::command::{Command, Copy, Fill, Header};
+use npu_uapi::status::Status;
+
+#[test]
+fn a_forced_instruction_set_is_checked() {
+    assert_eq!(Isa::named("scalar"), Ok(Isa::Scalar));
+    assert!(matches!(Isa::named("avx512vnni"), Ok(Isa::Avx512Vnni) | Err(IsaError::Absent)));
+    assert_eq!(Isa::named("neon"), Err(IsaError::Unknown { found: "neon".into() }));
+}
+
+fn fill(slot: u16, len: u64) -> Command {
+    let header = Header { units: 1, ..Header::default() };
+    Command::Fill(Fill {
+        header,
+        dst: Operand::new(SlotId(slot), 1),
+        len,
+        value: 9,
+        ..Fill::default()
+    })
+}
+
+#[test]
+fn an_operand_outside_its_slot_is_refused() {
+    let machine = Machine::new(&[100, 100], 1);
+    machine.run(&fill(0, 99), Isa::Scalar).unwrap();
+    let refused = |command: &Command| match machine.run(command, Isa::Scalar) {
+        Err(super::Stop::Fault { status, .. }) => status,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&fill(0, 100)), Status::SLOT_TOO_SMALL);
+    assert_eq!(refused(&fill(2, 1)), Status::UNBOUND_SLOT);
+    machine.make_read_only(1);
+    assert_eq!(refused(&fill(1, 1)), Status::ACCESS_DENIED);
+}
+
+#[test]
+fn copies_move_bytes_and_nothing_else() {
+    for len in [1u64, 63, 64, 1 << 20, (3 << 20) + 5] {
+        let size = usize::try_from(len).unwrap() + 10;
+        let machine = Machine::new(&[size, size], len);
+        let (src, before) = (machine.read(0), machine.read(1));
+        let (src_at, dst_at) = (Operand::new(SlotId(0), 10), Operand::new(SlotId(1), 5));
+        let copy = Copy { src: src_at, dst: dst_at, len, ..Copy::default() };
+        machine.run(&Command::Copy(copy), Isa::best()).unwrap();
+        let mut expected = before;
+        expected[5..size - 5].copy_from_slice(&src[10..]);
+        assert_eq!(machine.read(1), expected);
+    }
+}

@@ -194,7 +194,9 @@ impl Refusal {
         let Some(ort) = self.ort else { return OrtStatusPtr(ptr::null_mut()) };
         let message = c_text(&self.message);
         // SAFETY: the slot is in version 1, which this table is at least.
-        unsafe { ((*ort.as_ptr()).CreateStatus)(OrtErrorCode::ORT_NOT_IMPLEMENTED, message.as_ptr()) }
+        unsafe {
+            ((*ort.as_ptr()).CreateStatus)(OrtErrorCode::ORT_NOT_IMPLEMENTED, message.as_ptr())
+        }
     }
 }
 

@@ -77,7 +77,10 @@ fn report(provider: &Provider, graph: &graph::Graph, plan: &Plan) {
         .map(|verdict| {
             let node = graph.node(verdict.node);
             let (name, op) = (&node.name, &node.op);
-            format!("NPU: node `{name}` ({op}) stays on the CPU: {} ({})", verdict.reason, verdict.rule)
+            format!(
+                "NPU: node `{name}` ({op}) stays on the CPU: {} ({})",
+                verdict.reason, verdict.rule
+            )
         })
         .collect();
     let summary = if refused.is_empty() { Severity::Info } else { Severity::Warning };

@@ -74,9 +74,8 @@ impl NodeProgram {
         }
         let inputs: Vec<TensorRef<'_>> = held.iter().map(Input::as_tensor).collect();
         let mut outputs = KernelOutputs { api, context };
-        let run = |workers: &dyn libnpu::Workers| {
-            self.executable.run(&inputs, &mut outputs, workers)
-        };
+        let run =
+            |workers: &dyn libnpu::Workers| self.executable.run(&inputs, &mut outputs, workers);
         let report = self.threads.with(api, context, run);
         report.map(drop).map_err(|error| Failure::from_error(Kind::Provider, &error))
     }
@@ -137,7 +136,8 @@ impl KernelOutputs<'_> {
         shape: &[usize],
     ) -> Result<*mut u8, Failure> {
         let dim = |&len: &usize| {
-            i64::try_from(len).map_err(|_| Failure::provider(format!("dimension {len} of an output")))
+            i64::try_from(len)
+                .map_err(|_| Failure::provider(format!("dimension {len} of an output")))
         };
         let dims = shape.iter().map(dim).collect::<Result<Vec<i64>, _>>()?;
         let mut value = ptr::null_mut();

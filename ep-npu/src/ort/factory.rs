@@ -19,6 +19,7 @@ use super::options::{self, Options};
 use super::provider::Provider;
 use super::status::{Failure, c_text, guard, guard_or};
 use super::sys::{self, OrtAllocator, OrtDataTransferImpl, OrtEp, OrtEpFactory};
+use super::view;
 
 /// Name of the provider: what a session asks for.
 pub(crate) const EP_NAME: &str = "NpuExecutionProvider";
@@ -157,10 +158,13 @@ impl Factory {
     ) -> Result<*mut OrtEpDevice, Failure> {
         let name = c_text(&options::device_by_default());
         let metadata = KeyValues::new(&self.api, &[(c"npu.device", name)]);
+        // What `device_id` of a list of provider options is compared with.
+        let options = KeyValues::new(&self.api, &[(c"device_id", c"0".to_owned())]);
+        let (metadata_list, option_list) = (metadata.as_ptr(), options.as_ptr());
         let mut device = ptr::null_mut();
         call!(
             &self.api,
-            ep.create_ep_device(this, hardware, metadata.as_ptr(), ptr::null(), &raw mut device)
+            ep.create_ep_device(this, hardware, metadata_list, option_list, &raw mut device)
         )?;
         let added = call!(&self.api, ep.add_allocator_info(device, self.memory.as_ptr()));
         if added.is_err() {
@@ -246,12 +250,8 @@ unsafe extern "C" fn get_supported_devices(
     guard(&factory.api, || {
         // SAFETY: an out pointer of the runtime.
         unsafe { out_len.write(0) };
-        let offered = if offered.is_null() {
-            &[]
-        } else {
-            // SAFETY: the runtime passes that many devices.
-            unsafe { std::slice::from_raw_parts(offered, offered_len) }
-        };
+        // SAFETY: the runtime passes that many devices, for the length of the call.
+        let offered = unsafe { view::array(offered, offered_len) };
         let Some(hardware) = factory.hardware(offered)?.filter(|_| room > 0) else {
             return Ok(());
         };
@@ -282,9 +282,8 @@ unsafe extern "C" fn create_ep(
         // SAFETY: the options are live during the call.
         let entries = unsafe { api.session_entries(session) }?;
         let options = Options::from_session(&entries)?;
-        let writes_context = |(key, value): &(String, String)| {
-            key == "ep.context_enable" && value == "1"
-        };
+        let writes_context =
+            |(key, value): &(String, String)| key == "ep.context_enable" && value == "1";
         if entries.iter().any(writes_context) {
             return Err(Failure::not_implemented(
                 "the NPU provider cannot write compiled models yet; leave out `ep.context_enable`",

@@ -194,11 +194,11 @@ unsafe extern "C" fn copy_tensors(
     // SAFETY: the runtime passes a copier of `into_raw` that it has not released.
     let copier: &Copier = unsafe { &*this.cast() };
     guard(copier.factory.api(), || {
-        for index in 0..len {
-            // SAFETY: both arrays have `len` tensors.
-            let source = unsafe { *from.add(index) };
-            // SAFETY: as above.
-            let target = unsafe { *to.add(index) };
+        // SAFETY: both arrays have `len` tensors, for the length of the call.
+        let sources = unsafe { view::array(from.cast_const(), len) };
+        // SAFETY: as above.
+        let targets = unsafe { view::array(to.cast_const(), len) };
+        for (&source, &target) in sources.iter().zip(targets) {
             copier.copy(source, target)?;
         }
         Ok(())

@@ -56,9 +56,7 @@ impl Options {
             return Err(unknown(name));
         };
         let bad = || {
-            Failure::invalid_argument(format!(
-                "NPU option `{name}` is `{value}`; it takes {takes}"
-            ))
+            Failure::invalid_argument(format!("NPU option `{name}` is `{value}`; it takes {takes}"))
         };
         match name {
             "device" if value.is_empty() => return Err(bad()),
@@ -93,7 +91,10 @@ impl Options {
 
 /// The device that the environment names (`NPU_DEVICE`), else the one in this process.
 pub(crate) fn device_by_default() -> String {
-    std::env::var("NPU_DEVICE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_DEVICE.into())
+    std::env::var("NPU_DEVICE")
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| DEFAULT_DEVICE.into())
 }
 
 fn unknown(name: &str) -> Failure {
@@ -182,9 +183,13 @@ mod tests {
             let text = message("threads", value);
             assert!(text.contains("`threads`") && text.contains("1 to 1024"), "{text}");
         }
-        for (name, value) in
-            [("timeout_ms", "0"), ("timeout_ms", "soon"), ("strict", "yes"), ("device", ""), ("device_id", "1")]
-        {
+        for (name, value) in [
+            ("timeout_ms", "0"),
+            ("timeout_ms", "soon"),
+            ("strict", "yes"),
+            ("device", ""),
+            ("device_id", "1"),
+        ] {
             assert!(message(name, value).contains(name), "{name} = {value}");
         }
     }

@@ -15,8 +15,11 @@ use super::factory::{EP_NAME_C, Factory};
 use super::options::Options;
 use super::status::{Failure, Kind, guard, guard_or};
 use super::sys::{OrtEp, OrtEpGraphSupportInfo, OrtNodeComputeInfo};
-use super::view::{Graph, Node, View};
+use super::view::{Graph, Node, array};
 use super::workers::Threads;
+
+/// Most refused nodes that one error lists.
+const MOST_SHOWN: usize = 16;
 
 /// The provider; ONNX Runtime sees its first field.
 #[derive(Debug)]
@@ -107,10 +110,14 @@ impl Provider {
         if !self.options.strict || refused.is_empty() {
             return Ok(());
         }
+        let shown = refused.iter().take(MOST_SHOWN).map(String::as_str).collect::<Vec<_>>();
+        let more = match refused.len().saturating_sub(MOST_SHOWN) {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
         Err(Failure::not_implemented(format!(
-            "NPU option `strict` is set and {} nodes are refused: {}",
-            refused.len(),
-            refused.join("; ")
+            "NPU option `strict` is set and not all of the model is taken: {}{more}",
+            shown.join("; ")
         )))
     }
 }
@@ -157,16 +164,16 @@ unsafe extern "C" fn compile_graphs(
     let provider = unsafe { Provider::borrow(this) };
     guard(provider.api(), || {
         provider.check_strict()?;
+        // SAFETY: both arrays have `len` handles, live during the callback.
+        let graphs = unsafe { array(graphs, len) };
+        // SAFETY: as above.
+        let fused = unsafe { array(fused, len) };
         let mut programs = Vec::with_capacity(len);
-        for index in 0..len {
-            // SAFETY: both arrays have `len` handles, live during the callback.
-            let graph = unsafe { *graphs.add(index) };
-            // SAFETY: as above.
-            let node = unsafe { *fused.add(index) };
+        for (index, (&graph, &node)) in graphs.iter().zip(fused).enumerate() {
             // SAFETY: as above.
             let graph = unsafe { Graph::new(provider.api(), graph) };
             // SAFETY: as above.
-            let node: Option<Node<'_>> = unsafe { View::new(provider.api(), node) };
+            let node = unsafe { Node::new(provider.api(), node) };
             let (Some(graph), Some(node)) = (graph, node) else {
                 return Err(Failure::invalid_graph(format!("fused node {index} of {len} is null")));
             };
@@ -175,7 +182,9 @@ unsafe extern "C" fn compile_graphs(
         // Only now, so that an error leaves nothing behind.
         for (index, program) in programs.into_iter().enumerate() {
             // SAFETY: the runtime has room for `len`.
-            unsafe { out.add(index).write(NodeProgram::into_raw(program)) };
+            let place = unsafe { out.add(index) };
+            // SAFETY: as above.
+            unsafe { place.write(NodeProgram::into_raw(program)) };
         }
         Ok(())
     })
@@ -187,9 +196,8 @@ unsafe extern "C" fn release_node_compute_infos(
     len: usize,
 ) {
     guard_or((), || {
-        for index in 0..len {
-            // SAFETY: the runtime returns what Compile wrote.
-            let program = unsafe { *programs.add(index) };
+        // SAFETY: the runtime returns what Compile wrote.
+        for &program in unsafe { array(programs.cast_const(), len) } {
             if !program.is_null() {
                 // SAFETY: as above, each once.
                 drop(unsafe { NodeProgram::from_raw(program) });

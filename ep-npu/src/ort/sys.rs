@@ -93,7 +93,8 @@ pub(crate) struct OrtEpFactory {
             *mut *mut OrtAllocator,
         ) -> OrtStatusPtr,
     >,
-    pub(crate) release_allocator: Option<unsafe extern "C" fn(*mut OrtEpFactory, *mut OrtAllocator)>,
+    pub(crate) release_allocator:
+        Option<unsafe extern "C" fn(*mut OrtEpFactory, *mut OrtAllocator)>,
     pub(crate) create_data_transfer: Option<
         unsafe extern "C" fn(*mut OrtEpFactory, *mut *mut OrtDataTransferImpl) -> OrtStatusPtr,
     >,
@@ -120,7 +121,11 @@ pub(crate) struct OrtEp {
     pub(crate) version: u32,
     pub(crate) get_name: Option<unsafe extern "C" fn(*const OrtEp) -> *const c_char>,
     pub(crate) get_capability: Option<
-        unsafe extern "C" fn(*mut OrtEp, *const OrtGraph, *mut OrtEpGraphSupportInfo) -> OrtStatusPtr,
+        unsafe extern "C" fn(
+            *mut OrtEp,
+            *const OrtGraph,
+            *mut OrtEpGraphSupportInfo,
+        ) -> OrtStatusPtr,
     >,
     pub(crate) compile: Option<
         unsafe extern "C" fn(
@@ -181,7 +186,11 @@ pub(crate) struct OrtNodeComputeInfo {
         ) -> OrtStatusPtr,
     >,
     pub(crate) compute: Option<
-        unsafe extern "C" fn(*mut OrtNodeComputeInfo, *mut c_void, *mut OrtKernelContext) -> OrtStatusPtr,
+        unsafe extern "C" fn(
+            *mut OrtNodeComputeInfo,
+            *mut c_void,
+            *mut OrtKernelContext,
+        ) -> OrtStatusPtr,
     >,
     pub(crate) release_state: Option<unsafe extern "C" fn(*mut OrtNodeComputeInfo, *mut c_void)>,
 }
@@ -268,8 +277,7 @@ pub(crate) struct OrtEpApi {
     pub(crate) memory_info_get_memory_device: Unused,
     pub(crate) value_get_memory_device: Unused,
     pub(crate) memory_device_are_equal: Unused,
-    pub(crate) memory_device_get_device_type:
-        unsafe extern "C" fn(*const OrtMemoryDevice) -> u32,
+    pub(crate) memory_device_get_device_type: unsafe extern "C" fn(*const OrtMemoryDevice) -> u32,
     pub(crate) memory_device_get_memory_type: Unused,
     pub(crate) memory_device_get_vendor_id: unsafe extern "C" fn(*const OrtMemoryDevice) -> u32,
     pub(crate) memory_device_get_device_id: Unused,

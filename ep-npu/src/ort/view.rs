@@ -66,6 +66,18 @@ macro_rules! list_of {
     }};
 }
 
+/// An array that a callback is passed; empty for null.
+///
+/// # Safety
+/// `start` is null or the first of `len` values that are live and unwritten for `'a`.
+pub(crate) unsafe fn array<'a, T>(start: *const T, len: usize) -> &'a [T] {
+    if start.is_null() {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(start, len) }
+}
+
 impl<'a, T> View<'a, T> {
     /// `None` for null.
     ///
@@ -297,7 +309,8 @@ impl<'a> Value<'a> {
         unsafe { release(info) };
         let (element, dims) = read?;
         let known = |len: i64| {
-            usize::try_from(len).map_err(|_| Failure::provider(format!("dimension {len} of a tensor")))
+            usize::try_from(len)
+                .map_err(|_| Failure::provider(format!("dimension {len} of a tensor")))
         };
         Ok(Shape { element, dims: dims.into_iter().map(known).collect::<Result<_, _>>()? })
     }

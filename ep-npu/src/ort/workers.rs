@@ -1,9 +1,11 @@
 //! Who computes during a run: threads that the session lends, or a pool of our own.
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use libnpu::{Caller, Pool, Workers};
@@ -65,7 +67,8 @@ unsafe impl Sync for Lent<'_> {}
 struct Work<'a> {
     piece: &'a (dyn Fn(usize) + Sync),
     done: Vec<AtomicBool>,
-    panicked: AtomicBool,
+    /// What the first piece to panic said.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl Workers for Lent<'_> {
@@ -75,7 +78,7 @@ impl Workers for Lent<'_> {
 
     fn run(&self, piece: &(dyn Fn(usize) + Sync)) {
         let done = (0..self.count).map(|_| AtomicBool::new(false)).collect();
-        let work = Work { piece, done, panicked: AtomicBool::new(false) };
+        let work = Work { piece, done, panic: Mutex::new(None) };
         let data = (&raw const work).cast_mut().cast::<c_void>();
         // The pool returns when every piece has; 0 leaves how they are dealt out to it.
         let lent = call!(
@@ -87,7 +90,10 @@ impl Workers for Lent<'_> {
                 work.one(index);
             }
         }
-        assert!(!work.panicked.load(Ordering::Relaxed), "a piece of an NPU operation panicked");
+        let panic = work.panic.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
     }
 }
 
@@ -99,8 +105,9 @@ impl Work<'_> {
         if done.swap(true, Ordering::Relaxed) {
             return;
         }
-        if catch_unwind(AssertUnwindSafe(|| (self.piece)(index))).is_err() {
-            self.panicked.store(true, Ordering::Relaxed);
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (self.piece)(index))) {
+            let mut panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            panic.get_or_insert(payload);
         }
     }
 }
@@ -109,4 +116,33 @@ unsafe extern "C" fn one_piece(data: *mut c_void, index: usize) {
     // SAFETY: `run` passes its `Work`, shared, and waits for every piece before it returns.
     let work: &Work<'_> = unsafe { &*data.cast() };
     work.one(index);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_runs_once_however_often_it_is_asked_for() {
+        let runs = [AtomicBool::new(false), AtomicBool::new(false)];
+        let piece = |index: usize| assert!(!runs[index].swap(true, Ordering::Relaxed));
+        let done = (0..2).map(|_| AtomicBool::new(false)).collect();
+        let work = Work { piece: &piece, done, panic: Mutex::new(None) };
+        for index in [1, 0, 1, 0, 7] {
+            work.one(index);
+        }
+        assert!(work.panic.into_inner().unwrap().is_none());
+        assert!(runs.iter().all(|run| run.load(Ordering::Relaxed)));
+    }
+
+    #[test]
+    fn the_first_panic_of_a_piece_is_kept() {
+        let piece = |index: usize| panic!("piece {index}");
+        let done = (0..2).map(|_| AtomicBool::new(false)).collect();
+        let work = Work { piece: &piece, done, panic: Mutex::new(None) };
+        work.one(1);
+        work.one(0);
+        let payload = work.panic.into_inner().unwrap().unwrap();
+        assert_eq!(payload.downcast_ref::<String>().unwrap(), "piece 1");
+    }
 }

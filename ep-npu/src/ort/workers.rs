@@ -1,4 +1,8 @@
 //! Who computes during a run: threads that the session lends, or a pool of our own.
+//!
+//! The session's pool is the default: it honours `intra_op_num_threads` and affinities, and a second
+//! pool beside it would compete for the same cores. Measured on two cores with ONNX Runtime 1.31, a
+//! call costs 0.6 us while its threads spin, as they do by default, and 5 us when they sleep.
 
 use std::any::Any;
 use std::ffi::c_void;

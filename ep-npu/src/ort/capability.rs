@@ -84,7 +84,7 @@ fn report(provider: &Provider, graph: &graph::Graph, plan: &Plan) {
         })
         .collect();
     let summary = if refused.is_empty() { Severity::Info } else { Severity::Warning };
-    provider.logger.log(summary, &format!("NPU: {}", plan.summary(graph)));
+    provider.logger.log(summary, &plan.summary(graph));
     let verbose = std::env::var(VERBOSE).is_ok_and(|value| value == "1");
     let each = if verbose { Severity::Warning } else { Severity::Info };
     for line in &refused {

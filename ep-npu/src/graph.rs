@@ -208,7 +208,67 @@ impl Graph {
 
     /// The constant that input `index` of `node` is, if it is one.
     pub fn constant(&self, node: &Node, index: usize) -> Option<&Tensor> {
-        self.value(node.inputs.get(index).copied().flatten()?).constant.as_ref()
+        self.value(node.input(index)?).constant.as_ref()
+    }
+}
+
+impl Node {
+    /// Attribute `name`, when it is an integer.
+    pub fn int(&self, name: &str) -> Option<i64> {
+        match self.attributes.get(name) {
+            Some(Attribute::Int(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// Attribute `name`, when it is a list of integers.
+    pub fn ints(&self, name: &str) -> Option<&[i64]> {
+        match self.attributes.get(name) {
+            Some(Attribute::Ints(values)) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// Attribute `name`, when it is a float.
+    pub fn float(&self, name: &str) -> Option<f32> {
+        match self.attributes.get(name) {
+            Some(Attribute::Float(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// Attribute `name`, when it is a string.
+    pub fn string(&self, name: &str) -> Option<&str> {
+        match self.attributes.get(name) {
+            Some(Attribute::String(value)) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Input `index`, when it is given.
+    pub fn input(&self, index: usize) -> Option<ValueId> {
+        self.inputs.get(index).copied().flatten()
+    }
+
+    /// Output `index`, when it is wanted.
+    pub fn output(&self, index: usize) -> Option<ValueId> {
+        self.outputs.get(index).copied().flatten()
+    }
+
+    /// Whether the operator is `op` of the ONNX domain.
+    pub fn is(&self, op: &str) -> bool {
+        self.op == op && matches!(self.domain.as_str(), "" | "ai.onnx")
+    }
+}
+
+impl fmt::Display for Node {
+    /// `Conv `conv1``: what messages call a node.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let output = || self.outputs.iter().flatten().next().map_or(u32::MAX, |value| value.0);
+        match self.name.as_str() {
+            "" => write!(f, "{} (unnamed, writes value {})", self.op, output()),
+            name => write!(f, "{} `{name}`", self.op),
+        }
     }
 }
 

@@ -2,9 +2,19 @@
 //!
 //! ```text
 //! OrtGraph --import--> Graph --quantize--> Units --partition--> Groups --lower--> Ops
-//!     --allocate--> Layout --emit--> Program --run--> tensors
+//!     --schedule--> order --allocate--> Memory --emit--> Image, constants --run--> tensors
 //! ```
 //!
 //! Knows the device by its `Limits` only, until `run`.
 
+pub mod allocate;
+pub mod emit;
 pub mod graph;
+pub mod lower;
+pub mod partition;
+pub mod program;
+pub mod quantize;
+pub mod reference;
+pub mod refusal;
+pub mod schedule;
+pub mod shape;

@@ -1,0 +1,115 @@
+//! Operations with places to a program image, and the constants it reads.
+//!
+//! ```text
+//! slot 0 unused   1 constants   2 scratch   3 to 7 unused   8.. inputs, then outputs
+//! ```
+//!
+//! The image does not hold constants, and constants do not depend on the batch: programs of one model
+//! for several batches share them.
+
+mod command;
+mod constants;
+
+pub use constants::{Chunk, Content};
+
+use crate::allocate::Memory;
+use crate::lower::{Home, Ops, TensorId};
+use npu_uapi::addr::{Operand, SlotId};
+use npu_uapi::command::{Command, End, Flags, Header, opcode};
+use npu_uapi::image::{Image, SlotDecl, slot_kind};
+
+/// Slot of the constants.
+pub const CONSTANTS: SlotId = SlotId(1);
+
+/// Slot of the scratch memory.
+pub const SCRATCH: SlotId = SlotId(2);
+
+/// First slot of inputs and outputs.
+pub const EDGE_SLOTS_FROM: usize = 8;
+
+/// An image and what it asks of its surroundings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Emitted {
+    /// The program.
+    pub image: Image,
+    /// What the constants slot holds, by offset.
+    pub constants: Vec<Chunk>,
+    /// Bytes of the constants slot.
+    pub constant_bytes: u64,
+    /// For each `op_id`, the index in [`Ops::ops`] of the operation.
+    pub op_ids: Vec<usize>,
+}
+
+/// The program of `ops`, run in `order`, with `inputs` inputs and `outputs` outputs.
+pub fn image(
+    ops: &Ops,
+    order: &[usize],
+    memory: &Memory,
+    inputs: usize,
+    outputs: usize,
+) -> Emitted {
+    let (constants, constant_bytes) = constants::plan(ops);
+    let operands = Operands { ops, memory, constants: &constants, inputs };
+    let mut commands: Vec<Command> =
+        (0..).zip(order).map(|(op_id, &index)| operands.command(op_id, index)).collect();
+    let end = u32::try_from(commands.len()).unwrap_or(u32::MAX);
+    let header = Header::new(opcode::END, 1, Flags::empty(), end);
+    commands.push(Command::End(End { header, reserved: [0; 6] }));
+
+    let mut slots = vec![SlotDecl::default(); EDGE_SLOTS_FROM + inputs + outputs];
+    if constant_bytes > 0 {
+        slots[CONSTANTS.index()] = SlotDecl::new(slot_kind::CONSTANT, constant_bytes);
+    }
+    if memory.scratch_bytes > 0 {
+        slots[SCRATCH.index()] = SlotDecl::new(slot_kind::SCRATCH, memory.scratch_bytes);
+    }
+    for tensor in &ops.tensors {
+        let len_bytes = tensor.form.len_bytes();
+        match tensor.home {
+            Home::Scratch => {}
+            Home::Input(index) => {
+                slots[EDGE_SLOTS_FROM + index] = SlotDecl::new(slot_kind::INPUT, len_bytes);
+            }
+            Home::Output(index) => {
+                let slot = EDGE_SLOTS_FROM + inputs + index;
+                slots[slot] = SlotDecl::new(slot_kind::OUTPUT, len_bytes);
+            }
+        }
+    }
+    let image = Image { features: 0, slots, commands };
+    Emitted { image, constants, constant_bytes, op_ids: order.to_vec() }
+}
+
+/// The bytes of the constants slot.
+pub fn constants(ops: &Ops, emitted: &Emitted) -> Vec<u8> {
+    constants::pack(ops, &emitted.constants, emitted.constant_bytes)
+}
+
+/// Finds operands.
+struct Operands<'a> {
+    ops: &'a Ops,
+    memory: &'a Memory,
+    constants: &'a [Chunk],
+    inputs: usize,
+}
+
+impl Operands<'_> {
+    fn tensor(&self, tensor: TensorId) -> Operand {
+        let edge = |index: usize| {
+            let slot = u16::try_from(EDGE_SLOTS_FROM + index);
+            SlotId(slot.expect("`partition` bounds inputs and outputs by the slots"))
+        };
+        match self.ops.tensor(tensor).home {
+            Home::Scratch => Operand::new(SCRATCH, self.memory.offsets[tensor.0]),
+            Home::Input(index) => Operand::new(edge(index), 0),
+            Home::Output(index) => Operand::new(edge(self.inputs + index), 0),
+        }
+    }
+
+    /// The constant `content` of operation `index`; unused when it has none.
+    fn constant(&self, index: usize, content: Content) -> Operand {
+        let found =
+            self.constants.iter().find(|chunk| chunk.op == index && chunk.content == content);
+        found.map_or_else(Operand::default, |chunk| Operand::new(CONSTANTS, chunk.offset))
+    }
+}

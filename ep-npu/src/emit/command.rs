@@ -1,0 +1,231 @@
+//! One operation to one command.
+
+use super::{Content, Operands};
+use crate::lower::{self, Conv, Form, Op, OpKind, Pool, TensorId};
+use npu_uapi::addr::Operand;
+use npu_uapi::command::{
+    self, Command, Dims, Flags, Header, Stage, Strides, Window, element, opcode, pool_kind,
+};
+use npu_uapi::requantise::AddTerms;
+
+impl Operands<'_> {
+    /// The command of operation `index`.
+    pub(super) fn command(&self, op_id: u32, index: usize) -> Command {
+        let op = &self.ops.ops[index];
+        match &op.kind {
+            OpKind::Conv(conv) => self.conv(op_id, index, op, conv),
+            OpKind::Add { terms, table } => {
+                let flags = table_0(table.is_some());
+                Command::Add(self.add(Header::new(opcode::ADD, 3, flags, op_id), index, op, *terms))
+            }
+            OpKind::Pool { kind, table } => {
+                let flags = table_0(table.is_some());
+                Command::Pool(self.pool(
+                    Header::new(opcode::POOL, 3, flags, op_id),
+                    index,
+                    op,
+                    kind,
+                ))
+            }
+            OpKind::Table(_) => Command::Table(self.table(op_id, index, op)),
+            OpKind::Layout { scale, zero_point } => {
+                Command::Layout(self.layout(op_id, op, *scale, *zero_point))
+            }
+        }
+    }
+
+    fn conv(&self, op_id: u32, index: usize, op: &Op, conv: &Conv) -> Command {
+        let mut flags = Flags::empty();
+        flags.set(Flags::TABLE_0, conv.table_0.is_some());
+        flags.set(Flags::ADD_AUX, conv.addition.is_some());
+        flags.set(Flags::AUX_FIRST, conv.addition.is_some_and(|addition| addition.aux_first));
+        flags.set(Flags::TABLE_1, conv.table_1.is_some());
+        let (ifm, ofm) = (self.form(op.reads[0]), self.form(op.writes));
+        let aux = op.reads.get(1).copied();
+        let aux_strides = aux.map_or_else(Strides::default, |aux| self.form(aux).strides());
+        let aux = aux.map_or_else(Operand::default, |aux| self.tensor(aux));
+        let weights = self.constant(index, Content::Weights);
+        let channels = self.constant(index, Content::Records);
+        let tables = self.constant(index, Content::Tables);
+        let stage = stage(conv);
+        let (from, to) = (ifm.dims(), ofm.dims());
+        if is_product(conv, from, to) {
+            return Command::MatMul(command::MatMul {
+                header: Header::new(opcode::MATMUL, 3, flags, op_id),
+                a: self.tensor(op.reads[0]),
+                weights,
+                channels,
+                out: self.tensor(op.writes),
+                aux,
+                tables,
+                m: from.n,
+                n: to.c,
+                k: from.c,
+                // One pixel an image: rows of the matrix are images.
+                a_row: ifm.strides().row,
+                out_row: ofm.strides().row,
+                aux_row: aux_strides.row,
+                stage,
+                ..command::MatMul::default()
+            });
+        }
+        Command::Conv(command::Conv {
+            header: Header::new(opcode::CONV, 4, flags, op_id),
+            ifm: self.tensor(op.reads[0]),
+            weights,
+            channels,
+            ofm: self.tensor(op.writes),
+            aux,
+            tables,
+            quant: Operand::default(),
+            ifm_dims: from,
+            ofm_h: to.h,
+            ofm_w: to.w,
+            ofm_c: to.c,
+            groups: u32::try_from(conv.groups).expect("groups divide the channels"),
+            ifm_strides: ifm.strides(),
+            ofm_strides: ofm.strides(),
+            aux_strides,
+            window: conv.window,
+            stage,
+        })
+    }
+
+    fn add(&self, header: Header, index: usize, op: &Op, terms: AddTerms) -> command::Add {
+        command::Add {
+            header,
+            a: self.tensor(op.reads[0]),
+            b: self.tensor(op.reads[1]),
+            out: self.tensor(op.writes),
+            tables: self.constant(index, Content::Tables),
+            dims: self.form(op.writes).dims(),
+            a_strides: self.form(op.reads[0]).strides(),
+            b_strides: self.form(op.reads[1]).strides(),
+            out_strides: self.form(op.writes).strides(),
+            first: terms.first,
+            second: terms.second,
+            offset: terms.offset,
+            clamp_low: 0,
+            clamp_high: 255,
+            ..command::Add::default()
+        }
+    }
+
+    fn pool(&self, header: Header, index: usize, op: &Op, kind: &Pool) -> command::Pool {
+        let (ifm, ofm) = (self.form(op.reads[0]), self.form(op.writes));
+        let pool = command::Pool {
+            header,
+            ifm: self.tensor(op.reads[0]),
+            ofm: self.tensor(op.writes),
+            tables: self.constant(index, Content::Tables),
+            ifm_dims: ifm.dims(),
+            ofm_h: ofm.dims().h,
+            ofm_w: ofm.dims().w,
+            ifm_strides: ifm.strides(),
+            ofm_strides: ofm.strides(),
+            clamp_low: 0,
+            clamp_high: 255,
+            ..command::Pool::default()
+        };
+        match *kind {
+            Pool::Max(window) => command::Pool { kind: pool_kind::MAX, window, ..pool },
+            Pool::Average { window, counted, input, output } => {
+                let [pad_bottom, pad_right] = counted.unwrap_or_default();
+                command::Pool {
+                    kind: pool_kind::AVERAGE,
+                    count_padding: u8::from(counted.is_some()),
+                    pad_bottom,
+                    pad_right,
+                    window,
+                    input_zero_point: input.1.into(),
+                    zero_point: output.1.into(),
+                    input_scale: input.0,
+                    output_scale: output.0,
+                    ..pool
+                }
+            }
+            Pool::Global { multiplier, input_zero_point, zero_point } => command::Pool {
+                kind: pool_kind::GLOBAL_AVERAGE,
+                window: Window::default(),
+                input_zero_point: input_zero_point.into(),
+                zero_point: zero_point.into(),
+                multiplier,
+                ..pool
+            },
+        }
+    }
+
+    fn table(&self, op_id: u32, index: usize, op: &Op) -> command::Table {
+        command::Table {
+            header: Header::new(opcode::TABLE, 2, Flags::empty(), op_id),
+            src: self.tensor(op.reads[0]),
+            dst: self.tensor(op.writes),
+            table: self.constant(index, Content::Tables),
+            dims: self.form(op.writes).dims(),
+            src_strides: self.form(op.reads[0]).strides(),
+            dst_strides: self.form(op.writes).strides(),
+            reserved: [0; 2],
+        }
+    }
+
+    fn layout(&self, op_id: u32, op: &Op, scale: f32, zero_point: u8) -> command::Layout {
+        let (src, dst) = (self.form(op.reads[0]), self.form(op.writes));
+        // The host's side is dense, so it has whatever dimensions the feature map has.
+        let dims = match (src, dst) {
+            (Form::Map { dims, .. }, _) | (_, Form::Map { dims, .. } | Form::Host { dims, .. }) => {
+                dims
+            }
+        };
+        let strides = |form: Form| match form {
+            Form::Map { .. } => form.strides4(),
+            Form::Host { element_bytes, .. } => Form::Host { dims, element_bytes }.strides4(),
+        };
+        let code = |form: Form| if form.element_bytes() == 4 { element::F32 } else { element::U8 };
+        command::Layout {
+            header: Header::new(opcode::LAYOUT, 3, Flags::empty(), op_id),
+            src: self.tensor(op.reads[0]),
+            dst: self.tensor(op.writes),
+            dims,
+            src_strides: strides(src),
+            dst_strides: strides(dst),
+            src_element: code(src),
+            dst_element: code(dst),
+            zero_point: zero_point.into(),
+            scale,
+            ..command::Layout::default()
+        }
+    }
+
+    fn form(&self, tensor: TensorId) -> Form {
+        self.ops.tensor(tensor).form
+    }
+}
+
+/// Whether a convolution is a product of matrices: one pixel in, one pixel out, one tap.
+fn is_product(conv: &Conv, from: Dims, to: Dims) -> bool {
+    let dot = |dims: Dims| dims.h == 1 && dims.w == 1;
+    conv.groups == 1
+        && conv.weights.kernel == [1, 1]
+        && dot(from)
+        && dot(to)
+        && (conv.window.pad_top, conv.window.pad_left) == (0, 0)
+}
+
+fn stage(conv: &lower::Conv) -> Stage {
+    let none = AddTerms { first: 0.0, second: 0.0, offset: 0.0 };
+    let terms = conv.addition.map_or(none, |addition| addition.terms);
+    Stage {
+        input_zero_point: conv.input_zero_point.into(),
+        zero_point: conv.zero_point.into(),
+        clamp_low: 0,
+        clamp_high: 255,
+        add_first: terms.first,
+        add_second: terms.second,
+        add_offset: terms.offset,
+        ..Stage::default()
+    }
+}
+
+fn table_0(is_used: bool) -> Flags {
+    if is_used { Flags::TABLE_0 } else { Flags::empty() }
+}

@@ -1,0 +1,163 @@
+//! Weights, channel records and tables as the device reads them.
+
+use crate::lower::{Conv, OpKind, Ops};
+use npu_uapi::command::{ChannelRecord, record_bytes};
+use zerocopy::IntoBytes;
+
+/// Alignment of every constant, in bytes.
+const ALIGN: u64 = 64;
+
+/// One constant of one operation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Chunk {
+    /// Where it lies in the constants slot.
+    pub offset: u64,
+    /// Index in [`Ops::ops`] of the operation.
+    pub op: usize,
+    /// Which of its constants.
+    pub content: Content,
+}
+
+/// Kinds of constants.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Content {
+    /// Weights in blocks of 16 output by 4 input channels.
+    Weights,
+    /// Channel records.
+    Records,
+    /// One or two tables.
+    Tables,
+}
+
+/// Places the constants of `ops`, in the order of `ops`; with the bytes that they take together.
+pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
+    let mut chunks = Vec::new();
+    let mut end = 0_u64;
+    for (op, operation) in ops.ops.iter().enumerate() {
+        let mut place = |content, len_bytes: u64| {
+            chunks.push(Chunk { offset: end, op, content });
+            end = (end + len_bytes).next_multiple_of(ALIGN);
+        };
+        match &operation.kind {
+            OpKind::Conv(conv) => {
+                place(Content::Weights, Blocks::of(conv).len_bytes() as u64);
+                place(Content::Records, record_bytes(outputs_u32(conv)));
+                if conv.table_0.is_some() || conv.table_1.is_some() {
+                    place(Content::Tables, 512);
+                }
+            }
+            OpKind::Add { table: Some(_), .. }
+            | OpKind::Pool { table: Some(_), .. }
+            | OpKind::Table(_) => place(Content::Tables, 256),
+            OpKind::Add { .. } | OpKind::Pool { .. } | OpKind::Layout { .. } => {}
+        }
+    }
+    (chunks, end)
+}
+
+/// The bytes of `chunks`.
+pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
+    let len = |bytes: u64| usize::try_from(bytes).expect("constants fit the memory they come from");
+    let mut bytes = vec![0; len(len_bytes)];
+    for chunk in chunks {
+        let to = &mut bytes[len(chunk.offset)..];
+        match (&ops.ops[chunk.op].kind, chunk.content) {
+            (OpKind::Conv(conv), Content::Weights) => pack_weights(conv, to),
+            (OpKind::Conv(conv), Content::Records) => pack_records(conv, to),
+            (OpKind::Conv(conv), Content::Tables) => {
+                let tables = [&conv.table_0, &conv.table_1];
+                for (to, table) in to.chunks_mut(256).zip(tables) {
+                    if let Some(table) = table {
+                        to[..256].copy_from_slice(table.as_slice());
+                    }
+                }
+            }
+            (
+                OpKind::Add { table: Some(table), .. }
+                | OpKind::Pool { table: Some(table), .. }
+                | OpKind::Table(table),
+                _,
+            ) => to[..256].copy_from_slice(table.as_slice()),
+            (kind, content) => panic!("{kind:?} has no {content:?}: `plan` placed it"),
+        }
+    }
+    bytes
+}
+
+/// How the weights of a convolution are cut into blocks of 16 output and 4 input channels.
+struct Blocks {
+    groups: usize,
+    outputs: usize,
+    reduction: usize,
+}
+
+impl Blocks {
+    fn of(conv: &Conv) -> Self {
+        let [rows, columns] = conv.weights.kernel;
+        let taps = rows * columns;
+        if is_depthwise(conv) {
+            let outputs = conv.weights.outputs;
+            return Self { groups: 1, outputs, reduction: taps.next_multiple_of(4) };
+        }
+        let outputs = conv.weights.outputs / conv.groups;
+        let reduction = taps * conv.weights.inputs.next_multiple_of(4);
+        Self { groups: conv.groups, outputs, reduction }
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.groups * self.outputs.div_ceil(16) * self.reduction * 16
+    }
+
+    /// Where the block of `output` within `group` begins, and the lane in it.
+    fn lane(&self, group: usize, output: usize) -> usize {
+        let block = group * self.outputs.div_ceil(16) + output / 16;
+        block * self.reduction * 16 + output % 16 * 4
+    }
+}
+
+fn is_depthwise(conv: &Conv) -> bool {
+    conv.groups > 1 && conv.weights.inputs == 1 && conv.weights.outputs == conv.groups
+}
+
+fn pack_weights(conv: &Conv, to: &mut [u8]) {
+    let blocks = Blocks::of(conv);
+    let weights = &conv.weights;
+    let [rows, columns] = weights.kernel;
+    // In a depthwise convolution the reduction is over taps, else over taps and input channels.
+    let depth = if is_depthwise(conv) { 1 } else { weights.inputs.next_multiple_of(4) };
+    for output in 0..weights.outputs {
+        let (group, within) = (output / blocks.outputs, output % blocks.outputs);
+        let lane = blocks.lane(group, within);
+        for tap in 0..rows * columns {
+            for input in 0..weights.inputs {
+                let step = tap * depth + input;
+                let weight = weights.at(output, input, tap / columns, tap % columns);
+                to[lane + step / 4 * 64 + step % 4] = weight.to_le_bytes()[0];
+            }
+        }
+    }
+}
+
+fn pack_records(conv: &Conv, to: &mut [u8]) {
+    let zero_point = i64::from(conv.input_zero_point);
+    for (output, to) in to.chunks_mut(16).take(conv.weights.outputs).enumerate() {
+        let sum = conv.weights.sum(output);
+        let record = ChannelRecord {
+            bias: wrap(i64::from(conv.bias[output]) - zero_point * sum),
+            multiplier: conv.multipliers[output],
+            weight_zero_point: 0,
+            weight_sum: wrap(sum),
+        };
+        to.copy_from_slice(record.as_bytes());
+    }
+}
+
+/// The low 32 bits: the device's sums wrap, and the whole sum is known to fit.
+#[expect(clippy::cast_possible_truncation, reason = "sums wrap in 32 bits, as the device's do")]
+fn wrap(sum: i64) -> i32 {
+    sum as i32
+}
+
+fn outputs_u32(conv: &Conv) -> u32 {
+    u32::try_from(conv.weights.outputs).expect("`shape` bounds channels to 31 bits")
+}

@@ -1,0 +1,162 @@
+//! Units to operations on the device's tensors: feature maps channel-last, conversions at the edges.
+//!
+//! A tensor keeps the dimensions it was made with; a change of shape is only remembered, and carried
+//! out where someone needs the new one. What a unit means is settled by `quantize`, that its shapes
+//! work by `shape`: nothing here can fail.
+
+mod fuse;
+mod op;
+mod unit;
+
+pub use op::{Addition, Conv, Form, Home, Op, OpKind, Ops, Pool, Tensor, TensorId};
+
+use crate::graph::{Graph, NodeId, ValueId};
+use crate::quantize::{Codes, Unit};
+use crate::shape::Shapes;
+use npu_uapi::command::Dims;
+use std::collections::BTreeMap;
+
+/// A convex part of a graph with all its shapes.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The graph that the units are of.
+    pub graph: &'a Graph,
+    /// The units, in topological order.
+    pub units: &'a [&'a Unit],
+    /// What flows in, in the order in which it is given.
+    pub inputs: &'a [ValueId],
+    /// What flows out, in the order in which it is taken; each is written by a unit.
+    pub outputs: &'a [ValueId],
+    /// Shapes of inputs and of what units write.
+    pub shapes: &'a Shapes,
+}
+
+/// The operations of `part`.
+pub fn ops(part: Part<'_>) -> Ops {
+    let mut lowering = Lowering { part, ops: Ops::default(), values: BTreeMap::new() };
+    for unit in part.units {
+        lowering.unit(unit);
+        lowering.give(unit);
+    }
+    let mut ops = lowering.ops;
+    fuse::output_stages(&mut ops);
+    ops
+}
+
+struct Lowering<'a> {
+    part: Part<'a>,
+    ops: Ops,
+    values: BTreeMap<ValueId, Held>,
+}
+
+/// Where a value is.
+#[derive(Clone, Copy)]
+struct Held {
+    /// The codes.
+    tensor: TensorId,
+    /// When the value is the float that these codes stand for.
+    dequantise: Option<Codes>,
+}
+
+impl Lowering<'_> {
+    /// The feature map of `value`, whatever its dimensions; graph inputs are fetched on first use.
+    fn map(&mut self, value: ValueId, node: NodeId) -> TensorId {
+        if let Some(held) = self.values.get(&value) {
+            return held.tensor;
+        }
+        let map = self.fetch(value, value, node, None);
+        self.hold(value, map);
+        map
+    }
+
+    /// The feature map of `value`, with the dimensions of its shape.
+    fn natural_map(&mut self, value: ValueId, node: NodeId) -> TensorId {
+        let map = self.map(value, node);
+        let want = self.dims(value);
+        if self.ops.tensor(map).form.dims() == want {
+            return map;
+        }
+        // Channel-first and dense, the two shapes are the same bytes.
+        let name = self.ops.tensor(map).name.clone();
+        let dense = Form::Host { dims: self.ops.tensor(map).form.dims(), element_bytes: 1 };
+        let dense = self.tensor(name.clone(), Home::Scratch, dense);
+        self.push(node, vec![map], dense, OpKind::Layout { scale: 0.0, zero_point: 0 });
+        let natural = self.tensor(name, Home::Scratch, Form::map(want));
+        self.push(node, vec![dense], natural, OpKind::Layout { scale: 0.0, zero_point: 0 });
+        natural
+    }
+
+    /// Brings the graph input `value` into a feature map called `name`, quantised when it is float.
+    fn fetch(
+        &mut self,
+        value: ValueId,
+        name: ValueId,
+        node: NodeId,
+        quantise: Option<Codes>,
+    ) -> TensorId {
+        let index = self.part.inputs.iter().position(|&input| input == value);
+        let index = index.expect("what no unit writes is an input of the part");
+        let dims = self.dims(value);
+        let element_bytes = if quantise.is_some() { 4 } else { 1 };
+        let host = self.tensor_of(value, Home::Input(index), Form::Host { dims, element_bytes });
+        // A network's image has few channels: four to a pixel spare most of the traffic.
+        let form = if dims.c <= 4 { Form::Map { dims, pixel: 4 } } else { Form::map(dims) };
+        let map = self.tensor_of(name, Home::Scratch, form);
+        let (scale, zero_point) =
+            quantise.map_or((0.0, 0), |codes| (codes.scale, codes.zero_point));
+        self.push(node, vec![host], map, OpKind::Layout { scale, zero_point });
+        map
+    }
+
+    /// Gives what `unit` wrote to the outputs that want it.
+    fn give(&mut self, unit: &Unit) {
+        let Held { tensor, dequantise } = self.values[&unit.output];
+        for index in 0..self.part.outputs.len() {
+            if self.part.outputs[index] != unit.output {
+                continue;
+            }
+            let dims = self.dims(unit.output);
+            let element_bytes = if dequantise.is_some() { 4 } else { 1 };
+            let form = Form::Host { dims, element_bytes };
+            let host = self.tensor_of(unit.output, Home::Output(index), form);
+            let (scale, zero_point) =
+                dequantise.map_or((0.0, 0), |codes| (codes.scale, codes.zero_point));
+            self.push(unit.target, vec![tensor], host, OpKind::Layout { scale, zero_point });
+        }
+    }
+
+    fn hold(&mut self, value: ValueId, tensor: TensorId) {
+        self.values.insert(value, Held { tensor, dequantise: None });
+    }
+
+    fn dims(&self, value: ValueId) -> Dims {
+        natural_dims(&self.part.shapes[&value])
+    }
+
+    fn tensor_of(&mut self, value: ValueId, home: Home, form: Form) -> TensorId {
+        let name = self.part.graph.value(value).name.clone();
+        self.tensor(name, home, form)
+    }
+
+    fn tensor(&mut self, name: String, home: Home, form: Form) -> TensorId {
+        self.ops.tensors.push(Tensor { name, home, form });
+        TensorId(self.ops.tensors.len() - 1)
+    }
+
+    fn push(&mut self, node: NodeId, reads: Vec<TensorId>, writes: TensorId, kind: OpKind) {
+        self.ops.ops.push(Op { node, reads, writes, kind });
+    }
+}
+
+/// A shape as images of rows, columns and channels. What lies between channels and the last
+/// dimension is rows; a single dimension is channels.
+fn natural_dims(shape: &[usize]) -> Dims {
+    let narrow = |len: usize| u32::try_from(len).expect("`shape` bounds rows to 31 bits");
+    let (n, c, rest) = match shape {
+        [] => (1, 1, shape),
+        &[c] => (1, c, &shape[1..]),
+        [n, c, rest @ ..] => (*n, *c, rest),
+    };
+    let (w, rows) = rest.split_last().map_or((1, rest), |(&w, rows)| (w, rows));
+    Dims { n: narrow(n), h: narrow(rows.iter().product()), w: narrow(w), c: narrow(c) }
+}

@@ -1,0 +1,81 @@
+//! What can happen before a result is stored does: tables and residual additions join the operation
+//! whose result nobody else reads.
+
+use super::{Addition, Op, OpKind, Ops, TensorId};
+use crate::quantize::Table;
+use std::sync::Arc;
+
+/// Moves tables and additions into the output stages before them.
+pub(super) fn output_stages(ops: &mut Ops) {
+    let mut fused: Vec<Op> = Vec::with_capacity(ops.ops.len());
+    for op in ops.ops.clone() {
+        let alone = |tensor: TensorId| ops.readers(tensor) == 1;
+        let op = match &op.kind {
+            OpKind::Table(table) if alone(op.reads[0]) => {
+                if absorb_table(&mut fused, op.reads[0], op.writes, table) {
+                    continue;
+                }
+                op
+            }
+            OpKind::Add { .. } if op.reads[0] != op.reads[1] => {
+                absorb_addition(&mut fused, op, alone)
+            }
+            _ => op,
+        };
+        fused.push(op);
+    }
+    ops.ops = fused;
+}
+
+/// Whether the operation that writes `source` took `table` into its output stage.
+fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Table) -> bool {
+    let Some(before) = ops.iter_mut().find(|op| op.writes == source) else { return false };
+    let place = match &mut before.kind {
+        OpKind::Conv(conv) if conv.addition.is_none() => &mut conv.table_0,
+        OpKind::Conv(conv) => &mut conv.table_1,
+        OpKind::Add { table, .. } | OpKind::Pool { table, .. } => table,
+        OpKind::Table(first) => {
+            *first = then(first, table);
+            before.writes = result;
+            return true;
+        }
+        OpKind::Layout { .. } => return false,
+    };
+    *place = Some(match place.take() {
+        Some(first) => then(&first, table),
+        None => table.clone(),
+    });
+    before.writes = result;
+    true
+}
+
+/// `op`, or the convolution before it with the addition in its output stage.
+///
+/// The convolution moves to where the addition was: there, whatever the other operand is, it exists.
+fn absorb_addition(ops: &mut Vec<Op>, op: Op, alone: impl Fn(TensorId) -> bool) -> Op {
+    let OpKind::Add { terms, .. } = op.kind else { return op };
+    let takes = |before: &Op| match &before.kind {
+        OpKind::Conv(conv) => {
+            conv.addition.is_none() && op.reads.contains(&before.writes) && alone(before.writes)
+        }
+        _ => false,
+    };
+    let Some(at) = ops.iter().rposition(takes) else { return op };
+    let mut conv = ops.remove(at);
+    let aux_first = op.reads[1] == conv.writes;
+    let aux = op.reads[usize::from(!aux_first)];
+    if let OpKind::Conv(stage) = &mut conv.kind {
+        stage.addition = Some(Addition { terms, aux_first });
+    }
+    conv.reads.push(aux);
+    conv.writes = op.writes;
+    conv
+}
+
+fn then(first: &Table, second: &Table) -> Table {
+    let mut both = [0; 256];
+    for (to, &from) in both.iter_mut().zip(first.iter()) {
+        *to = second[usize::from(from)];
+    }
+    Arc::new(both)
+}

@@ -1,0 +1,239 @@
+//! Operations on device tensors: what the command set can say, before memory has places.
+
+use crate::graph::NodeId;
+use crate::quantize::{Table, Weights};
+use npu_uapi::command::{Dims, Strides, Strides4, Window};
+use npu_uapi::requantise::AddTerms;
+
+/// Index of a tensor in [`Ops::tensors`].
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TensorId(pub usize);
+
+/// A group's operations, in an order that works, and the tensors they read and write.
+#[derive(Clone, Debug, Default)]
+pub struct Ops {
+    /// The operations.
+    pub ops: Vec<Op>,
+    /// The tensors. Each is written by at most one operation.
+    pub tensors: Vec<Tensor>,
+}
+
+/// A tensor of the device.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Name of the value it holds.
+    pub name: String,
+    /// Who brings its memory.
+    pub home: Home,
+    /// How its elements lie.
+    pub form: Form,
+}
+
+/// Who brings a tensor's memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Home {
+    /// The job's scratch memory.
+    Scratch,
+    /// Input of this index.
+    Input(usize),
+    /// Output of this index.
+    Output(usize),
+}
+
+/// How elements lie in memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Form {
+    /// A feature map of bytes, channel-last, with this many bytes a pixel.
+    Map {
+        /// Dimensions.
+        dims: Dims,
+        /// Bytes from a pixel to the next.
+        pixel: u32,
+    },
+    /// As the host has it: channel-first, dense, this many bytes an element.
+    Host {
+        /// Dimensions.
+        dims: Dims,
+        /// 1 for codes, 4 for floats.
+        element_bytes: u32,
+    },
+}
+
+/// One operation.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// The node that it is named for.
+    pub node: NodeId,
+    /// What it reads.
+    pub reads: Vec<TensorId>,
+    /// What it writes.
+    pub writes: TensorId,
+    /// What it does.
+    pub kind: OpKind,
+}
+
+/// What an operation does.
+#[derive(Clone, Debug)]
+pub enum OpKind {
+    /// Convolution or matrix product of the first tensor read, with its output stage.
+    Conv(Box<Conv>),
+    /// Sum of the two tensors read.
+    Add {
+        /// Immediates.
+        terms: AddTerms,
+        /// What follows.
+        table: Option<Table>,
+    },
+    /// Maximum or mean.
+    Pool {
+        /// Which.
+        kind: Pool,
+        /// What follows.
+        table: Option<Table>,
+    },
+    /// Every code through a table.
+    Table(Table),
+    /// From one form to another, with conversion where one side is float.
+    Layout {
+        /// Scale and zero point of the 8-bit side; zero when both are.
+        scale: f32,
+        /// As above.
+        zero_point: u8,
+    },
+}
+
+/// A convolution.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    /// The weights.
+    pub weights: Weights,
+    /// Start of each output channel's sum, without the zero-point term.
+    pub bias: Vec<i32>,
+    /// Multiplier of each output channel.
+    pub multipliers: Vec<f32>,
+    /// Groups of channels.
+    pub groups: usize,
+    /// The window.
+    pub window: Window,
+    /// Zero point of the input.
+    pub input_zero_point: u8,
+    /// Zero point of the requantised code.
+    pub zero_point: u8,
+    /// What follows requantisation.
+    pub table_0: Option<Table>,
+    /// The tensor added behind it, the second one read.
+    pub addition: Option<Addition>,
+    /// What follows the addition.
+    pub table_1: Option<Table>,
+}
+
+/// An addition in the output stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Addition {
+    /// Immediates.
+    pub terms: AddTerms,
+    /// Whether the auxiliary tensor is the first operand.
+    pub aux_first: bool,
+}
+
+/// Kinds of pooling.
+#[derive(Clone, Copy, Debug)]
+pub enum Pool {
+    /// Maximum.
+    Max(Window),
+    /// Mean over windows, in float.
+    Average {
+        /// The window.
+        window: Window,
+        /// Padding below and right, when padding counts.
+        counted: Option<[u16; 2]>,
+        /// Scale and zero point of the input.
+        input: (f32, u8),
+        /// Scale and zero point of the output.
+        output: (f32, u8),
+    },
+    /// Mean over whole images, in integers.
+    Global {
+        /// See [`npu_uapi::requantise::global_average_multiplier`].
+        multiplier: f32,
+        /// Zero point of the input.
+        input_zero_point: u8,
+        /// Zero point of the output.
+        zero_point: u8,
+    },
+}
+
+impl Ops {
+    /// The tensor `id`.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0]
+    }
+
+    /// How often `id` is read.
+    pub fn readers(&self, id: TensorId) -> usize {
+        self.ops.iter().flat_map(|op| &op.reads).filter(|&&read| read == id).count()
+    }
+}
+
+impl Form {
+    /// A feature map whose pixels are multiples of 16 bytes.
+    pub fn map(dims: Dims) -> Self {
+        Self::Map { dims, pixel: dims.c.next_multiple_of(16) }
+    }
+
+    /// Dimensions.
+    pub fn dims(&self) -> Dims {
+        match *self {
+            Self::Map { dims, .. } | Self::Host { dims, .. } => dims,
+        }
+    }
+
+    /// Bytes of an element.
+    pub fn element_bytes(&self) -> u32 {
+        match *self {
+            Self::Map { .. } => 1,
+            Self::Host { element_bytes, .. } => element_bytes,
+        }
+    }
+
+    /// Bytes of the whole tensor.
+    pub fn len_bytes(&self) -> u64 {
+        let Dims { n, h, w, c } = self.dims();
+        let lanes = match *self {
+            Self::Map { pixel, .. } => pixel,
+            Self::Host { element_bytes, .. } => c * element_bytes,
+        };
+        u64::from(n) * u64::from(h) * u64::from(w) * u64::from(lanes)
+    }
+
+    /// Strides of a feature map.
+    ///
+    /// # Panics
+    ///
+    /// On the host's form, which no operation but LAYOUT reads.
+    pub fn strides(&self) -> Strides {
+        let Self::Map { dims, pixel } = *self else {
+            panic!("only LAYOUT touches tensors of the host's form");
+        };
+        let pixel = i32::try_from(pixel).expect("`shape` bounds rows to 31 bits");
+        let columns = i32::try_from(dims.w).expect("`shape` bounds rows to 31 bits");
+        let row = pixel.checked_mul(columns).expect("`shape` bounds rows to 31 bits");
+        Strides { image: i64::from(row) * i64::from(dims.h), row, pixel }
+    }
+
+    /// Strides of either form.
+    pub fn strides4(&self) -> Strides4 {
+        match *self {
+            Self::Map { .. } => {
+                let Strides { image, row, pixel } = self.strides();
+                Strides4 { image, row: row.into(), pixel: pixel.into(), channel: 1 }
+            }
+            Self::Host { dims, element_bytes } => {
+                let pixel = i64::from(element_bytes);
+                let row = pixel * i64::from(dims.w);
+                let channel = row * i64::from(dims.h);
+                Strides4 { image: channel * i64::from(dims.c), row, pixel, channel }
+            }
+        }
+    }
+}

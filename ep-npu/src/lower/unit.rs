@@ -1,0 +1,163 @@
+//! One unit to operations.
+
+use super::{Conv, Form, Held, Home, Lowering, OpKind, Pool};
+use crate::graph::{NodeId, ValueId};
+use crate::quantize::{Codes, Kind, Products, Table, Unit, WindowSpec};
+use npu_uapi::command::{Dims, Window};
+use npu_uapi::requantise::{AddTerms, global_average_multiplier};
+
+impl Lowering<'_> {
+    /// Lowers `unit`; afterwards its output is held.
+    pub(super) fn unit(&mut self, unit: &Unit) {
+        let node = unit.target;
+        let input = unit.inputs[0];
+        match &unit.kind {
+            Kind::Quantize(codes) => {
+                let map = self.fetch(input, unit.output, node, Some(*codes));
+                self.hold(unit.output, map);
+            }
+            Kind::Dequantize(codes) => {
+                let tensor = self.map(input, node);
+                self.values.insert(unit.output, Held { tensor, dequantise: Some(*codes) });
+            }
+            Kind::Conv { products, groups, window } => {
+                let window = self.window(node, window, input);
+                self.conv(unit, products, *groups, window);
+            }
+            Kind::Product(products) => self.product(unit, products),
+            Kind::Add { first, second, result } => self.add(unit, [*first, *second, *result]),
+            Kind::MaxPool { window, table } => {
+                let pool = Pool::Max(self.window(node, window, input));
+                self.pool(unit, pool, table.clone());
+            }
+            Kind::AveragePool { window, count_padding, input: from, output: to } => {
+                let placed = self.placed(node, window, input);
+                let counted = count_padding.then_some([placed.pad_bottom, placed.pad_right]);
+                let (input, output) = (pair(*from), pair(*to));
+                let pool = Pool::Average { window: placed.window, counted, input, output };
+                self.pool(unit, pool, None);
+            }
+            Kind::GlobalAveragePool { input: from, output: to } => {
+                let Dims { h, w, .. } = self.dims(input);
+                let pool = Pool::Global {
+                    multiplier: global_average_multiplier(from.scale, to.scale, h * w),
+                    input_zero_point: from.zero_point,
+                    zero_point: to.zero_point,
+                };
+                self.pool(unit, pool, None);
+            }
+            Kind::Reshape { table: None, .. } => {
+                let map = self.map(input, node);
+                self.hold(unit.output, map);
+            }
+            Kind::Reshape { table: Some(table), .. } | Kind::Elementwise(table) => {
+                let map = self.map(input, node);
+                let form = self.ops.tensor(map).form;
+                let out = self.tensor_of(unit.output, Home::Scratch, form);
+                self.push(node, vec![map], out, OpKind::Table(table.clone()));
+                self.hold(unit.output, out);
+            }
+        }
+    }
+
+    fn conv(&mut self, unit: &Unit, products: &Products, groups: usize, window: Window) {
+        let map = self.natural_map(unit.inputs[0], unit.target);
+        let out = Form::map(self.dims(unit.output));
+        let out = self.tensor_of(unit.output, Home::Scratch, out);
+        let conv = Conv {
+            weights: products.weights.clone(),
+            bias: products.bias.clone(),
+            multipliers: products.multipliers.clone(),
+            groups,
+            window,
+            input_zero_point: products.input.zero_point,
+            zero_point: products.output.zero_point,
+            table_0: None,
+            addition: None,
+            table_1: None,
+        };
+        self.push(unit.target, vec![map], out, OpKind::Conv(Box::new(conv)));
+        self.hold(unit.output, out);
+    }
+
+    /// A product with a flattened image is a convolution with a kernel of the image's size.
+    fn product(&mut self, unit: &Unit, products: &Products) {
+        let (input, node) = (unit.inputs[0], unit.target);
+        let rows = self.dims(input);
+        let map = self.map(input, node);
+        let dims = self.ops.tensor(map).form.dims();
+        let fits = |len: u32| u16::try_from(len).ok();
+        let (map, kernel) = match (fits(dims.h), fits(dims.w)) {
+            (Some(h), Some(w)) if dims.n == rows.n => (map, [h, w]),
+            _ => (self.natural_map(input, node), [1, 1]),
+        };
+        let [kernel_h, kernel_w] = kernel;
+        let window = Window {
+            kernel_h,
+            kernel_w,
+            stride_h: 1,
+            stride_w: 1,
+            dilation_h: 1,
+            dilation_w: 1,
+            pad_top: 0,
+            pad_left: 0,
+        };
+        let weights = products.weights.over_image(kernel_h.into(), kernel_w.into());
+        let conv = Conv {
+            weights,
+            bias: products.bias.clone(),
+            multipliers: products.multipliers.clone(),
+            groups: 1,
+            window,
+            input_zero_point: products.input.zero_point,
+            zero_point: products.output.zero_point,
+            table_0: None,
+            addition: None,
+            table_1: None,
+        };
+        let out = Form::map(self.dims(unit.output));
+        let out = self.tensor_of(unit.output, Home::Scratch, out);
+        self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
+        self.hold(unit.output, out);
+    }
+
+    fn add(&mut self, unit: &Unit, [first, second, result]: [Codes; 3]) {
+        let node = unit.target;
+        let [a, b] = [0, 1].map(|operand| unit.inputs[operand]);
+        let (mut map_a, mut map_b) = (self.map(a, node), self.map(b, node));
+        let form = |lowering: &Self, map| lowering.ops.tensor(map).form.dims();
+        if form(self, map_a) != form(self, map_b) {
+            (map_a, map_b) = (self.natural_map(a, node), self.natural_map(b, node));
+        }
+        let out = Form::map(self.ops.tensor(map_a).form.dims());
+        let out = self.tensor_of(unit.output, Home::Scratch, out);
+        let terms = AddTerms::new(pair(first), pair(second), pair(result));
+        self.push(node, vec![map_a, map_b], out, OpKind::Add { terms, table: None });
+        self.hold(unit.output, out);
+    }
+
+    fn pool(&mut self, unit: &Unit, kind: Pool, table: Option<Table>) {
+        let map = self.natural_map(unit.inputs[0], unit.target);
+        let out = Form::map(self.dims(unit.output));
+        let out = self.tensor_of(unit.output, Home::Scratch, out);
+        self.push(unit.target, vec![map], out, OpKind::Pool { kind, table });
+        self.hold(unit.output, out);
+    }
+
+    fn window(&self, node: NodeId, window: &WindowSpec, input: ValueId) -> Window {
+        self.placed(node, window, input).window
+    }
+
+    fn placed(&self, node: NodeId, window: &WindowSpec, input: ValueId) -> crate::quantize::Placed {
+        let shape = &self.part.shapes[&input];
+        let &[_, _, h, w] = shape.as_slice() else {
+            panic!("`shape` has checked that windows lie over images");
+        };
+        let placed = window.place(self.part.graph.node(node), [h, w]);
+        placed.expect("`shape` has placed this window before")
+    }
+}
+
+fn pair(codes: Codes) -> (f32, u8) {
+    (codes.scale, codes.zero_point)
+}

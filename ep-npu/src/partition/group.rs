@@ -1,0 +1,167 @@
+//! Groups of units: convex, connected, worth the way, and within what one program may hold.
+
+use super::{no_work, refuse_unit};
+use crate::graph::{Graph, NodeId, ValueId};
+use crate::quantize::{Kind, Unit, Units};
+use crate::refusal::{Refusal, refuse};
+use npu_uapi::limits::Limits;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Some units that become one program.
+pub(super) struct Group {
+    /// Indices of the units.
+    pub(super) units: BTreeSet<usize>,
+    /// Their nodes, in topological order.
+    pub(super) nodes: Vec<NodeId>,
+}
+
+/// Groups the units that are left; groups that are not worth it are refused, and the rest regrouped.
+pub(super) fn groups(graph: &Graph, units: &mut Units, limits: &Limits) -> Vec<Group> {
+    loop {
+        let groups = connected(graph, units);
+        let mut settled = true;
+        for group in &groups {
+            if let Err(refusal) = check(graph, units, group, limits) {
+                settled = false;
+                for &unit in &group.units {
+                    refuse_unit(units, unit, &refusal);
+                }
+            }
+        }
+        if settled {
+            return groups;
+        }
+    }
+}
+
+/// Refuses a unit whose work exceeds what one command may do.
+pub(super) fn check_work(
+    graph: &Graph,
+    unit: &Unit,
+    inputs: &[&[usize]],
+    output: &[usize],
+    limits: &Limits,
+) -> Result<(), Refusal> {
+    let count = |shape: &[usize]| shape.iter().map(|&len| len as u128).product::<u128>();
+    let macs = match &unit.kind {
+        Kind::Conv { products, .. } => {
+            let [rows, columns] = products.weights.kernel;
+            let inputs = products.weights.inputs.next_multiple_of(4);
+            count(output) * (inputs * rows * columns) as u128
+        }
+        Kind::Product(products) => count(output) * products.weights.inputs as u128,
+        Kind::MaxPool { window, .. } | Kind::AveragePool { window, .. } => {
+            count(output) * window.taps() as u128
+        }
+        _ => count(inputs[0]),
+    };
+    if macs <= u128::from(limits.command_macs) {
+        return Ok(());
+    }
+    let node = graph.node(unit.target);
+    let most = limits.command_macs;
+    refuse!(SIZE, "{node} does {macs} multiplications; the device takes {most} in one command")
+}
+
+/// Connected components of units of equal level, where a step between taken and not taken raises
+/// the level: no path leaves a component and comes back.
+///
+/// Levels are of whole units. A unit is entered through its DequantizeLinear nodes and left through
+/// its last node only, so seeing it as one node makes no cycle.
+fn connected(graph: &Graph, units: &Units) -> Vec<Group> {
+    let mut written: BTreeMap<ValueId, Source> = BTreeMap::new();
+    let mut root: Vec<usize> = (0..units.units.len()).collect();
+    // A unit's target stands behind all that the unit reads and before all that it feeds, so
+    // visiting units at their targets is topological.
+    for (id, node) in graph.nodes() {
+        let unit = units.of_node[id.0 as usize].as_ref().ok().copied();
+        if unit.is_some_and(|unit| units.units[unit].target != id) {
+            continue;
+        }
+        let reads: Vec<ValueId> = match unit {
+            Some(unit) => units.units[unit].inputs.clone(),
+            None => node.inputs.iter().copied().flatten().collect(),
+        };
+        let sources: Vec<Source> =
+            reads.iter().filter_map(|value| written.get(value).copied()).collect();
+        let raised =
+            |source: &Source| source.level + usize::from(source.unit.is_some() != unit.is_some());
+        let level = sources.iter().map(raised).max().unwrap_or(0);
+        let source = Source { level, unit };
+        let Some(unit) = unit else {
+            written.extend(node.outputs.iter().flatten().map(|&value| (value, source)));
+            continue;
+        };
+        for before in sources.iter().filter(|before| before.level == level) {
+            if let Some(before) = before.unit {
+                let (a, b) = (find(&mut root, before), find(&mut root, unit));
+                root[a.max(b)] = a.min(b);
+            }
+        }
+        written.insert(units.units[unit].output, source);
+    }
+    collect(units, &mut root)
+}
+
+/// What writes a value.
+#[derive(Clone, Copy)]
+struct Source {
+    level: usize,
+    unit: Option<usize>,
+}
+
+fn collect(units: &Units, root: &mut [usize]) -> Vec<Group> {
+    let mut groups: BTreeMap<usize, Group> = BTreeMap::new();
+    for (index, unit) in units.units.iter().enumerate() {
+        if units.of_node[unit.target.0 as usize].is_ok() {
+            let group = groups
+                .entry(find(root, index))
+                .or_insert_with(|| Group { units: BTreeSet::new(), nodes: Vec::new() });
+            group.units.insert(index);
+            group.nodes.extend(&unit.nodes);
+        }
+    }
+    let mut groups: Vec<Group> = groups.into_values().collect();
+    for group in &mut groups {
+        group.nodes.sort_unstable();
+    }
+    groups
+}
+
+fn find(root: &mut [usize], mut unit: usize) -> usize {
+    while root[unit] != unit {
+        root[unit] = root[root[unit]];
+        unit = root[unit];
+    }
+    unit
+}
+
+fn check(graph: &Graph, units: &Units, group: &Group, limits: &Limits) -> Result<(), Refusal> {
+    if !group.units.iter().any(|&unit| units.units[unit].kind.is_work()) {
+        return Err(no_work());
+    }
+    let inside: BTreeSet<NodeId> = group.nodes.iter().copied().collect();
+    let leaves = |value: &ValueId| {
+        let outside = |node: &NodeId| !inside.contains(node);
+        graph.is_output(*value) || graph.value(*value).consumers.iter().any(outside)
+    };
+    let written: BTreeSet<ValueId> =
+        group.units.iter().map(|&unit| units.units[unit].output).collect();
+    let read: BTreeSet<ValueId> =
+        group.units.iter().flat_map(|&unit| units.units[unit].inputs.clone()).collect();
+    let edges = read.difference(&written).count() + written.iter().filter(|v| leaves(v)).count();
+    let slots = (limits.slots as usize).min(256);
+    if crate::emit::EDGE_SLOTS_FROM + edges > slots {
+        return refuse!(
+            SIZE,
+            "the group has {edges} inputs and outputs; the device has {slots} slots for one program"
+        );
+    }
+    // A unit is at most three commands and one more at each edge; a command is at most 256 bytes.
+    let commands = 3 * group.units.len() + edges + 1;
+    let bytes = 64 + 16 * slots + 256 * commands;
+    if commands as u64 > u64::from(limits.commands) || bytes as u64 > limits.program_bytes {
+        return refuse!(SIZE, "the group needs {commands} commands, more than the device takes");
+    }
+    Ok(())
+}

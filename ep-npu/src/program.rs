@@ -1,0 +1,147 @@
+//! One part of a graph with numbers for its shapes in, one program for the device out.
+
+use crate::allocate::{self, Overlap};
+use crate::emit::{self, Emitted};
+use crate::graph::{ElementType, Graph, ValueId};
+use crate::lower::{self, Ops, Part};
+use crate::quantize::{self, Kind, Unit, Units};
+use crate::refusal::Refusal;
+use crate::schedule;
+use crate::shape::{self, Shapes};
+use npu_uapi::limits::Limits;
+use npu_uapi::verify;
+
+/// Why a part does not compile.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompileError {
+    /// The part holds something that the NPU does not take.
+    #[error("the NPU does not take this: {0}")]
+    Refused(#[from] Refusal),
+    /// The part has an output that none of its nodes writes.
+    #[error("output `{value}` is written by no node of the part")]
+    Unwritten {
+        /// The output.
+        value: String,
+    },
+    /// A fault of the compiler: two tensors share memory.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    /// The program breaks a rule of the device; sizes aside, a fault of the compiler.
+    #[error("the program for this shape breaks a rule of the device: {0}")]
+    Verifier(verify::Refusal),
+}
+
+/// A compiled program; constants are packed apart, see [`Compiled::constants`].
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The operations, for dumps and names.
+    pub ops: Ops,
+    /// Order in which they run.
+    pub order: Vec<usize>,
+    /// Where tensors lie.
+    pub memory: allocate::Memory,
+    /// The image and what its constants are.
+    pub emitted: Emitted,
+    /// Type and shape of each input.
+    pub inputs: Vec<Edge>,
+    /// Type and shape of each output.
+    pub outputs: Vec<Edge>,
+}
+
+/// A tensor that crosses the border of a part.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Edge {
+    /// Name of the value.
+    pub name: String,
+    /// Element type: codes or floats.
+    pub element: ElementType,
+    /// Shape.
+    pub shape: Vec<usize>,
+}
+
+/// The units of a part in which every node is taken.
+pub fn units(part: &Graph) -> Result<Units, CompileError> {
+    let units = quantize::units(part);
+    match units.of_node.iter().find_map(|verdict| verdict.as_ref().err()) {
+        Some(refusal) => Err(refusal.clone().into()),
+        None => Ok(units),
+    }
+}
+
+/// Compiles `part`, whose units are `units`, for inputs of these shapes.
+pub fn compile(
+    part: &Graph,
+    units: &Units,
+    input_shapes: &[Vec<usize>],
+    limits: &Limits,
+) -> Result<Compiled, CompileError> {
+    let all: Vec<&Unit> = units.units.iter().collect();
+    let shapes = part.inputs().iter().copied().zip(input_shapes.iter().cloned()).collect();
+    let shapes = infer(part, &all, shapes)?;
+    compile_part(
+        Part {
+            graph: part,
+            units: &all,
+            inputs: part.inputs(),
+            outputs: part.outputs(),
+            shapes: &shapes,
+        },
+        limits,
+    )
+}
+
+/// Compiles a part all of whose shapes are known.
+pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, CompileError> {
+    let written = |value: &ValueId| part.units.iter().any(|unit| unit.output == *value);
+    if let Some(&value) = part.outputs.iter().find(|value| !written(value)) {
+        return Err(CompileError::Unwritten { value: part.graph.value(value).name.clone() });
+    }
+    let ops = lower::ops(part);
+    let order = schedule::order(&ops);
+    let memory = allocate::memory(&ops, &order)?;
+    let (inputs, outputs) = (part.inputs.len(), part.outputs.len());
+    let emitted = emit::image(&ops, &order, &memory, inputs, outputs);
+    verify::verify(&emitted.image, limits).map_err(CompileError::Verifier)?;
+    let inputs = part.inputs.iter().map(|&value| edge(part, value)).collect();
+    let outputs = part.outputs.iter().map(|&value| edge(part, value)).collect();
+    Ok(Compiled { ops, order, memory, emitted, inputs, outputs })
+}
+
+impl Compiled {
+    /// The bytes of the constants slot.
+    pub fn constants(&self) -> Vec<u8> {
+        emit::constants(&self.ops, &self.emitted)
+    }
+}
+
+/// The shapes of everything that `units` write, from those of the inputs.
+pub fn infer(part: &Graph, units: &[&Unit], mut shapes: Shapes) -> Result<Shapes, Refusal> {
+    for unit in units {
+        let inputs: Option<Vec<&[usize]>> =
+            unit.inputs.iter().map(|value| shapes.get(value).map(Vec::as_slice)).collect();
+        let Some(inputs) = inputs else {
+            return crate::refusal::refuse!(
+                SHAPE,
+                "{} reads a tensor of unknown shape",
+                part.node(unit.target)
+            );
+        };
+        let output = shape::output(part, unit, &inputs)?;
+        shapes.insert(unit.output, output);
+    }
+    Ok(shapes)
+}
+
+fn edge(part: Part<'_>, value: ValueId) -> Edge {
+    let float = part.units.iter().any(|unit| match unit.kind {
+        Kind::Quantize(_) => unit.inputs.contains(&value),
+        Kind::Dequantize(_) => unit.output == value,
+        _ => false,
+    });
+    Edge {
+        name: part.graph.value(value).name.clone(),
+        element: if float { ElementType::F32 } else { ElementType::U8 },
+        shape: part.shapes.get(&value).cloned().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,231 @@
+//! Graph to units: which nodes the CPU provider turns into one 8-bit operator together.
+//!
+//! ```text
+//! DequantizeLinear -> Conv -> (Relu that changes nothing) -> QuantizeLinear     one unit
+//! QuantizeLinear of a float graph input, DequantizeLinear to a float graph output     a unit each
+//! ```
+//!
+//! The rules are those of ONNX Runtime's QDQ fusion, so that what is taken here is what would have
+//! been fused there: whoever runs a unit, the bits are the same. Shapes are the next stage's matter.
+
+mod codes;
+mod elements;
+mod form;
+mod pools;
+mod products;
+mod unit;
+mod window;
+
+pub use codes::{Codes, Table};
+pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
+pub use window::{Placed, WindowSpec};
+
+use crate::graph::{ElementType, Graph, Node, NodeId};
+use crate::refusal::{Refusal, refuse, rule};
+use form::{Former, is_dequantize, is_quantize};
+
+/// Units of a graph, and for each node the unit it belongs to or why it belongs to none.
+#[derive(Clone, Debug)]
+pub struct Units {
+    /// The units, in topological order.
+    pub units: Vec<Unit>,
+    /// For each node, in order.
+    pub of_node: Vec<Result<usize, Refusal>>,
+}
+
+/// Finds the units of `graph`. Any graph is fine; what fits no unit is refused with a reason.
+pub fn units(graph: &Graph) -> Units {
+    if let Some(refusal) = s8_activation(graph) {
+        let of_node = vec![Err(refusal); graph.node_count()];
+        return Units { units: Vec::new(), of_node };
+    }
+    let mut search = Search { graph, units: Vec::new(), of_node: vec![None; graph.node_count()] };
+    search.operators();
+    search.conversions();
+    search.finish()
+}
+
+struct Search<'g> {
+    graph: &'g Graph,
+    units: Vec<Unit>,
+    of_node: Vec<Option<Result<usize, Refusal>>>,
+}
+
+impl Search<'_> {
+    /// Units around operators; a refused operator refuses the conversions that are its own.
+    fn operators(&mut self) {
+        for (id, node) in self.graph.nodes() {
+            if is_quantize(node) || is_dequantize(node) || self.is_settled(id) {
+                continue;
+            }
+            match operator(self.graph, id, node) {
+                Ok(unit) => self.take(unit),
+                Err(refusal) => self.refuse(id, &refusal),
+            }
+        }
+    }
+
+    /// Units of conversions that belong to no operator; a QuantizeLinear may claim the
+    /// DequantizeLinear before it.
+    fn conversions(&mut self) {
+        self.sweep(is_quantize, quantize);
+        self.sweep(is_dequantize, dequantize);
+    }
+
+    fn sweep(
+        &mut self,
+        is_mine: fn(&Node) -> bool,
+        form: fn(&Graph, NodeId, &Node) -> Result<Unit, Refusal>,
+    ) {
+        for (id, node) in self.graph.nodes() {
+            if !is_mine(node) || self.is_settled(id) {
+                continue;
+            }
+            match form(self.graph, id, node) {
+                Ok(unit) => self.take(unit),
+                Err(refusal) => self.settle(id, Err(refusal)),
+            }
+        }
+    }
+
+    fn finish(mut self) -> Units {
+        // Units were found in two sweeps; the order of their operators is topological.
+        let mut order: Vec<usize> = (0..self.units.len()).collect();
+        order.sort_by_key(|&unit| self.units[unit].target);
+        let mut position = vec![0; order.len()];
+        for (new, &old) in order.iter().enumerate() {
+            position[old] = new;
+        }
+        self.units.sort_by_key(|unit| unit.target);
+        let of_node = self
+            .of_node
+            .into_iter()
+            .map(|verdict| match verdict {
+                Some(verdict) => verdict.map(|unit| position[unit]),
+                None => refuse!(UNIT, "the node stands between units"),
+            })
+            .collect();
+        Units { units: self.units, of_node }
+    }
+
+    fn is_settled(&self, id: NodeId) -> bool {
+        self.of_node[id.0 as usize].is_some()
+    }
+
+    fn settle(&mut self, id: NodeId, verdict: Result<usize, Refusal>) {
+        self.of_node[id.0 as usize].get_or_insert(verdict);
+    }
+
+    fn take(&mut self, unit: Unit) {
+        for &node in &unit.nodes {
+            self.settle(node, Ok(self.units.len()));
+        }
+        self.units.push(unit);
+    }
+
+    fn refuse(&mut self, target: NodeId, refusal: &Refusal) {
+        self.settle(target, Err(refusal.clone()));
+        let node = self.graph.node(target);
+        let before = node.inputs.iter().flatten().filter_map(|&v| self.graph.value(v).producer);
+        let after = node.outputs.iter().flatten().flat_map(|&v| &self.graph.value(v).consumers);
+        let before = before.filter(|&id| is_dequantize(self.graph.node(id)));
+        let after = after.copied().filter(|&id| is_quantize(self.graph.node(id)));
+        for id in before.chain(after).collect::<Vec<_>>() {
+            let reason = format!("belongs to {node}: {}", refusal.reason);
+            self.settle(id, Err(Refusal::new(refusal.rule, reason)));
+        }
+    }
+}
+
+/// The unit around an operator.
+fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
+    let unit = Former::new(graph, id);
+    let form = match node.op.as_str() {
+        "Conv" => products::conv,
+        "Gemm" => products::gemm,
+        "MatMul" => products::matmul,
+        "Add" => elements::add,
+        "Relu" => elements::relu,
+        "Clip" => elements::clip,
+        "LeakyRelu" => elements::leaky_relu,
+        "MaxPool" => pools::max_pool,
+        "AveragePool" => pools::average_pool,
+        "GlobalAveragePool" => pools::global_average_pool,
+        "Flatten" => elements::flatten,
+        "Reshape" => elements::reshape,
+        "Squeeze" => elements::squeeze,
+        "Unsqueeze" => elements::unsqueeze,
+        _ => return refuse!(OPERATOR, "{node}: no exact form of {} yet", node.op),
+    };
+    if !node.is(&node.op) {
+        return refuse!(
+            OPERATOR,
+            "{node} is of domain `{}`; only ONNX's own is taken",
+            node.domain
+        );
+    }
+    form(unit)
+}
+
+/// A QuantizeLinear that ends no operator's unit: of a graph input, or behind a DequantizeLinear.
+fn quantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
+    let (Some(input), Some(output)) = (node.input(0), node.output(0)) else {
+        return refuse!(UNIT, "{node} lacks its input or output");
+    };
+    let value = graph.value(input);
+    if value.constant.is_some() {
+        return refuse!(UNIT, "{node} reads a constant; fold it");
+    }
+    let Some(producer) = value.producer else {
+        if value.ty.as_ref().is_some_and(|ty| ty.element != ElementType::F32) {
+            return refuse!(ELEMENT_TYPE, "{node} reads `{}`, which is not float32", value.name);
+        }
+        let kind = Kind::Quantize(Codes::read(graph, node)?);
+        return Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind });
+    };
+    let before = graph.node(producer);
+    if !is_dequantize(before) {
+        return refuse!(
+            FLOAT_NEIGHBOUR,
+            "{node} reads the float of {before}, which stays on the CPU"
+        );
+    }
+    let mut unit = Former::new(graph, id);
+    let from = unit.activation(0)?;
+    let to = Codes::read(graph, node)?;
+    Ok(unit.finish(output, Kind::Elementwise(from.table(to, |value| value))))
+}
+
+/// A DequantizeLinear that begins no operator's unit: to a graph output.
+fn dequantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
+    let (Some(input), Some(output)) = (node.input(0), node.output(0)) else {
+        return refuse!(UNIT, "{node} lacks its input or output");
+    };
+    if let Some(&reader) = graph.value(output).consumers.first() {
+        let reader = graph.node(reader);
+        return refuse!(FLOAT_NEIGHBOUR, "{node} feeds {reader}, which stays on the CPU");
+    }
+    if graph.value(input).constant.is_some() || !graph.is_output(output) {
+        return refuse!(UNIT, "{node} feeds no unit and no graph output");
+    }
+    let kind = Kind::Dequantize(Codes::read(graph, node)?);
+    Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind })
+}
+
+/// The refusal of everything, when some activation is int8.
+///
+/// The CPU provider turns int8 activations into uint8 where it can and runs the rest in float; where
+/// it can depends on the whole graph, so a part that is taken away would change the other.
+fn s8_activation(graph: &Graph) -> Option<Refusal> {
+    let is_s8 = |node: &Node| {
+        let flows = is_quantize(node) || (is_dequantize(node) && graph.constant(node, 0).is_none());
+        let zero_point = graph.constant(node, 2).map(|tensor| tensor.element);
+        flows && zero_point == Some(ElementType::I8)
+    };
+    let (_, node) = graph.nodes().find(|(_, node)| is_s8(node))?;
+    let reason = format!(
+        "{node} makes an int8 activation, so parts of this graph run in float on the CPU; \
+         quantise activations as uint8 (QUInt8)"
+    );
+    Some(Refusal::new(rule::S8_ACTIVATIONS, reason))
+}

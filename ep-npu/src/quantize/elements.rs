@@ -1,0 +1,100 @@
+//! Units that work element by element, or only change a shape.
+
+use super::codes::Codes;
+use super::form::{Former, clip_range};
+use super::unit::{Kind, ShapeChange, Unit};
+use crate::graph::Tensor;
+use crate::refusal::{Refusal, refuse};
+
+/// Add of two tensors that flow.
+pub(super) fn add(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    let (first, second) = (unit.activation(0)?, unit.activation(1)?);
+    let (value, result) = unit.result()?;
+    let terms = npu_uapi::requantise::AddTerms::new(
+        (first.scale, first.zero_point),
+        (second.scale, second.zero_point),
+        (result.scale, result.zero_point),
+    );
+    if ![terms.first, terms.second, terms.offset].iter().all(|term| term.is_finite()) {
+        return refuse!(SCALE, "{node} has scales that come to terms of {terms:?}");
+    }
+    Ok(unit.finish(value, Kind::Add { first, second, result }))
+}
+
+/// Relu, where it is a step of its own.
+pub(super) fn relu(unit: Former<'_>) -> Result<Unit, Refusal> {
+    elementwise(unit, |value| if value > 0.0 { value } else { 0.0 })
+}
+
+/// Clip with constant bounds, where it is a step of its own.
+pub(super) fn clip(unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    match clip_range(unit.graph, node) {
+        Some((low, high)) if low <= high => {
+            elementwise(unit, |value| if value < low { low } else { value.min(high) })
+        }
+        Some((low, high)) => refuse!(ATTRIBUTE, "{node} has bounds {low} and {high}"),
+        None => refuse!(ATTRIBUTE, "{node} has bounds that are not constant float32"),
+    }
+}
+
+/// LeakyRelu.
+pub(super) fn leaky_relu(unit: Former<'_>) -> Result<Unit, Refusal> {
+    let alpha = unit.node().float("alpha").unwrap_or(0.01);
+    elementwise(unit, |value| if value >= 0.0 { value } else { alpha * value })
+}
+
+/// Flatten.
+pub(super) fn flatten(unit: Former<'_>) -> Result<Unit, Refusal> {
+    let axis = unit.node().int("axis").unwrap_or(1);
+    reshaped(unit, ShapeChange::Flatten(axis))
+}
+
+/// Reshape to a constant shape.
+pub(super) fn reshape(unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    let Some(shape) = unit.graph.constant(node, 1).and_then(Tensor::as_i64) else {
+        return refuse!(SHAPE, "{node} has a shape that is not constant int64");
+    };
+    let zero_copies = node.int("allowzero").unwrap_or(0) == 0;
+    reshaped(unit, ShapeChange::To { shape, zero_copies })
+}
+
+/// Squeeze.
+pub(super) fn squeeze(unit: Former<'_>) -> Result<Unit, Refusal> {
+    let axes = axes(&unit)?;
+    reshaped(unit, ShapeChange::Squeeze(axes))
+}
+
+/// Unsqueeze.
+pub(super) fn unsqueeze(unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    match axes(&unit)? {
+        Some(axes) => reshaped(unit, ShapeChange::Unsqueeze(axes)),
+        None => refuse!(ATTRIBUTE, "{node} has no axes"),
+    }
+}
+
+fn axes(unit: &Former<'_>) -> Result<Option<Vec<i64>>, Refusal> {
+    let node = unit.node();
+    if node.input(1).is_none() {
+        return Ok(node.ints("axes").map(<[i64]>::to_vec));
+    }
+    match unit.graph.constant(node, 1).and_then(Tensor::as_i64) {
+        Some(axes) => Ok(Some(axes)),
+        None => refuse!(SHAPE, "{node} has axes that are not constant int64"),
+    }
+}
+
+fn elementwise(mut unit: Former<'_>, function: impl Fn(f32) -> f32) -> Result<Unit, Refusal> {
+    let input = unit.activation(0)?;
+    let (value, output): (_, Codes) = unit.result()?;
+    Ok(unit.finish(value, Kind::Elementwise(input.table(output, function))))
+}
+
+fn reshaped(mut unit: Former<'_>, shape: ShapeChange) -> Result<Unit, Refusal> {
+    let input = unit.activation(0)?;
+    let (value, output) = unit.result()?;
+    Ok(unit.finish(value, Kind::Reshape { shape, table: input.requantise(output) }))
+}

@@ -1,0 +1,224 @@
+//! The parts that every unit has: what stands before its operator and what stands behind it.
+
+use super::codes::{Codes, check_scale};
+use super::unit::{Kind, Unit};
+use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
+use crate::refusal::{Refusal, refuse};
+
+/// Collects one unit around its operator.
+pub(super) struct Former<'g> {
+    pub(super) graph: &'g Graph,
+    target: NodeId,
+    nodes: Vec<NodeId>,
+    inputs: Vec<ValueId>,
+}
+
+/// Constant codes with the scale of each output channel (one for all, or one each).
+pub(super) struct Constant<'g> {
+    pub(super) tensor: &'g Tensor,
+    pub(super) scales: Vec<f32>,
+}
+
+impl<'g> Former<'g> {
+    pub(super) fn new(graph: &'g Graph, target: NodeId) -> Self {
+        Self { graph, target, nodes: vec![target], inputs: Vec::new() }
+    }
+
+    /// The operator.
+    pub(super) fn node(&self) -> &'g Node {
+        self.graph.node(self.target)
+    }
+
+    /// Input `index` of the operator, which flows as codes: they are returned.
+    pub(super) fn activation(&mut self, index: usize) -> Result<Codes, Refusal> {
+        let (dequantize, source) = self.dequantize(index)?;
+        if self.graph.value(source).constant.is_some() {
+            let node = self.node();
+            return refuse!(
+                UNIT,
+                "{node} reads a constant as input {index}; it is taken between two tensors that flow"
+            );
+        }
+        let codes = Codes::read(self.graph, dequantize)?;
+        self.inputs.push(source);
+        Ok(codes)
+    }
+
+    /// Input `index` of the operator, which is constant codes of type `element` with zero point 0;
+    /// where their scales are many, they follow dimension `axis`, `channels` long.
+    pub(super) fn constant(
+        &mut self,
+        index: usize,
+        element: ElementType,
+        axis: usize,
+    ) -> Result<Constant<'g>, Refusal> {
+        let (node, source) = self.dequantize(index)?;
+        let Some(tensor) = &self.graph.value(source).constant else {
+            return refuse!(WEIGHTS, "{node} reads weights or bias that are not constant");
+        };
+        if tensor.element != element {
+            let found = tensor.element;
+            return refuse!(ELEMENT_TYPE, "{node} reads {found}; {element} is taken here");
+        }
+        if let Some(size) = node.int("block_size").filter(|&size| size != 0) {
+            return refuse!(ATTRIBUTE, "{node} has block_size {size}; only 0 is taken");
+        }
+        if node.input(2).is_some() {
+            match self.graph.constant(node, 2) {
+                Some(zero) if zero.element == element && zero.bytes.iter().all(|&b| b == 0) => {}
+                Some(zero) => {
+                    return refuse!(
+                        WEIGHTS,
+                        "{node} has zero point {zero:?} that is not {element} zero; quantise weights symmetrically"
+                    );
+                }
+                None => return refuse!(WEIGHTS, "{node} has a zero point that is not constant"),
+            }
+        }
+        let Some(scales) = self.graph.constant(node, 1).and_then(Tensor::as_f32) else {
+            return refuse!(SCALE, "{node} has no constant float32 scale");
+        };
+        for &scale in &scales {
+            check_scale(node, scale)?;
+        }
+        let Some(&channels) = tensor.shape.get(axis) else {
+            return refuse!(WEIGHTS, "{node} reads {tensor:?}, which has no dimension {axis}");
+        };
+        if scales.len() != 1 {
+            let found = scales.len();
+            if found != channels {
+                return refuse!(WEIGHTS, "{node} has {found} scales for {channels} channels");
+            }
+            let rank = i64::try_from(tensor.shape.len()).unwrap_or(i64::MAX);
+            let given = node.int("axis").unwrap_or(1);
+            let wrapped = if given < 0 { given.saturating_add(rank) } else { given };
+            if usize::try_from(wrapped) != Ok(axis) {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} has axis {given}; scales for each output channel follow axis {axis}"
+                );
+            }
+        }
+        Ok(Constant { tensor, scales })
+    }
+
+    /// The codes that the operator's result becomes. A Relu or Clip in between joins the unit when
+    /// the codes leave it nothing to do, as the CPU provider has it.
+    pub(super) fn result(&mut self) -> Result<(ValueId, Codes), Refusal> {
+        let graph = self.graph;
+        let node = self.node();
+        if node.outputs.iter().skip(1).any(Option::is_some) {
+            return refuse!(UNIT, "{node} has more than one output; only the first is taken");
+        }
+        let Some(mut value) = node.output(0) else {
+            return refuse!(UNIT, "{node} has no output");
+        };
+        let mut next = self.only_consumer(value)?;
+        let mut activation = None;
+        let after = graph.node(next);
+        if after.is("Relu") || after.is("Clip") {
+            let Some(output) = after.output(0) else {
+                return refuse!(UNIT, "{after} has no output");
+            };
+            (activation, value) = (Some(after), output);
+            self.nodes.push(next);
+            next = self.only_consumer(value)?;
+        }
+        let quantize = graph.node(next);
+        if !is_quantize(quantize) {
+            return refuse!(UNIT, "{node} is read by {quantize}; a unit ends in QuantizeLinear");
+        }
+        let codes = Codes::read(graph, quantize)?;
+        if let Some(activation) = activation.filter(|after| !is_redundant(graph, after, codes)) {
+            let Codes { scale, zero_point } = codes;
+            return refuse!(
+                ACTIVATION_RANGE,
+                "{activation} changes values that scale {scale} and zero point {zero_point} of {quantize} can hold, \
+                 so the CPU runs {node} in float; calibrate behind the activation"
+            );
+        }
+        let Some(output) = quantize.output(0) else {
+            return refuse!(UNIT, "{quantize} has no output");
+        };
+        self.nodes.push(next);
+        Ok((output, codes))
+    }
+
+    /// The unit.
+    pub(super) fn finish(mut self, output: ValueId, kind: Kind) -> Unit {
+        self.nodes.sort_unstable();
+        self.nodes.dedup();
+        Unit { target: self.target, nodes: self.nodes, inputs: self.inputs, output, kind }
+    }
+
+    /// The DequantizeLinear that input `index` comes from, and what that reads.
+    fn dequantize(&mut self, index: usize) -> Result<(&'g Node, ValueId), Refusal> {
+        let (graph, node) = (self.graph, self.node());
+        let Some(value) = node.input(index) else {
+            return refuse!(UNIT, "{node} has no input {index}");
+        };
+        let producer = graph.value(value).producer.map(|id| (id, graph.node(id)));
+        let Some((id, dequantize)) = producer.filter(|(_, node)| is_dequantize(node)) else {
+            let name = &graph.value(value).name;
+            return refuse!(UNIT, "{node} reads `{name}` as float; quantise it");
+        };
+        let shared = graph.value(value).consumers.iter().any(|&reader| reader != self.target);
+        if shared || graph.is_output(value) {
+            return refuse!(UNIT, "{dequantize} serves more than {node}; give each reader its own");
+        }
+        let Some(source) = dequantize.input(0) else {
+            return refuse!(UNIT, "{dequantize} has no input");
+        };
+        self.nodes.push(id);
+        Ok((dequantize, source))
+    }
+
+    fn only_consumer(&self, value: ValueId) -> Result<NodeId, Refusal> {
+        let (graph, node) = (self.graph, self.node());
+        let found = graph.value(value);
+        if graph.is_output(value) {
+            return refuse!(UNIT, "{node} writes the graph output `{}` as float", found.name);
+        }
+        match found.consumers.as_slice() {
+            &[consumer] => Ok(consumer),
+            others => refuse!(
+                UNIT,
+                "{node} writes `{}`, which {} nodes read; one QuantizeLinear is taken",
+                found.name,
+                others.len()
+            ),
+        }
+    }
+}
+
+/// Whether `node` is a QuantizeLinear.
+pub(super) fn is_quantize(node: &Node) -> bool {
+    node.op == "QuantizeLinear" && matches!(node.domain.as_str(), "" | "ai.onnx" | "com.microsoft")
+}
+
+/// Whether `node` is a DequantizeLinear.
+pub(super) fn is_dequantize(node: &Node) -> bool {
+    node.op == "DequantizeLinear"
+        && matches!(node.domain.as_str(), "" | "ai.onnx" | "com.microsoft")
+}
+
+/// Whether every value that `codes` can hold passes `activation`, a Relu or Clip, unchanged.
+fn is_redundant(graph: &Graph, activation: &Node, codes: Codes) -> bool {
+    if activation.is("Relu") {
+        return codes.zero_point == 0;
+    }
+    let held = |code| npu_uapi::requantise::dequantise(code, codes.scale, codes.zero_point);
+    clip_range(graph, activation).is_some_and(|(low, high)| low <= held(0) && held(255) <= high)
+}
+
+/// The bounds of a Clip, by attribute or by constant input; `None` when they are not constant.
+pub(super) fn clip_range(graph: &Graph, clip: &Node) -> Option<(f32, f32)> {
+    let bound = |index, name, otherwise| match clip.input(index) {
+        Some(_) => match graph.constant(clip, index)?.as_f32()?.as_slice() {
+            &[bound] => Some(bound),
+            _ => None,
+        },
+        None => Some(clip.float(name).unwrap_or(otherwise)),
+    };
+    Some((bound(1, "min", f32::MIN)?, bound(2, "max", f32::MAX)?))
+}

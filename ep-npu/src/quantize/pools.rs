@@ -1,0 +1,39 @@
+//! Units of MaxPool, AveragePool and GlobalAveragePool.
+
+use super::form::Former;
+use super::unit::{Kind, Unit};
+use super::window::WindowSpec;
+use crate::refusal::{Refusal, refuse};
+
+/// MaxPool. Codes keep the order of what they stand for, so the maximum of codes is the code of the
+/// maximum; where the CPU provider pools floats, the table does what is left.
+pub(super) fn max_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    if let Some(order) = node.int("storage_order").filter(|&order| order != 0) {
+        return refuse!(ATTRIBUTE, "{node} has storage_order {order}; only 0 is taken");
+    }
+    let window = WindowSpec::read(node, None)?;
+    let input = unit.activation(0)?;
+    let (value, output) = unit.result()?;
+    Ok(unit.finish(value, Kind::MaxPool { window, table: input.requantise(output) }))
+}
+
+/// AveragePool.
+pub(super) fn average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    let window = WindowSpec::read(node, None)?;
+    if !window.is_dense() {
+        return refuse!(ATTRIBUTE, "{node} has dilations; an average is taken without");
+    }
+    let count_padding = node.int("count_include_pad").unwrap_or(0) != 0;
+    let input = unit.activation(0)?;
+    let (value, output) = unit.result()?;
+    Ok(unit.finish(value, Kind::AveragePool { window, count_padding, input, output }))
+}
+
+/// GlobalAveragePool.
+pub(super) fn global_average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let input = unit.activation(0)?;
+    let (value, output) = unit.result()?;
+    Ok(unit.finish(value, Kind::GlobalAveragePool { input, output }))
+}

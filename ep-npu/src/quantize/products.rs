@@ -1,0 +1,192 @@
+//! Units of Conv, Gemm and MatMul: constant 8-bit weights, 32-bit sums.
+
+use super::codes::Codes;
+use super::form::{Constant, Former};
+use super::unit::{Kind, Products, Unit, Weights};
+use super::window::WindowSpec;
+use crate::graph::{ElementType, Node};
+use crate::refusal::{Refusal, refuse};
+
+/// Conv.
+pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    let input = unit.activation(0)?;
+    let constant = unit.constant(1, ElementType::I8, 0)?;
+    let &[outputs, inputs, rows, columns] = constant.tensor.shape.as_slice() else {
+        let shape = &constant.tensor.shape;
+        return refuse!(
+            SHAPE,
+            "{node} has weights of shape {shape:?}; two dimensions of space are taken"
+        );
+    };
+    let groups = usize::try_from(node.int("group").unwrap_or(1)).unwrap_or(0);
+    if groups == 0 || outputs == 0 || inputs == 0 || outputs % groups != 0 {
+        return refuse!(ATTRIBUTE, "{node} has group {groups} for {outputs} output channels");
+    }
+    if rows == 0 || columns == 0 {
+        return refuse!(SHAPE, "{node} has a kernel of {rows} by {columns}");
+    }
+    let weights = Weights {
+        bytes: constant.tensor.bytes.clone(),
+        outputs,
+        inputs,
+        kernel: [rows, columns],
+        strides: [inputs * rows * columns, rows * columns, columns, 1],
+    };
+    let window = WindowSpec::read(node, Some([rows, columns]))?;
+    let scales = Scales { input: input.scale, weights: constant.scales };
+    let bias = bias(&mut unit, outputs, &scales)?;
+    let (value, output) = unit.result()?;
+    let products = products(node, input, output, weights, bias, &scales, None)?;
+    Ok(unit.finish(value, Kind::Conv { products, groups, window }))
+}
+
+/// Gemm with a constant second matrix.
+pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    if node.int("transA").unwrap_or(0) != 0 {
+        return refuse!(ATTRIBUTE, "{node} has transA 1; only 0 is taken");
+    }
+    let transposed = node.int("transB").unwrap_or(0) != 0;
+    let input = unit.activation(0)?;
+    let constant = unit.constant(1, ElementType::I8, usize::from(!transposed))?;
+    let weights = matrix(node, &constant, transposed)?;
+    let alpha = node.float("alpha").unwrap_or(1.0);
+    let scales = Scales { input: input.scale, weights: constant.scales };
+    let bias = bias(&mut unit, weights.outputs, &scales)?;
+    let beta = node.float("beta").unwrap_or(1.0);
+    if node.input(2).is_some() && !(is_one(alpha) && is_one(beta)) {
+        return refuse!(
+            ATTRIBUTE,
+            "{node} has a bias with alpha {alpha} and beta {beta}; only 1 is taken"
+        );
+    }
+    if !(alpha.is_finite() && alpha > 0.0) {
+        return refuse!(ATTRIBUTE, "{node} has alpha {alpha}; it must be finite and above zero");
+    }
+    let (value, output) = unit.result()?;
+    let products = products(node, input, output, weights, bias, &scales, Some(alpha))?;
+    Ok(unit.finish(value, Kind::Product(products)))
+}
+
+/// MatMul with a constant second matrix.
+pub(super) fn matmul(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    let input = unit.activation(0)?;
+    let constant = unit.constant(1, ElementType::I8, 1)?;
+    let weights = matrix(node, &constant, false)?;
+    let bias = vec![0; weights.outputs];
+    let scales = Scales { input: input.scale, weights: constant.scales };
+    let (value, output) = unit.result()?;
+    let products = products(node, input, output, weights, bias, &scales, None)?;
+    Ok(unit.finish(value, Kind::Product(products)))
+}
+
+struct Scales {
+    input: f32,
+    weights: Vec<f32>,
+}
+
+impl Scales {
+    fn of(&self, output: usize) -> f32 {
+        // One for all, or one each: `Former::constant` has checked it.
+        self.weights.get(output).copied().unwrap_or(self.weights[0])
+    }
+}
+
+fn is_one(value: f32) -> bool {
+    value.to_bits() == 1.0_f32.to_bits()
+}
+
+fn matrix(node: &Node, constant: &Constant<'_>, transposed: bool) -> Result<Weights, Refusal> {
+    let &[rows, columns] = constant.tensor.shape.as_slice() else {
+        let shape = &constant.tensor.shape;
+        return refuse!(
+            SHAPE,
+            "{node} has a second matrix of shape {shape:?}; two dimensions are taken"
+        );
+    };
+    if rows == 0 || columns == 0 {
+        return refuse!(SHAPE, "{node} has an empty second matrix");
+    }
+    let bytes = constant.tensor.bytes.clone();
+    let (inputs, outputs, strides) = match transposed {
+        true => (columns, rows, [columns, 1, 0, 0]),
+        false => (rows, columns, [1, columns, 0, 0]),
+    };
+    Ok(Weights { bytes, outputs, inputs, kernel: [1, 1], strides })
+}
+
+/// The bias, raw as the CPU provider uses it, once its scale is seen to be that of the sums.
+fn bias(unit: &mut Former<'_>, outputs: usize, scales: &Scales) -> Result<Vec<i32>, Refusal> {
+    let node = unit.node();
+    if node.input(2).is_none() {
+        return Ok(vec![0; outputs]);
+    }
+    let constant = unit.constant(2, ElementType::I32, 0)?;
+    if constant.tensor.shape != [outputs] {
+        let shape = &constant.tensor.shape;
+        return refuse!(SHAPE, "{node} has a bias of shape {shape:?}; [{outputs}] is taken");
+    }
+    for channel in 0..outputs {
+        let want = scales.input * scales.of(channel);
+        let found = constant.scales.get(channel).copied().unwrap_or(constant.scales[0]);
+        if (found - want).abs() > 1e-6 + 0.01 * want.abs() {
+            return refuse!(
+                WEIGHTS,
+                "{node} has bias scale {found:e} for channel {channel}; the sums have {want:e}, so the CPU does not fuse it"
+            );
+        }
+    }
+    let Some(bias) = constant.tensor.as_i32() else {
+        return refuse!(ELEMENT_TYPE, "{node} has a bias that is not int32");
+    };
+    Ok(bias)
+}
+
+fn products(
+    node: &Node,
+    input: Codes,
+    output: Codes,
+    weights: Weights,
+    bias: Vec<i32>,
+    scales: &Scales,
+    alpha: Option<f32>,
+) -> Result<Products, Refusal> {
+    let input_scale = alpha.map_or(scales.input, |alpha| alpha * scales.input);
+    let multipliers: Vec<f32> = (0..weights.outputs)
+        .map(|channel| input_scale * scales.of(channel) / output.scale)
+        .collect();
+    if let Some(found) = multipliers.iter().find(|m| !(m.is_finite() && **m > 0.0)) {
+        return refuse!(SCALE, "{node} has scales that come to a multiplier of {found}");
+    }
+    for channel in 0..weights.outputs {
+        check_sum(node, &weights, channel, input.zero_point)?;
+    }
+    Ok(Products { input, output, weights, bias, multipliers })
+}
+
+/// Proves that no input takes the products of `channel` out of 32 bits.
+///
+/// The bias is left out: the CPU and the device both add it modulo 2^32, and quantisers widen the
+/// scale of a dead channel until its bias just fits, so its full sum may wrap, on both alike.
+fn check_sum(
+    node: &Node,
+    weights: &Weights,
+    channel: usize,
+    zero_point: u8,
+) -> Result<(), Refusal> {
+    let (below, above) = (i64::from(zero_point), i64::from(255 - zero_point));
+    let (mut low, mut high) = (0_i64, 0_i64);
+    for weight in weights.of_output(channel).map(i64::from) {
+        low += (-below * weight).min(above * weight);
+        high += (-below * weight).max(above * weight);
+    }
+    if low > i64::from(i32::MIN) && high <= i64::from(i32::MAX) {
+        return Ok(());
+    }
+    refuse!(
+        ACCUMULATOR,
+        "{node} has sums from {low} to {high} in channel {channel}, which 32 bits do not hold"
+    )
+}

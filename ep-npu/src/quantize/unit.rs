@@ -1,0 +1,194 @@
+//! A unit: one operator with the DequantizeLinear nodes before it and the QuantizeLinear after it.
+//!
+//! It is what ONNX Runtime's CPU provider turns into one 8-bit operator, so it is taken whole or not
+//! at all, and computed with that operator's arithmetic.
+
+use super::codes::{Codes, Table};
+use super::window::WindowSpec;
+use crate::graph::{NodeId, ValueId};
+use std::sync::Arc;
+
+/// One operator between 8-bit tensors, or a conversion at the edge of the model.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// The operator; it gives the unit its name.
+    pub target: NodeId,
+    /// All nodes, in topological order.
+    pub nodes: Vec<NodeId>,
+    /// The tensors it reads, without constants: 8-bit, but for [`Kind::Quantize`].
+    pub inputs: Vec<ValueId>,
+    /// The tensor it writes: 8-bit, but for [`Kind::Dequantize`].
+    pub output: ValueId,
+    /// What it computes.
+    pub kind: Kind,
+}
+
+/// What a unit computes. Formulas: [`npu_uapi::requantise`].
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// A float graph input to codes.
+    Quantize(Codes),
+    /// Codes to a float graph output.
+    Dequantize(Codes),
+    /// Convolution.
+    Conv {
+        /// Weights, bias and scales.
+        products: Products,
+        /// Groups of channels.
+        groups: usize,
+        /// The window.
+        window: WindowSpec,
+    },
+    /// Product with a constant matrix: Gemm or MatMul. Weights have one tap.
+    Product(Products),
+    /// Sum of two tensors of equal shape.
+    Add {
+        /// Codes of the first operand.
+        first: Codes,
+        /// Codes of the second operand.
+        second: Codes,
+        /// Codes of the result.
+        result: Codes,
+    },
+    /// Maximum over windows, then a table.
+    MaxPool {
+        /// The window.
+        window: WindowSpec,
+        /// From the input's codes to the output's, where they differ.
+        table: Option<Table>,
+    },
+    /// Mean over windows.
+    AveragePool {
+        /// The window.
+        window: WindowSpec,
+        /// Whether padding counts.
+        count_padding: bool,
+        /// Codes of the input.
+        input: Codes,
+        /// Codes of the output.
+        output: Codes,
+    },
+    /// Mean over whole images.
+    GlobalAveragePool {
+        /// Codes of the input.
+        input: Codes,
+        /// Codes of the output.
+        output: Codes,
+    },
+    /// The same elements in another shape, through a table where the codes differ.
+    Reshape {
+        /// The shape.
+        shape: ShapeChange,
+        /// From the input's codes to the output's, where they differ.
+        table: Option<Table>,
+    },
+    /// A function of each element.
+    Elementwise(Table),
+}
+
+/// A new shape for the same elements.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ShapeChange {
+    /// Flatten: two dimensions, parted at the axis.
+    Flatten(i64),
+    /// Reshape to the given numbers; 0 copies a dimension where `zero_copies`, -1 is what remains.
+    To {
+        /// The numbers.
+        shape: Vec<i64>,
+        /// Whether 0 stands for the input's dimension.
+        zero_copies: bool,
+    },
+    /// Squeeze: drops these dimensions of length 1; all of them when `None`.
+    Squeeze(Option<Vec<i64>>),
+    /// Unsqueeze: inserts dimensions of length 1 so that they have these positions.
+    Unsqueeze(Vec<i64>),
+}
+
+/// Sums of products with constant weights, and how they become codes.
+#[derive(Clone, Debug)]
+pub struct Products {
+    /// Codes of the input.
+    pub input: Codes,
+    /// Codes of the output.
+    pub output: Codes,
+    /// The weights.
+    pub weights: Weights,
+    /// Start of each output channel's sum.
+    pub bias: Vec<i32>,
+    /// What each output channel's sum is multiplied by.
+    pub multipliers: Vec<f32>,
+}
+
+/// Signed 8-bit weights with zero point 0, wherever the model keeps them.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// The bytes.
+    pub bytes: Arc<[u8]>,
+    /// Output channels.
+    pub outputs: usize,
+    /// Input channels of one group.
+    pub inputs: usize,
+    /// Rows and columns of the kernel.
+    pub kernel: [usize; 2],
+    /// From an output channel, input channel, kernel row and kernel column to the next, in bytes.
+    pub strides: [usize; 4],
+}
+
+impl Weights {
+    /// The weight of an output channel, input channel of its group, kernel row and kernel column.
+    pub fn at(&self, output: usize, input: usize, row: usize, column: usize) -> i8 {
+        let index = [output, input, row, column];
+        let at: usize = index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum();
+        i8::from_le_bytes([self.bytes[at]])
+    }
+
+    /// Every weight of an output channel.
+    pub fn of_output(&self, output: usize) -> impl Iterator<Item = i8> + '_ {
+        let [rows, columns] = self.kernel;
+        (0..self.inputs).flat_map(move |input| {
+            (0..rows * columns).map(move |tap| self.at(output, input, tap / columns, tap % columns))
+        })
+    }
+
+    /// The sum of an output channel's weights.
+    pub fn sum(&self, output: usize) -> i64 {
+        self.of_output(output).map(i64::from).sum()
+    }
+
+    /// A matrix of one tap as the convolution of a whole `rows` by `columns` image, for an input
+    /// that was flattened from channels, rows and columns.
+    pub fn over_image(&self, rows: usize, columns: usize) -> Self {
+        assert_eq!(self.kernel, [1, 1], "only a matrix is spread over an image");
+        let [output, input, ..] = self.strides;
+        Self {
+            bytes: self.bytes.clone(),
+            outputs: self.outputs,
+            inputs: self.inputs / (rows * columns),
+            kernel: [rows, columns],
+            strides: [output, input * rows * columns, input * columns, input],
+        }
+    }
+}
+
+impl Kind {
+    /// Whether it is more than a conversion or a change of shape.
+    pub fn is_work(&self) -> bool {
+        !matches!(self, Self::Quantize(_) | Self::Dequantize(_) | Self::Reshape { .. })
+    }
+
+    /// The name that dumps use.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Quantize(_) => "quantize",
+            Self::Dequantize(_) => "dequantize",
+            Self::Conv { .. } => "conv",
+            Self::Product(_) => "product",
+            Self::Add { .. } => "add",
+            Self::MaxPool { .. } => "max-pool",
+            Self::AveragePool { .. } => "average-pool",
+            Self::GlobalAveragePool { .. } => "global-average-pool",
+            Self::Reshape { .. } => "reshape",
+            Self::Elementwise(_) => "elementwise",
+        }
+    }
+}

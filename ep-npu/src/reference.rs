@@ -1,0 +1,1 @@
+//! What each unit means, on plain tensors: the oracle of the tests.

@@ -29,6 +29,8 @@ mod regs;
 mod slots;
 mod sram;
 mod state;
+pub mod timing;
+pub mod walker;
 
 pub use config::{Config, ConfigError, OPTIONS};
 pub use device::Function;

@@ -1,7 +1,9 @@
 //! CONV and MATMUL: one problem, and the choice of its kernel. A MATMUL is a 1x1 CONV of one image of
 //! one row, whose pixels are the rows of the matrix.
 
-pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+mod scalar;
 
 use super::Stop;
 use super::operand::{Map, Region, Slots, signed, zero_point};
@@ -153,6 +155,13 @@ impl Problem {
 
 /// Runs `problem` on the fastest kernel that takes it.
 pub(crate) fn run(problem: &Problem, vector: bool, split: &Split<'_>) -> Result<(), Stop> {
+    #[cfg(target_arch = "x86_64")]
+    if vector && avx512vnni::takes(problem) {
+        // SAFETY: it takes the problem, and `vector` says that the instructions exist.
+        if let Some(done) = unsafe { avx512vnni::run(problem, split) } {
+            return done;
+        }
+    }
     let _ = vector;
     scalar::run(problem, split)
 }

@@ -1,4 +1,13 @@
-//! AVX-512 building blocks that the vector kernels share.
+//! AVX-512 building blocks that the vector kernels share: raw loads and stores, channel records,
+//! the arithmetic of [`npu_uapi::requantise`] on 16 lanes, tables.
+//!
+//! Equal bits come from equal steps: one IEEE operation for each that the definition writes, fused only
+//! where it fuses. `max(v, low)` before `min(v, high)` sends a NaN to `low`, as the definition does.
+
+#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
+
+use npu_uapi::requantise::AddTerms;
+use std::arch::x86_64::*;
 
 /// Whether this processor has every instruction that the vector kernels use.
 pub(crate) fn is_available() -> bool {
@@ -8,4 +17,275 @@ pub(crate) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("avx512vbmi")
+}
+
+/// Lanes `0..count` of 16; all of them from 16 on.
+#[inline]
+pub(crate) fn mask_16(count: i64) -> u16 {
+    if count <= 0 { 0 } else { u16::MAX >> (16 - count.min(16)) }
+}
+
+/// Lanes `0..count` of 64; all of them from 64 on.
+#[inline]
+pub(crate) fn mask_64(count: i64) -> u64 {
+    if count <= 0 { 0 } else { u64::MAX >> (64 - count.min(64)) }
+}
+
+/// Four bytes, in all 16 lanes.
+///
+/// # Safety
+/// The four bytes at `from` must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn broadcast_4(from: *const u8) -> __m512i {
+    // SAFETY: the caller's promise.
+    _mm512_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() })
+}
+
+/// 64 bytes.
+///
+/// # Safety
+/// They must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn load_64(from: *const u8) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_si512(from.cast()) }
+}
+
+/// The bytes of `mask` at `from`, zero in the other lanes, which are not touched.
+///
+/// # Safety
+/// The bytes of `mask` must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn load_masked_64(mask: u64, from: *const u8) -> __m512i {
+    // SAFETY: the caller's promise; masked-out lanes are not accessed.
+    unsafe { _mm512_maskz_loadu_epi8(mask, from.cast()) }
+}
+
+/// The bytes of `mask` at `from` as 16 integers.
+///
+/// # Safety
+/// The bytes of `mask` must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn load_codes(mask: u16, from: *const u8) -> __m512i {
+    let bytes = if mask == u16::MAX {
+        // SAFETY: the caller's promise, for all 16.
+        unsafe { _mm_loadu_si128(from.cast()) }
+    } else {
+        // SAFETY: the caller's promise; masked-out lanes are not accessed.
+        unsafe { _mm_maskz_loadu_epi8(mask, from.cast()) }
+    };
+    _mm512_cvtepu8_epi32(bytes)
+}
+
+/// Stores the bytes of `mask` of `bytes`.
+///
+/// # Safety
+/// The bytes of `mask` must be writable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn store_16(to: *mut u8, mask: u16, bytes: __m128i) {
+    if mask == u16::MAX {
+        // SAFETY: the caller's promise, for all 16.
+        unsafe { _mm_storeu_si128(to.cast(), bytes) }
+    } else {
+        // SAFETY: the caller's promise; masked-out lanes are not accessed.
+        unsafe { _mm_mask_storeu_epi8(to.cast(), mask, bytes) }
+    }
+}
+
+/// Stores the bytes of `mask` of `bytes`.
+///
+/// # Safety
+/// The bytes of `mask` must be writable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn store_64(to: *mut u8, mask: u64, bytes: __m512i) {
+    if mask == u64::MAX {
+        // SAFETY: the caller's promise, for all 64.
+        unsafe { _mm512_storeu_si512(to.cast(), bytes) }
+    } else {
+        // SAFETY: the caller's promise; masked-out lanes are not accessed.
+        unsafe { _mm512_mask_storeu_epi8(to.cast(), mask, bytes) }
+    }
+}
+
+/// Bias and multiplier of 16 channels.
+///
+/// # Safety
+/// The 256 bytes of 16 records at `from` must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn load_records(from: *const u8) -> (__m512i, __m512) {
+    // Of two vectors of four records each: eight biases, then eight multipliers.
+    let pick = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    // SAFETY: the caller's promise.
+    let (r0, r1) = unsafe { (load_64(from), load_64(from.wrapping_add(64))) };
+    // SAFETY: the caller's promise.
+    let (r2, r3) = unsafe { (load_64(from.wrapping_add(128)), load_64(from.wrapping_add(192))) };
+    let low = _mm512_permutex2var_epi32(r0, pick, r1);
+    let high = _mm512_permutex2var_epi32(r2, pick, r3);
+    let bias = _mm512_shuffle_i64x2::<0b01_00_01_00>(low, high);
+    let multiplier = _mm512_shuffle_i64x2::<0b11_10_11_10>(low, high);
+    (bias, _mm512_castsi512_ps(multiplier))
+}
+
+/// Whether the weight zero points of `count` records at `from` are all zero.
+///
+/// # Safety
+/// Vector instructions present; the records, rounded up to 16, must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+pub(crate) unsafe fn weights_are_symmetric(from: *const u8, count: usize) -> bool {
+    const THIRD_OF_FOUR: u16 = 0x4444;
+    let mut any = 0;
+    for first in (0..count).step_by(4) {
+        let used = u16::MAX >> (16 - 4 * (count - first).min(4));
+        // SAFETY: the caller's promise; records come in sixteens, so four from any used one exist.
+        let four = unsafe { load_64(from.wrapping_add(first * 16)) };
+        any |= _mm512_mask_test_epi32_mask(used & THIRD_OF_FOUR, four, four);
+    }
+    any == 0
+}
+
+/// `requantise` and the clamp behind it, in one: rounding is monotonic and keeps integers, so the
+/// tighter bounds of the clamp may be applied before it.
+#[derive(Clone, Copy)]
+pub(crate) struct Requantise {
+    low: __m512,
+    high: __m512,
+    zero_point: __m512i,
+}
+
+impl Requantise {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn new(zero_point: u8, low: u8, high: u8) -> Self {
+        // Differences of bytes are exact in f32.
+        let less_zero_point = |code: u8| f32::from(i16::from(code) - i16::from(zero_point));
+        Self {
+            low: _mm512_set1_ps(less_zero_point(low)),
+            high: _mm512_set1_ps(less_zero_point(high)),
+            zero_point: _mm512_set1_epi32(zero_point.into()),
+        }
+    }
+
+    /// 16 codes, as integers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn codes(self, accumulators: __m512i, multipliers: __m512) -> __m512i {
+        let product = _mm512_mul_ps(_mm512_cvtepi32_ps(accumulators), multipliers);
+        self.finish(product)
+    }
+
+    /// Rounds values that lack the zero point, saturated to the clamp.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn finish(self, values: __m512) -> __m512i {
+        let clamped = _mm512_min_ps(_mm512_max_ps(values, self.low), self.high);
+        _mm512_add_epi32(_mm512_cvtps_epi32(clamped), self.zero_point)
+    }
+}
+
+/// The addition of two tensors' codes.
+#[derive(Clone, Copy)]
+pub(crate) struct Addition {
+    first: __m512,
+    second: __m512,
+    offset: __m512,
+    finish: Requantise,
+}
+
+impl Addition {
+    /// The addition, clamped to `low..=high`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn new(terms: AddTerms, low: u8, high: u8) -> Self {
+        Self {
+            first: _mm512_set1_ps(terms.first),
+            second: _mm512_set1_ps(terms.second),
+            offset: _mm512_set1_ps(terms.offset),
+            finish: Requantise::new(0, low, high),
+        }
+    }
+
+    /// 16 sums of codes, all as integers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn codes(self, first: __m512i, second: __m512i) -> __m512i {
+        let inner = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), self.second, self.offset);
+        self.finish.finish(_mm512_fmadd_ps(_mm512_cvtepi32_ps(first), self.first, inner))
+    }
+}
+
+/// Four vectors of 16 codes as 64 bytes, in order.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) fn pack_64(codes: [__m512i; 4]) -> __m512i {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, pack_lanes(codes))
+}
+
+/// Four vectors of 16 codes as 64 bytes: 128-bit lane `i` holds lane `i` of each in turn.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) fn pack_lanes([a, b, c, d]: [__m512i; 4]) -> __m512i {
+    _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d))
+}
+
+/// 64 bytes as four vectors of 16 codes, in order.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) fn unpack_64(bytes: __m512i) -> [__m512i; 4] {
+    [
+        _mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes)),
+        _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32::<1>(bytes)),
+        _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32::<2>(bytes)),
+        _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32::<3>(bytes)),
+    ]
+}
+
+/// A table of 256 bytes in four registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Lookup([__m512i; 4]);
+
+impl Lookup {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn new(table: &[u8; 256]) -> Self {
+        let at = |index: usize| table.as_ptr().wrapping_add(64 * index);
+        // SAFETY: four times 64 bytes of the table.
+        Self(unsafe { [load_64(at(0)), load_64(at(1)), load_64(at(2)), load_64(at(3))] })
+    }
+
+    /// 64 lookups.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn bytes(self, codes: __m512i) -> __m512i {
+        let low = _mm512_permutex2var_epi8(self.0[0], codes, self.0[1]);
+        let high = _mm512_permutex2var_epi8(self.0[2], codes, self.0[3]);
+        _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high)
+    }
+
+    /// 16 lookups, as integers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn codes(self, codes: __m512i) -> __m512i {
+        let bytes = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(codes));
+        _mm512_cvtepu8_epi32(_mm512_castsi512_si128(self.bytes(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_cover_the_first_lanes() {
+        let masks: Vec<u16> = [-1, 0, 1, 15, 16, 99].map(mask_16).to_vec();
+        assert_eq!(masks, [0, 0, 1, 0x7fff, 0xffff, 0xffff]);
+        assert_eq!([0, 1, 63, 64, 65].map(mask_64), [0, 1, u64::MAX >> 1, u64::MAX, u64::MAX]);
+    }
 }

@@ -10,10 +10,11 @@ mod group;
 mod summary;
 
 use crate::graph::{Graph, NodeId};
-use crate::quantize::{self, Units};
+use crate::quantize::{self, Unit, Units};
 use crate::refusal::{Refusal, rule};
 use crate::shape::{self, Assignment, Shapes};
 use npu_uapi::limits::Limits;
+use std::collections::btree_map::Entry;
 
 /// Which nodes run on the NPU.
 #[derive(Clone, Debug)]
@@ -40,10 +41,9 @@ pub struct Verdict {
 /// Plans `graph` for a device of these limits. Never fails: what cannot be taken has a verdict.
 pub fn plan(graph: &Graph, limits: &Limits) -> Plan {
     let mut units = quantize::units(graph);
-    for assignment in [Assignment::ones(), Assignment::distinct()] {
-        refuse_shapes(graph, &mut units, assignment, limits);
-    }
-    let groups = group::groups(graph, &mut units, limits);
+    let _ = check_shapes(graph, &mut units, Assignment::distinct(), limits);
+    let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
+    let groups = group::groups(graph, &mut units, &shapes, limits);
     let verdicts = graph
         .nodes()
         .zip(&units.of_node)
@@ -67,32 +67,44 @@ impl Plan {
     }
 }
 
-/// Refuses the units whose shapes do not work out under `assignment`.
-fn refuse_shapes(graph: &Graph, units: &mut Units, mut assignment: Assignment, limits: &Limits) {
+/// Refuses the units whose shapes do not work out under `assignment`; gives the shapes of the rest.
+fn check_shapes(
+    graph: &Graph,
+    units: &mut Units,
+    mut assignment: Assignment,
+    limits: &Limits,
+) -> Shapes {
     let mut shapes = Shapes::new();
     for index in 0..units.units.len() {
         let unit = &units.units[index];
         if units.of_node[unit.target.0 as usize].is_err() {
             continue;
         }
-        let mut shape_of = |value| match shapes.get(&value) {
-            Some(shape) => Ok(Vec::clone(shape)),
-            None => assignment.shape(graph, value),
-        };
-        let inputs: Result<Vec<_>, _> = unit.inputs.iter().map(|&value| shape_of(value)).collect();
-        let output = inputs.and_then(|inputs| {
-            let inputs: Vec<&[usize]> = inputs.iter().map(Vec::as_slice).collect();
-            let output = shape::output(graph, unit, &inputs)?;
-            group::check_work(graph, unit, &inputs, &output, limits)?;
-            Ok(output)
-        });
-        match output {
-            Ok(shape) => {
-                shapes.insert(unit.output, shape);
-            }
+        match check_unit(graph, unit, &mut shapes, &mut assignment, limits) {
+            Ok(()) => {}
             Err(refusal) => refuse_unit(units, index, &refusal),
         }
     }
+    shapes
+}
+
+fn check_unit(
+    graph: &Graph,
+    unit: &Unit,
+    shapes: &mut Shapes,
+    assignment: &mut Assignment,
+    limits: &Limits,
+) -> Result<(), Refusal> {
+    for &value in &unit.inputs {
+        if let Entry::Vacant(unknown) = shapes.entry(value) {
+            unknown.insert(assignment.shape(graph, value)?);
+        }
+    }
+    let inputs: Vec<&[usize]> = unit.inputs.iter().map(|value| shapes[value].as_slice()).collect();
+    let output = shape::output(graph, unit, &inputs)?;
+    group::check_work(graph, unit, &inputs, &output, limits)?;
+    shapes.insert(unit.output, output);
+    Ok(())
 }
 
 /// Gives all nodes of a unit the verdict `refusal`.

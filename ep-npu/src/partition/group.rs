@@ -2,8 +2,11 @@
 
 use super::{no_work, refuse_unit};
 use crate::graph::{Graph, NodeId, ValueId};
+use crate::lower::Part;
+use crate::program::{self, CompileError};
 use crate::quantize::{Kind, Unit, Units};
 use crate::refusal::{Refusal, refuse};
+use crate::shape::Shapes;
 use npu_uapi::limits::Limits;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +19,17 @@ pub(super) struct Group {
 }
 
 /// Groups the units that are left; groups that are not worth it are refused, and the rest regrouped.
-pub(super) fn groups(graph: &Graph, units: &mut Units, limits: &Limits) -> Vec<Group> {
+pub(super) fn groups(
+    graph: &Graph,
+    units: &mut Units,
+    shapes: &Shapes,
+    limits: &Limits,
+) -> Vec<Group> {
     loop {
         let groups = connected(graph, units);
         let mut settled = true;
         for group in &groups {
-            if let Err(refusal) = check(graph, units, group, limits) {
+            if let Err(refusal) = check(graph, units, group, shapes, limits) {
                 settled = false;
                 for &unit in &group.units {
                     refuse_unit(units, unit, &refusal);
@@ -136,8 +144,16 @@ fn find(root: &mut [usize], mut unit: usize) -> usize {
     unit
 }
 
-fn check(graph: &Graph, units: &Units, group: &Group, limits: &Limits) -> Result<(), Refusal> {
-    if !group.units.iter().any(|&unit| units.units[unit].kind.is_work()) {
+/// Compiles the group for a batch of 1, to find what no batch could change.
+fn check(
+    graph: &Graph,
+    units: &Units,
+    group: &Group,
+    shapes: &Shapes,
+    limits: &Limits,
+) -> Result<(), Refusal> {
+    let members: Vec<&Unit> = group.units.iter().map(|&unit| &units.units[unit]).collect();
+    if !members.iter().any(|unit| unit.kind.is_work()) {
         return Err(no_work());
     }
     let inside: BTreeSet<NodeId> = group.nodes.iter().copied().collect();
@@ -145,23 +161,22 @@ fn check(graph: &Graph, units: &Units, group: &Group, limits: &Limits) -> Result
         let outside = |node: &NodeId| !inside.contains(node);
         graph.is_output(*value) || graph.value(*value).consumers.iter().any(outside)
     };
-    let written: BTreeSet<ValueId> =
-        group.units.iter().map(|&unit| units.units[unit].output).collect();
-    let read: BTreeSet<ValueId> =
-        group.units.iter().flat_map(|&unit| units.units[unit].inputs.clone()).collect();
-    let edges = read.difference(&written).count() + written.iter().filter(|v| leaves(v)).count();
-    let slots = (limits.slots as usize).min(256);
-    if crate::emit::EDGE_SLOTS_FROM + edges > slots {
+    let written: BTreeSet<ValueId> = members.iter().map(|unit| unit.output).collect();
+    let read: BTreeSet<ValueId> = members.iter().flat_map(|unit| unit.inputs.clone()).collect();
+    let inputs: Vec<ValueId> = read.difference(&written).copied().collect();
+    let outputs: Vec<ValueId> = written.iter().copied().filter(leaves).collect();
+    let slots = limits.slots as usize;
+    let edges = inputs.len() + outputs.len();
+    if crate::emit::EDGE_SLOTS_FROM + edges > slots.min(256) {
         return refuse!(
             SIZE,
-            "the group has {edges} inputs and outputs; the device has {slots} slots for one program"
+            "the group has {edges} inputs and outputs; the device has {slots} slots"
         );
     }
-    // A unit is at most three commands and one more at each edge; a command is at most 256 bytes.
-    let commands = 3 * group.units.len() + edges + 1;
-    let bytes = 64 + 16 * slots + 256 * commands;
-    if commands as u64 > u64::from(limits.commands) || bytes as u64 > limits.program_bytes {
-        return refuse!(SIZE, "the group needs {commands} commands, more than the device takes");
+    let part = Part { graph, units: &members, inputs: &inputs, outputs: &outputs, shapes };
+    match program::compile_part(part, limits) {
+        Ok(_) => Ok(()),
+        Err(CompileError::Refused(refusal)) => Err(refusal),
+        Err(other) => refuse!(SIZE, "{other}"),
     }
-    Ok(())
 }

@@ -1,1 +1,157 @@
-//! What each unit means, on plain tensors: the oracle of the tests.
+//! What each unit means, on plain channel-first tensors: the oracle of the tests.
+//!
+//! Loops and formulas only, with nothing of the compiler below `quantize`: no feature maps, no blocks
+//! of weights, no fusion, no zero-point terms folded away.
+
+mod window;
+
+use crate::graph::{Graph, ValueId};
+use crate::quantize::{Codes, Kind, Products, Table, Unit, Units, WindowSpec};
+use crate::shape;
+use ndarray::{Array4, ArrayD, Ix4, IxDyn};
+use npu_uapi::requantise::{
+    AddTerms, add, dequantise, global_average_multiplier, quantise, requantise,
+};
+use std::collections::BTreeMap;
+
+/// A tensor of the host.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Codes.
+    Codes(ArrayD<u8>),
+    /// Floats.
+    Floats(ArrayD<f32>),
+}
+
+impl Value {
+    fn codes(&self) -> &ArrayD<u8> {
+        match self {
+            Self::Codes(codes) => codes,
+            Self::Floats(_) => panic!("a unit reads codes, but for the first of a model"),
+        }
+    }
+}
+
+/// The outputs of `part`, whose units are `units`, for these inputs.
+///
+/// # Panics
+///
+/// When shapes or types are not those of the part: check them before.
+pub fn run(part: &Graph, units: &Units, inputs: &[Value]) -> Vec<Value> {
+    let mut values: BTreeMap<ValueId, Value> =
+        part.inputs().iter().copied().zip(inputs.iter().cloned()).collect();
+    for unit in &units.units {
+        let inputs: Vec<&Value> = unit.inputs.iter().map(|value| &values[value]).collect();
+        let output = evaluate(part, unit, &inputs);
+        values.insert(unit.output, output);
+    }
+    part.outputs().iter().map(|output| values[output].clone()).collect()
+}
+
+fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
+    let codes = |index: usize| inputs[index].codes();
+    let image = |index: usize| {
+        codes(index).clone().into_dimensionality::<Ix4>().expect("windows lie over images")
+    };
+    match &unit.kind {
+        Kind::Quantize(to) => {
+            let Value::Floats(floats) = inputs[0] else { panic!("quantisation reads floats") };
+            Value::Codes(floats.mapv(|value| quantise(value, to.scale, to.zero_point)))
+        }
+        Kind::Dequantize(from) => {
+            Value::Floats(codes(0).mapv(|code| dequantise(code, from.scale, from.zero_point)))
+        }
+        Kind::Conv { products, groups, window } => {
+            let out = convolve(part, unit, products, *groups, window, &image(0));
+            Value::Codes(out.into_dyn())
+        }
+        Kind::Product(products) => Value::Codes(multiply(products, codes(0))),
+        Kind::Add { first, second, result } => {
+            let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
+            let mut out = codes(0).clone();
+            out.zip_mut_with(codes(1), |a, &b| *a = add(*a, b, terms));
+            Value::Codes(out)
+        }
+        Kind::MaxPool { window, table } => {
+            let out = window::max(part.node(unit.target), window, &image(0));
+            Value::Codes(through(table.as_ref(), out.into_dyn()))
+        }
+        Kind::AveragePool { window, count_padding, input, output } => {
+            let (node, padding) = (part.node(unit.target), *count_padding);
+            let out = window::average(node, window, padding, *input, *output, &image(0));
+            Value::Codes(out.into_dyn())
+        }
+        Kind::GlobalAveragePool { input, output } => {
+            Value::Codes(global_average(*input, *output, &image(0)).into_dyn())
+        }
+        Kind::Reshape { table, .. } => {
+            let shape = shape::output(part, unit, &[codes(0).shape()]);
+            let shape = IxDyn(&shape.expect("the shape was checked when the part was planned"));
+            let flat: Vec<u8> = codes(0).iter().copied().collect();
+            let out = ArrayD::from_shape_vec(shape, flat).expect("as many elements as before");
+            Value::Codes(through(table.as_ref(), out))
+        }
+        Kind::Elementwise(table) => Value::Codes(through(Some(table), codes(0).clone())),
+    }
+}
+
+fn convolve(
+    part: &Graph,
+    unit: &Unit,
+    products: &Products,
+    groups: usize,
+    window: &WindowSpec,
+    input: &Array4<u8>,
+) -> Array4<u8> {
+    let (n, _, h, w) = input.dim();
+    let placed = window.place(part.node(unit.target), [h, w]).expect("the window was checked");
+    let weights = &products.weights;
+    let zero = i32::from(products.input.zero_point);
+    let outputs_a_group = weights.outputs / groups;
+    Array4::from_shape_fn((n, weights.outputs, placed.out_h, placed.out_w), |(n, oc, oy, ox)| {
+        let mut sum = products.bias[oc];
+        for channel in 0..weights.inputs {
+            let channel_in = oc / outputs_a_group * weights.inputs + channel;
+            for (row, column, y, x) in window::taps(&placed, [oy, ox], [h, w]) {
+                let value = i32::from(input[[n, channel_in, y, x]]) - zero;
+                sum += value * i32::from(weights.at(oc, channel, row, column));
+            }
+        }
+        requantise(sum, products.multipliers[oc], products.output.zero_point)
+    })
+}
+
+fn multiply(products: &Products, input: &ArrayD<u8>) -> ArrayD<u8> {
+    let weights = &products.weights;
+    let zero = i32::from(products.input.zero_point);
+    ArrayD::from_shape_fn(IxDyn(&[input.shape()[0], weights.outputs]), |index| {
+        let (row, output) = (index[0], index[1]);
+        let products_of = |k| {
+            (i32::from(input[[row, k].as_slice()]) - zero) * i32::from(weights.at(output, k, 0, 0))
+        };
+        let sum = products.bias[output] + (0..weights.inputs).map(products_of).sum::<i32>();
+        requantise(sum, products.multipliers[output], products.output.zero_point)
+    })
+}
+
+fn global_average(from: Codes, to: Codes, input: &Array4<u8>) -> Array4<u8> {
+    let (n, c, h, w) = input.dim();
+    let count = u32::try_from(h * w).expect("the size was checked when the part was planned");
+    let multiplier = global_average_multiplier(from.scale, to.scale, count);
+    Array4::from_shape_fn((n, c, 1, 1), |(n, c, _, _)| {
+        let image = input.slice(ndarray::s![n, c, .., ..]);
+        let sum = image.iter().map(|&code| i32::from(code) - i32::from(from.zero_point)).sum();
+        requantise(sum, multiplier, to.zero_point)
+    })
+}
+
+fn through(table: Option<&Table>, codes: ArrayD<u8>) -> ArrayD<u8> {
+    match table {
+        Some(table) => codes.mapv(|code| table[usize::from(code)]),
+        None => codes,
+    }
+}
+
+fn pair(codes: Codes) -> (f32, u8) {
+    (codes.scale, codes.zero_point)
+}

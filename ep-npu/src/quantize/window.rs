@@ -131,9 +131,9 @@ impl WindowSpec {
                 "{node} has ceil_mode 1 and a last window that is cut off; set ceil_mode 0"
             );
         }
-        let narrow = |name: &str, value: usize| {
-            u16::try_from(value)
-                .or_else(|_| refuse!(SIZE, "{node} has {name} {value}; at most 65535 is taken"))
+        let narrow = |name: &str, value: usize| match u16::try_from(value) {
+            Ok(value) => Ok(value),
+            Err(_) => refuse!(SIZE, "{node} has {name} {value}; at most 65535 is taken"),
         };
         Ok(Axis {
             kernel: narrow("kernel_shape", kernel)?,

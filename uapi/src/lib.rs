@@ -35,6 +35,8 @@ pub mod container;
 pub mod decode;
 pub mod encode;
 pub mod extent;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod image;
 pub mod limits;
 pub mod order;

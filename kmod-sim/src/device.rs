@@ -226,6 +226,11 @@ impl Function {
         self.signals.count(vector)
     }
 
+    /// Ends the waits for `vector` as an interrupt would, for a driver that has its own reason.
+    pub fn wake(&self, vector: u16) {
+        self.signals.raise(vector);
+    }
+
     /// Waits until `vector` was raised since it was seen at `seen`, or `deadline`; returns the count.
     ///
     /// Meanwhile this thread drives the device with `workers`, unless another already does. It looks

@@ -1,0 +1,379 @@
+//! A context: a queue, and the programs and base tables that its jobs may name.
+
+use crate::buffer::{Buffer, Memory};
+use crate::device::{Device, Inner as DeviceInner};
+use crate::error::{Error, Loss};
+use crate::heap::Heap;
+use crate::job::Job;
+use crate::queue::{Kept, Queue};
+use crate::transport::TransportExt;
+use npu_uapi::addr::{Iova, SlotId};
+use npu_uapi::queue::{
+    Bind, Binding, CopyEntry, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, LoadProgram, Nop,
+    Timestamp, opcode,
+};
+use npu_uapi::reg::Register;
+use npu_uapi::regs::Abort;
+use npu_uapi::ring::RingLayout;
+use std::sync::Arc;
+use zerocopy::IntoBytes;
+
+/// Log2 of a context's rings: as many jobs in flight.
+const QUEUE_LOG2: u8 = 6;
+
+/// A context of a device. A clone is the same one; the last one ends it, and its jobs.
+#[derive(Clone, Debug)]
+pub struct Context(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    device: Arc<DeviceInner>,
+    id: u32,
+    queue: Arc<Queue>,
+    /// Resets the device had been through when this was made.
+    epoch: u64,
+}
+
+/// A loaded program: verified and sealed by the device. A clone is the same one; the last unloads it.
+#[derive(Clone, Debug)]
+pub struct Program(Arc<Object>);
+
+/// A base table: the slots that are the same in every job. A clone is the same one; the last ends it.
+#[derive(Clone, Debug)]
+pub struct Table(Arc<BoundTable>);
+
+#[derive(Debug)]
+struct BoundTable {
+    // First: the table goes before the memory that it names.
+    object: Object,
+    _memory: Vec<Memory>,
+}
+
+/// Something of a context that ends by an admin entry.
+#[derive(Debug)]
+struct Object {
+    context: Arc<Inner>,
+    id: u32,
+    end: u8,
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        if self.context.is_alive() {
+            // Nothing is lost when it fails: the object goes with its context.
+            let _ = self.context.destroy(self.end, self.id);
+        }
+    }
+}
+
+impl Context {
+    pub(crate) fn new(device: &Arc<DeviceInner>) -> Result<Self, Error> {
+        let epoch = device.epoch();
+        let id = device.new_context_id()?;
+        match open_queue(device, id) {
+            Ok(queue) => {
+                let device = Arc::clone(device);
+                Ok(Self(Arc::new(Inner { device, id, queue, epoch })))
+            }
+            Err(error) => {
+                // The context would stay, unused, until the next reset.
+                let _ = end(device, opcode::DESTROY_CONTEXT, id);
+                Err(error)
+            }
+        }
+    }
+
+    /// The device it is a context of.
+    pub fn device(&self) -> Device {
+        Device(Arc::clone(&self.0.device))
+    }
+
+    /// The number of its queue, as fault records have it.
+    pub fn queue_id(&self) -> u16 {
+        self.0.queue.id
+    }
+
+    /// Jobs in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.0.queue.poll();
+        self.0.queue.in_flight()
+    }
+
+    /// Loads a program image ([`npu_uapi::image`]); the device verifies and seals it.
+    ///
+    /// # Errors
+    /// [`Error::Fault`] with `PROGRAM_REFUSED` and the verifier's rule.
+    pub fn load(&self, image: &[u8]) -> Result<Program, Error> {
+        let inner = &self.0;
+        inner.check_alive()?;
+        let buffer = Buffer::new(&inner.device.heap, image.len())?;
+        buffer.write(0, image)?;
+        let entry = |job| {
+            LoadProgram {
+                header: EntryHeader::new(opcode::LOAD_PROGRAM, job),
+                image: buffer.iova(),
+                len: image.len() as u64,
+                context: inner.id,
+                ..LoadProgram::default()
+            }
+            .words()
+        };
+        let id = inner.device.admin(entry, Box::new(buffer.clone()))?.value;
+        let (context, end) = (Arc::clone(inner), opcode::UNLOAD_PROGRAM);
+        Ok(Program(Arc::new(Object { context, id, end })))
+    }
+
+    /// Makes a base table of `slots`, which it keeps.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`], or the device's fault for what it refuses.
+    pub fn bind(&self, slots: &[(SlotId, Memory)]) -> Result<Table, Error> {
+        let inner = &self.0;
+        inner.check_alive()?;
+        let (buffer, count) = bindings(&inner.device.heap, slots)?;
+        let table = buffer.as_ref().map_or(Iova::default(), Buffer::iova);
+        let entry = |job| {
+            Bind {
+                header: EntryHeader::new(opcode::BIND, job),
+                table,
+                count,
+                context: inner.id,
+                ..Bind::default()
+            }
+            .words()
+        };
+        let id = inner.device.admin(entry, Box::new(buffer))?.value;
+        let object = Object { context: Arc::clone(inner), id, end: opcode::UNBIND };
+        let memory = slots.iter().map(|(_, memory)| memory.clone()).collect();
+        Ok(Table(Arc::new(BoundTable { object, _memory: memory })))
+    }
+
+    /// Submits a job: `program` on `table` overlaid with `overlay`. The job owns what it names until
+    /// it ends, however long its handle lives.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] when as many jobs are in flight as the queue holds; nothing was submitted.
+    pub fn exec(
+        &self,
+        program: &Program,
+        table: Option<&Table>,
+        overlay: Vec<(SlotId, Memory)>,
+    ) -> Result<Job, Error> {
+        let inner = &self.0;
+        inner.check_alive()?;
+        let is_ours = |object: &Object| Arc::ptr_eq(&object.context, inner);
+        if !is_ours(&program.0) {
+            return Err(Error::NotOurs { what: "the program" });
+        }
+        if table.is_some_and(|table| !is_ours(&table.0.object)) {
+            return Err(Error::NotOurs { what: "the table" });
+        }
+        let (buffer, count) = bindings(&inner.device.heap, &overlay)?;
+        let address = buffer.as_ref().map_or(Iova::default(), Buffer::iova);
+        let (program_id, table_id) = (program.0.id, table.map_or(0, |table| table.0.object.id));
+        let entry = |job| {
+            Exec {
+                header: EntryHeader::new(opcode::EXEC, job),
+                overlay: address,
+                count,
+                program: program_id,
+                table: table_id,
+                ..Exec::default()
+            }
+            .words()
+        };
+        let kept = (buffer, overlay, program.clone(), table.cloned());
+        self.submit(entry, Box::new(kept))
+    }
+
+    /// Submits a copy of `from` to `to`, of equal length.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] when the lengths differ, [`Error::QueueFull`].
+    pub fn copy(&self, from: &Memory, to: &Memory) -> Result<Job, Error> {
+        self.0.check_ours([from, to])?;
+        if from.len() != to.len() {
+            return Err(Error::OutOfRange { start: 0, len: from.len(), size: to.len() });
+        }
+        let (src, dst, len) = (from.iova(), to.iova(), to.len());
+        let entry = |job| {
+            let header = EntryHeader::new(opcode::COPY, job);
+            CopyEntry { header, src, dst, len, ..CopyEntry::default() }.words()
+        };
+        self.submit(entry, Box::new((from.clone(), to.clone())))
+    }
+
+    /// Submits a fill of `to` with `value`.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn fill(&self, to: &Memory, value: u8) -> Result<Job, Error> {
+        self.0.check_ours([to])?;
+        let (dst, len) = (to.iova(), to.len());
+        let entry = |job| {
+            let header = EntryHeader::new(opcode::FILL, job);
+            FillEntry { header, dst, len, value: value.into(), ..FillEntry::default() }.words()
+        };
+        self.submit(entry, Box::new(to.clone()))
+    }
+
+    /// Submits an entry that only completes.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn nop(&self) -> Result<Job, Error> {
+        let entry =
+            |job| Nop { header: EntryHeader::new(opcode::NOP, job), ..Nop::default() }.words();
+        self.submit(entry, Box::new(()))
+    }
+
+    /// Submits an entry that completes with the device's modelled cycles.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn timestamp(&self) -> Result<Job, Error> {
+        let entry = |job| {
+            let header = EntryHeader::new(opcode::TIMESTAMP, job);
+            Timestamp { header, ..Timestamp::default() }.words()
+        };
+        self.submit(entry, Box::new(()))
+    }
+
+    /// Submits any sixteen words, for tests of what the device refuses: `entry` is given the job
+    /// number that it must carry in its second word.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`].
+    pub fn submit_words(&self, entry: impl FnOnce(u32) -> [u32; 16]) -> Result<Job, Error> {
+        self.submit(entry, Box::new(()))
+    }
+
+    /// Ends every job in flight with `ABORTED`.
+    ///
+    /// # Errors
+    /// The device cannot be reached.
+    pub fn abort(&self) -> Result<(), Error> {
+        self.0.check_alive()?;
+        self.0.abort()
+    }
+
+    fn submit(&self, entry: impl FnOnce(u32) -> [u32; 16], kept: Kept) -> Result<Job, Error> {
+        self.0.check_alive()?;
+        let ticket = self.0.queue.submit(entry, kept)?;
+        Ok(Job::new(Arc::clone(&self.0.device), Arc::clone(&self.0.queue), ticket))
+    }
+}
+
+/// Bindings in device memory, and their number; no memory when there are none.
+fn bindings(heap: &Arc<Heap>, slots: &[(SlotId, Memory)]) -> Result<(Option<Buffer>, u32), Error> {
+    if slots.is_empty() {
+        return Ok((None, 0));
+    }
+    let mut table = Vec::with_capacity(slots.len());
+    for (slot, memory) in slots {
+        if !Arc::ptr_eq(memory.heap(), heap) {
+            return Err(Error::NotOurs { what: "the memory of a slot" });
+        }
+        let (base, len, access) = (memory.iova(), memory.len(), memory.access().bits());
+        table.push(Binding { base, len, slot: *slot, access, ..Binding::default() });
+    }
+    let bytes = table.as_slice().as_bytes();
+    let buffer = Buffer::new(heap, bytes.len())?;
+    buffer.write(0, bytes)?;
+    let many = Error::OutOfRange { start: 0, len: slots.len() as u64, size: u32::MAX.into() };
+    Ok((Some(buffer), u32::try_from(slots.len()).map_err(|_| many)?))
+}
+
+fn open_queue(device: &Arc<DeviceInner>, context: u32) -> Result<Arc<Queue>, Error> {
+    let log2 = QUEUE_LOG2.min(u8::try_from(device.limits().ring_log2).unwrap_or(QUEUE_LOG2));
+    let lost = |error| Error::Lost { queue: 0, why: Loss::Ring(error) };
+    let layout = RingLayout::new(log2.into(), log2.into()).map_err(lost)?;
+    let region = Buffer::new(&device.heap, layout.total_bytes())?;
+    // Vector 0 is the admin queue's; the others go round.
+    let vectors = u16::try_from(device.limits().vectors).unwrap_or(u16::MAX);
+    let vector = match u16::try_from(context) {
+        _ if vectors < 2 => 0,
+        Ok(context) => 1 + context % (vectors - 1),
+        Err(_) => 1,
+    };
+    let entry = |job| {
+        CreateQueue {
+            header: EntryHeader::new(opcode::CREATE_QUEUE, job),
+            base: region.iova(),
+            context,
+            sq_log2: log2,
+            cq_log2: log2,
+            vector,
+            ..CreateQueue::default()
+        }
+        .words()
+    };
+    let id = device.admin(entry, Box::new(region.clone()))?.value;
+    let id = u16::try_from(id).ok().filter(|&id| id != 0).ok_or(Error::Implausible)?;
+    let queue = Arc::new(Queue::new(&device.heap, (id, vector), region, layout)?);
+    device.register(&queue);
+    Ok(queue)
+}
+
+fn end(device: &DeviceInner, opcode: u8, id: u32) -> Result<(), Error> {
+    let entry =
+        |job| Destroy { header: EntryHeader::new(opcode, job), id, ..Destroy::default() }.words();
+    device.admin(entry, Box::new(())).map(drop)
+}
+
+impl Inner {
+    /// Whether the device still knows it.
+    fn is_alive(&self) -> bool {
+        self.epoch == self.device.epoch() && self.device.heap.check_process().is_ok()
+    }
+
+    fn check_alive(&self) -> Result<(), Error> {
+        self.device.heap.check_process()?;
+        if self.epoch == self.device.epoch() {
+            Ok(())
+        } else {
+            Err(Error::Lost { queue: self.queue.id, why: Loss::Reset })
+        }
+    }
+
+    fn check_ours<'a>(&self, memory: impl IntoIterator<Item = &'a Memory>) -> Result<(), Error> {
+        let mut memory = memory.into_iter();
+        if memory.all(|memory| Arc::ptr_eq(memory.heap(), &self.device.heap)) {
+            Ok(())
+        } else {
+            Err(Error::NotOurs { what: "the memory" })
+        }
+    }
+
+    fn abort(&self) -> Result<(), Error> {
+        let abort = Abort::default().with(Abort::QUEUE, self.queue.id.into());
+        self.device.heap.transport.write(abort)?;
+        Ok(())
+    }
+
+    fn destroy(&self, opcode: u8, id: u32) -> Result<(), Error> {
+        end(&self.device, opcode, id)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !self.is_alive() {
+            self.queue.lose(Loss::Destroyed);
+            // After a reset the device has let go; in a forked child it is the parent's.
+            return;
+        }
+        // A job that runs notices; the admin entry behind it then finds the queue at rest.
+        let _ = self.abort();
+        let is_ended = self.destroy(opcode::DESTROY_QUEUE, self.queue.id.into()).is_ok();
+        self.queue.poll();
+        self.queue.lose(Loss::Destroyed);
+        if is_ended {
+            self.queue.release();
+            let _ = self.destroy(opcode::DESTROY_CONTEXT, self.id);
+        } else {
+            // The device may still use what is in flight: it is freed never rather than too early.
+            std::mem::forget(Arc::clone(&self.queue));
+        }
+    }
+}

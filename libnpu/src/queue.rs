@@ -1,0 +1,330 @@
+//! The driver's end of one device queue: submit, wait, and match completions to what was submitted.
+//!
+//! Several threads may submit and wait. Of those that wait, one leads: it sleeps in the transport (and
+//! so drives a device in this process), the others on a condition variable until it hands over.
+//!
+//! What a submission uses lives in the table of what is pending until its completion is here: dropping
+//! a job handle frees nothing under the device.
+
+pub(crate) mod words;
+
+use crate::buffer::Buffer;
+use crate::error::{Error, Loss, Stall};
+use crate::heap::Heap;
+use crate::transport::TransportExt;
+use npu_uapi::queue::Completion;
+use npu_uapi::regs::{self, HeartbeatLow, IrqStatus, Kick};
+use npu_uapi::ring::{Driver, LastLook, RingError, RingLayout, SUBMISSION_WORDS};
+use npu_uapi::workers::Workers;
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use words::RingWords;
+
+/// Longest spin before a sleep, in looks at the ring.
+const MOST_LOOKS: u32 = 1024;
+
+/// What a submission keeps alive until it is answered.
+pub(crate) type Kept = Box<dyn Any + Send>;
+
+/// The answer to one submission, once it is here.
+#[derive(Debug, Default)]
+pub(crate) struct Ticket {
+    pub(crate) job: u32,
+    outcome: OnceLock<Result<Completion, Loss>>,
+}
+
+impl Ticket {
+    /// The completion, or how the queue was lost before it came; `None` while it is awaited.
+    pub(crate) fn outcome(&self) -> Option<Result<Completion, Loss>> {
+        self.outcome.get().copied()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) id: u16,
+    vector: u16,
+    heap: Arc<Heap>,
+    state: Mutex<State>,
+    /// A ticket was answered, or the leader left.
+    changed: Condvar,
+}
+
+struct State {
+    rings: Driver<RingWords>,
+    pending: HashMap<u32, (Arc<Ticket>, Kept)>,
+    last_job: u32,
+    lost: Option<Loss>,
+    has_leader: bool,
+    /// Threads on the condition variable.
+    followers: usize,
+    /// Looks at the ring before a sleep: more when they paid, fewer when they did not.
+    looks: u32,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { pending, lost, has_leader, followers, .. } = self;
+        write!(f, "State {{ pending: {}, lost: {lost:?}, ", pending.len())?;
+        write!(f, "has_leader: {has_leader}, followers: {followers} }}")
+    }
+}
+
+impl Queue {
+    /// The driver's end of rings in `region`, zeroed, of which the device has or gets the other end.
+    pub(crate) fn new(
+        heap: &Arc<Heap>,
+        (id, vector): (u16, u16),
+        region: Buffer,
+        layout: RingLayout,
+    ) -> Result<Self, Error> {
+        let lost = |error| Error::Lost { queue: id, why: Loss::Ring(error) };
+        let rings = Driver::new(RingWords::new(region), layout).map_err(lost)?;
+        let state = State {
+            rings,
+            pending: HashMap::new(),
+            last_job: 0,
+            lost: None,
+            has_leader: false,
+            followers: 0,
+            looks: 16,
+        };
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        Ok(Self { id, vector, heap: Arc::clone(heap), state, changed })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lost(&self, why: Loss) -> Error {
+        Error::Lost { queue: self.id, why }
+    }
+
+    /// Submits the entry that `entry` makes for a job number, and keeps `kept` until it is answered.
+    pub(crate) fn submit(
+        &self,
+        entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
+        kept: Kept,
+    ) -> Result<Arc<Ticket>, Error> {
+        self.heap.check_process()?;
+        let mut state = self.lock();
+        let freed = state.reap();
+        self.wake_followers(&state);
+        if let Some(why) = state.lost {
+            return Err(self.lost(why));
+        }
+        let job = state.next_job();
+        let pushed = state.rings.push(&entry(job));
+        match pushed {
+            Ok(_) => {}
+            Err(RingError::SubmissionsFull { .. } | RingError::CompletionsFull { .. }) => {
+                return Err(Error::QueueFull { in_flight: state.rings.in_flight() });
+            }
+            Err(error) => {
+                state.lose(Loss::Ring(error));
+                self.wake_followers(&state);
+                return Err(self.lost(Loss::Ring(error)));
+            }
+        }
+        let ticket = Arc::new(Ticket { job, outcome: OnceLock::new() });
+        state.pending.insert(job, (Arc::clone(&ticket), kept));
+        state.rings.publish();
+        let needs_kick = state.rings.needs_kick();
+        drop(state);
+        // Unlocked: what they kept may submit when it goes.
+        drop(freed);
+        if needs_kick {
+            let kick = Kick::default();
+            self.heap.transport.write(npu_uapi::reg::Register::with(
+                kick,
+                Kick::QUEUE,
+                u32::from(self.id),
+            ))?;
+        }
+        Ok(ticket)
+    }
+
+    /// Waits until `ticket` is answered, at most `timeout`.
+    pub(crate) fn wait(
+        &self,
+        ticket: &Ticket,
+        workers: &dyn Workers,
+        timeout: Duration,
+    ) -> Result<Completion, Error> {
+        let started = Instant::now();
+        let deadline = started.checked_add(timeout).unwrap_or_else(|| started + FAR);
+        let mut beat = None;
+        let mut garbage = Vec::new();
+        let mut state = self.lock();
+        let outcome = loop {
+            garbage.append(&mut state.reap());
+            if let Some(outcome) = ticket.outcome() {
+                break outcome.map_err(|why| self.lost(why));
+            }
+            if let Err(error) = self.heap.check_process() {
+                break Err(error);
+            }
+            if Instant::now() >= deadline {
+                break Err(self.stall(&state, started, beat));
+            }
+            if beat.is_none() {
+                beat = self.beat();
+            }
+            if state.has_leader {
+                state.followers += 1;
+                let left = deadline.saturating_duration_since(Instant::now());
+                let waited = self.changed.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state.followers -= 1;
+                continue;
+            }
+            if self.heap.transport.runs_by_itself() && state.spin() {
+                continue;
+            }
+            // In this order: a vector that is raised after the count was read ends the wait, one that
+            // was raised before stands for a completion that the last look sees.
+            let seen = self.heap.transport.interrupts(self.vector);
+            if self.id == 0 {
+                use npu_uapi::reg::Register;
+                let cause = IrqStatus::default().with(IrqStatus::ADMIN, true);
+                if let Err(error) = self.heap.transport.write(cause) {
+                    break Err(error.into());
+                }
+            }
+            if state.rings.arm_interrupt() == LastLook::Work {
+                continue;
+            }
+            state.has_leader = true;
+            drop(state);
+            let leader = Leader(self);
+            self.heap.transport.wait(self.vector, seen, deadline, workers);
+            drop(leader);
+            state = self.lock();
+        };
+        self.wake_followers(&state);
+        drop(state);
+        // Unlocked: what they kept may submit when it goes.
+        drop(garbage);
+        outcome
+    }
+
+    /// Takes what is here off the ring, without waiting.
+    pub(crate) fn poll(&self) {
+        let freed = self.lock().reap();
+        drop(freed);
+    }
+
+    fn wake_followers(&self, state: &State) {
+        if state.followers > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    fn beat(&self) -> Option<u32> {
+        use npu_uapi::reg::Register;
+        self.heap.transport.read::<HeartbeatLow>().ok().map(Register::raw)
+    }
+
+    fn stall(&self, state: &State, started: Instant, beat: Option<u32>) -> Error {
+        use npu_uapi::reg::Register;
+        let status = self.heap.transport.read::<regs::Status>().ok();
+        Error::Timeout(Box::new(Stall {
+            waited: started.elapsed(),
+            queue: self.id,
+            in_flight: state.rings.in_flight(),
+            state: status.map(|status| status.get(regs::Status::STATE)),
+            has_moved: beat.is_some() && beat != self.beat(),
+        }))
+    }
+
+    /// Ends every wait with `why`. What is pending stays alive: the device may still use it.
+    pub(crate) fn lose(&self, why: Loss) {
+        let mut state = self.lock();
+        state.lose(why);
+        self.changed.notify_all();
+        drop(state);
+        self.heap.transport.wake(self.vector);
+    }
+
+    /// Frees what unanswered submissions kept. The device has made its last access for this queue.
+    pub(crate) fn release(&self) {
+        let pending = std::mem::take(&mut self.lock().pending);
+        drop(pending);
+    }
+
+    /// Entries in flight.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.lock().rings.in_flight()
+    }
+}
+
+/// A wait without a bound is bounded by this.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The right to sleep in the transport; gives it back also when a worker panics.
+struct Leader<'a>(&'a Queue);
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.has_leader = false;
+        self.0.wake_followers(&state);
+    }
+}
+
+impl State {
+    /// A number that no submission in flight has.
+    fn next_job(&mut self) -> u32 {
+        loop {
+            self.last_job = self.last_job.wrapping_add(1);
+            if !self.pending.contains_key(&self.last_job) {
+                return self.last_job;
+            }
+        }
+    }
+
+    /// Takes completions off the ring and answers their tickets; returns what these kept.
+    fn reap(&mut self) -> Vec<Kept> {
+        let mut freed = Vec::new();
+        while self.lost.is_none() {
+            let completion = match self.rings.reap() {
+                Ok(Some(words)) => Completion::from_words(words),
+                Ok(None) => break,
+                Err(error) => {
+                    self.lose(Loss::Ring(error));
+                    break;
+                }
+            };
+            let Some((ticket, kept)) = self.pending.remove(&completion.job) else {
+                self.lose(Loss::Stray { job: completion.job });
+                break;
+            };
+            let _ = ticket.outcome.set(Ok(completion));
+            freed.push(kept);
+        }
+        freed
+    }
+
+    fn lose(&mut self, why: Loss) {
+        let why = *self.lost.get_or_insert(why);
+        for (ticket, _) in self.pending.values() {
+            let _ = ticket.outcome.set(Err(why));
+        }
+    }
+
+    /// Looks at the ring for a while; whether something came.
+    fn spin(&mut self) -> bool {
+        for _ in 0..self.looks {
+            if self.rings.arm_interrupt() == LastLook::Work {
+                self.looks = (self.looks * 2).min(MOST_LOOKS);
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        self.looks = (self.looks / 2).max(1);
+        false
+    }
+}

@@ -1,0 +1,121 @@
+//! The one way to a device: words, mappings and interrupts. Knows nothing of queues, jobs or tensors.
+
+use crate::dma::DmaMemory;
+use npu_uapi::addr::Iova;
+use npu_uapi::reg::Register;
+use npu_uapi::workers::Workers;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+#[cfg(feature = "sim")]
+pub mod inproc;
+
+/// Why the device could not be reached.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The other end is gone.
+    #[error("the device went away; open it again")]
+    Gone,
+    /// It could not be started.
+    #[error("cannot start the device: {why}")]
+    Start {
+        /// Why not.
+        why: String,
+    },
+    /// A mapping was refused.
+    #[error("cannot map or unmap memory: {why}")]
+    Map {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Which way data moves through a mapping or a slot.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// The device reads: inputs, constants.
+    Read,
+    /// The device writes and never reads.
+    Write,
+    /// The device does both: outputs, scratch, rings.
+    ReadWrite,
+}
+
+impl Access {
+    /// Bits of [`npu_uapi::queue::access`].
+    pub fn bits(self) -> u8 {
+        use npu_uapi::queue::access::{READ, WRITE};
+        match self {
+            Self::Read => READ,
+            Self::Write => WRITE,
+            Self::ReadWrite => READ | WRITE,
+        }
+    }
+}
+
+/// One open device.
+pub trait Transport: fmt::Debug + Send + Sync {
+    /// Reads the register at byte `offset` of BAR0.
+    fn read32(&self, offset: u32) -> Result<u32, TransportError>;
+
+    /// Writes it, after every store to DMA memory before it.
+    fn write32(&self, offset: u32, value: u32) -> Result<(), TransportError>;
+
+    /// Reads the dword at `offset` of configuration space.
+    fn config_read(&self, offset: u32) -> Result<u32, TransportError>;
+
+    /// Writes it.
+    fn config_write(&self, offset: u32, value: u32) -> Result<(), TransportError>;
+
+    /// Lets the device reach `memory` at `at`, and keeps it alive, until [`Transport::unmap`].
+    fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError>;
+
+    /// Ends the mapping that begins at `at`; when this returns `Ok` the device has made its last access.
+    fn unmap(&self, at: Iova) -> Result<(), TransportError>;
+
+    /// Where mappings may lie.
+    fn iova_ranges(&self) -> Vec<Range<u64>>;
+
+    /// Whether the device reaches any memory of this process in place.
+    fn reaches_process_memory(&self) -> bool;
+
+    /// Whether the device computes without a thread of this process: then a short spin may pay.
+    fn runs_by_itself(&self) -> bool;
+
+    /// How often interrupt `vector` arrived or [`Transport::wake`] was called, free-running.
+    fn interrupts(&self, vector: u16) -> u64;
+
+    /// Waits until that count differs from `seen`, or `deadline`; returns it. A device in this process
+    /// is driven by the threads that wait, with `workers`.
+    fn wait(&self, vector: u16, seen: u64, deadline: Instant, workers: &dyn Workers) -> u64;
+
+    /// Ends the waits for `vector`, without the device.
+    fn wake(&self, vector: u16);
+
+    /// Resets the function from outside and sets configuration space up again.
+    fn reset(&self) -> Result<(), TransportError>;
+
+    /// Threads that the device string asks for.
+    fn threads(&self) -> Option<usize>;
+
+    /// What computes, for people.
+    fn describe(&self) -> String;
+}
+
+/// Typed register access, the same over every transport.
+pub trait TransportExt: Transport {
+    /// Reads a register.
+    fn read<R: Register>(&self) -> Result<R, TransportError> {
+        self.read32(R::OFFSET).map(R::from_raw)
+    }
+
+    /// Writes a register.
+    fn write<R: Register>(&self, value: R) -> Result<(), TransportError> {
+        self.write32(R::OFFSET, value.raw())
+    }
+}
+
+impl<T: Transport + ?Sized> TransportExt for T {}

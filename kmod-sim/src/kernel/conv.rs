@@ -3,6 +3,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod depthwise_avx512vnni;
 mod scalar;
 
 use super::Stop;
@@ -159,6 +161,13 @@ pub(crate) fn run(problem: &Problem, vector: bool, split: &Split<'_>) -> Result<
     if vector && avx512vnni::takes(problem) {
         // SAFETY: it takes the problem, and `vector` says that the instructions exist.
         if let Some(done) = unsafe { avx512vnni::run(problem, split) } {
+            return done;
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    if vector && depthwise_avx512vnni::takes(problem) {
+        // SAFETY: as above.
+        if let Some(done) = unsafe { depthwise_avx512vnni::run(problem, split) } {
             return done;
         }
     }

@@ -6,6 +6,8 @@
 
 #![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
 
+pub(crate) mod stage;
+
 use npu_uapi::requantise::AddTerms;
 use std::arch::x86_64::*;
 

@@ -20,9 +20,9 @@ use crate::kernel::Stop;
 use crate::kernel::conv::{Problem, Taps};
 use crate::kernel::operand::Map;
 use crate::kernel::split::{POLL_MACS, Split};
+use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{
-    Addition, Lookup, Requantise, broadcast_4, load_64, load_codes, load_records, mask_16,
-    store_16, weights_are_symmetric,
+    broadcast_4, load_64, load_records, mask_16, store_16, weights_are_symmetric,
 };
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::*;
@@ -217,7 +217,7 @@ impl Plan {
     unsafe fn chunk(&self, job: &Job<'_>, chunk: i64) {
         let first_tile = chunk / self.chunks_of_panels() * self.tiles_a_chunk;
         let first_panel = chunk % self.chunks_of_panels() * self.panels_a_chunk;
-        let stage = Stage::new(job);
+        let stage = Stage::new(&job.problem.stage);
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
             // Tiles differ by one pixel at most.
             let (start, end) =
@@ -253,54 +253,6 @@ const TILES: [[Kernel; MOST_PIXELS]; 3] = [
     kernels!(2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
     kernels!(4: 1 2 3 4 5 6 6 6 6 6 6 6 6 6), // behind 6 never called: panels of four are for fewer
 ];
-
-/// The output stage in registers.
-struct Stage {
-    requantise: Requantise,
-    table_0: Option<Lookup>,
-    add: Option<Addition>,
-    aux_first: bool,
-    table_1: Option<Lookup>,
-    /// Neither table nor addition.
-    plain: bool,
-}
-
-impl Stage {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(job: &Job<'_>) -> Self {
-        let stage = &job.problem.stage;
-        Self {
-            requantise: Requantise::new(stage.zero_point, stage.low, stage.high),
-            table_0: stage.table_0.as_ref().map(|table| Lookup::new(table)),
-            add: stage.add.map(|terms| Addition::new(terms, 0, 255)),
-            aux_first: stage.aux_first,
-            table_1: stage.table_1.as_ref().map(|table| Lookup::new(table)),
-            plain: stage.table_0.is_none() && stage.add.is_none() && stage.table_1.is_none(),
-        }
-    }
-
-    /// What comes behind requantisation.
-    ///
-    /// # Safety
-    /// With an addition, the bytes of `mask` at `aux` must be readable.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline]
-    unsafe fn rest(&self, mut codes: __m512i, mask: u16, aux: *const u8) -> __m512i {
-        if let Some(table) = self.table_0 {
-            codes = table.codes(codes);
-        }
-        if let Some(add) = self.add {
-            // SAFETY: the caller's promise.
-            let other = unsafe { load_codes(mask, aux) };
-            let (first, second) = if self.aux_first { (other, codes) } else { (codes, other) };
-            codes = add.codes(first, second);
-        }
-        if let Some(table) = self.table_1 {
-            codes = table.codes(codes);
-        }
-        codes
-    }
-}
 
 /// The pixels of a tile: where their windows begin in the input, and where their results go.
 struct Pixels {
@@ -441,31 +393,28 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
         }
     }
 
+    // Through memory, so that the stage is a loop: registers have no index. The copy is explicit, else
+    // the accumulators themselves would live in memory.
+    let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+    for r in 0..PIXELS {
+        for v in 0..BLOCKS {
+            // SAFETY: an element of a local array, aligned as its type is.
+            unsafe { _mm512_store_si512((&raw mut sums[r][v]).cast(), acc[r][v]) };
+        }
+    }
     for v in 0..BLOCKS {
         let lane = (0i64..).nth(v).map_or(0, |v| 16 * v);
         let mask = mask_16(p.group_outputs - block * 16 - lane);
         let at = isize_of(first_output + lane);
-        for r in 0..PIXELS {
-            acc[r][v] = stage.requantise.codes(acc[r][v], multipliers[v]);
-        }
-        if stage.plain {
-            for r in 0..PIXELS {
-                let bytes = _mm512_cvtepi32_epi8(acc[r][v]);
-                // SAFETY: the real lanes of a pixel of the output.
-                unsafe { store_16(pixels.out[r].wrapping_offset(at), mask, bytes) };
-            }
-        } else {
-            // In a loop that is not unrolled: through memory, as registers have no index.
-            let mut codes = [_mm512_setzero_si512(); PIXELS];
-            for r in 0..PIXELS {
-                codes[r] = acc[r][v];
-            }
-            for (r, &code) in codes.iter().enumerate() {
+        for (r, sums) in sums.iter().enumerate() {
+            let mut codes = stage.requantise.codes(sums[v], multipliers[v]);
+            if !stage.plain {
                 // SAFETY: the real lanes of a pixel of the auxiliary tensor.
-                let code = unsafe { stage.rest(code, mask, pixels.aux[r].wrapping_offset(at)) };
-                let bytes = _mm512_cvtepi32_epi8(code);
-                // SAFETY: the real lanes of a pixel of the output.
-                unsafe { store_16(pixels.out[r].wrapping_offset(at), mask, bytes) };
+                codes = unsafe { stage.rest(codes, mask, pixels.aux[r].wrapping_offset(at)) };
+            }
+            // SAFETY: the real lanes of a pixel of the output.
+            unsafe {
+                store_16(pixels.out[r].wrapping_offset(at), mask, _mm512_cvtepi32_epi8(codes));
             }
         }
     }

@@ -1,0 +1,281 @@
+//! Depthwise CONV on AVX-512 VNNI: 64 channels and four output pixels at a time.
+//!
+//! ```text
+//!   rows 4q .. 4q+3 of one input column, 64 channels each
+//!     -> two levels of unpack -> 4 vectors of 16 channels x 4 rows
+//!     -> vpdpbusd into every output pixel whose window has the column
+//! ```
+//!
+//! The reduction of a step runs down a kernel column, so that a column which is interleaved once serves
+//! all the outputs it lies under. The weights, which are packed along rows, are turned once a chunk. The
+//! unpacks leave channels in an order of their own; weights and records follow it, and packing the
+//! results restores it.
+//!
+//! Takes kernels of up to [`MOST_VECTORS`] columns times row quads whose four windows span at most
+//! [`MOST_COLUMNS`] columns, with weight zero points of zero; the scalar kernel takes the rest.
+
+#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
+
+use crate::kernel::Stop;
+use crate::kernel::conv::Problem;
+use crate::kernel::split::Split;
+use crate::kernel::vector::stage::Stage;
+use crate::kernel::vector::{
+    load_64, load_masked_64, load_records, mask_64, pack_lanes, store_64, weights_are_symmetric,
+};
+use crate::memory::usize_of;
+use std::arch::x86_64::*;
+
+/// Output pixels of a tile: 4 x 4 accumulators.
+const PIXELS: usize = 4;
+
+/// Most kernel columns times quads of kernel rows.
+const MOST_VECTORS: usize = 32;
+
+/// Most input columns under the windows of a tile.
+const MOST_COLUMNS: usize = 64;
+
+/// Channels of a step.
+const CHANNELS: i64 = 64;
+
+/// Input columns from the first of a tile to behind its last.
+fn span(p: &Problem) -> i64 {
+    let w = &p.window;
+    3 * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1
+}
+
+fn quads(p: &Problem) -> i64 {
+    (p.window.kernel_h + 3) / 4
+}
+
+/// Whether this kernel takes `problem`.
+pub(crate) fn takes(p: &Problem) -> bool {
+    let vectors = p.window.kernel_w * quads(p);
+    let fits = |value: i64, most: usize| usize_of(value.unsigned_abs()) <= most;
+    // Without dilation two kernel columns would be one input column.
+    let apart = p.window.kernel_w == 1 || p.window.dilation_w > 0;
+    p.depthwise && apart && fits(vectors, MOST_VECTORS) && fits(span(p), MOST_COLUMNS)
+}
+
+/// Runs `problem`; `None` when its weights have zero points.
+///
+/// # Safety
+/// `takes(problem)`, on a processor with the vector instructions.
+pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), Stop>> {
+    let records = p.records.memory.pointer(p.records.start, 1);
+    // SAFETY: the processor is the caller's promise; the records were checked, in sixteens.
+    if !unsafe { weights_are_symmetric(records, usize_of(p.outputs.unsigned_abs())) } {
+        return None;
+    }
+    let rows = p.images * p.ofm_h;
+    let groups = (p.outputs + CHANNELS - 1) / CHANNELS;
+    // Few rows a chunk would turn the weights too often: count a row as more than it multiplies.
+    let row_macs = p.ofm_w * CHANNELS * p.taps();
+    let rows_a_chunk = split.units_a_chunk(rows * groups, row_macs).min(rows);
+    let bands = (rows + rows_a_chunk - 1) / rows_a_chunk;
+    Some(split.chunks(bands * groups, &|chunk, budget| {
+        let (first, group) = (chunk / groups * rows_a_chunk, chunk % groups);
+        // SAFETY: the caller's promise.
+        let columns = unsafe { Columns::new(p, group * CHANNELS) };
+        for row in first..(first + rows_a_chunk).min(rows) {
+            budget.spend(row_macs)?;
+            // SAFETY: the caller's promise.
+            unsafe { columns.row(p, row / p.ofm_h, row % p.ofm_h) };
+        }
+        Ok(())
+    }))
+}
+
+/// What 64 channels need, whatever the pixel.
+struct Columns {
+    stage: Stage,
+    first_channel: i64,
+    /// The channels that exist.
+    mask: u64,
+    /// By kernel column and quad of kernel rows.
+    weights: [[__m512i; 4]; MOST_VECTORS],
+    bias: [__m512i; 4],
+    multiplier: [__m512; 4],
+    /// For each input column under a tile and each pixel of it, the first vector of weights.
+    uses: [[Option<u8>; PIXELS]; MOST_COLUMNS],
+    span: usize,
+    quads: usize,
+    padding: [u8; 64],
+}
+
+/// `out[j]` has 128-bit lane `j` of each of `z`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn transpose_lanes(z: [__m512i; 4]) -> [__m512i; 4] {
+    let low_01 = _mm512_shuffle_i32x4::<0x44>(z[0], z[1]);
+    let high_01 = _mm512_shuffle_i32x4::<0xee>(z[0], z[1]);
+    let low_23 = _mm512_shuffle_i32x4::<0x44>(z[2], z[3]);
+    let high_23 = _mm512_shuffle_i32x4::<0xee>(z[2], z[3]);
+    [
+        _mm512_shuffle_i32x4::<0x88>(low_01, low_23),
+        _mm512_shuffle_i32x4::<0xdd>(low_01, low_23),
+        _mm512_shuffle_i32x4::<0x88>(high_01, high_23),
+        _mm512_shuffle_i32x4::<0xdd>(high_01, high_23),
+    ]
+}
+
+impl Columns {
+    /// # Safety
+    /// As of [`run`]; `first_channel` exists and is a multiple of 64.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn new(p: &Problem, first_channel: i64) -> Self {
+        let w = &p.window;
+        let (kernel_h, kernel_w) =
+            (usize_of(w.kernel_h.unsigned_abs()), usize_of(w.kernel_w.unsigned_abs()));
+        let quads = kernel_h.div_ceil(4);
+        let block_bytes = (kernel_h * kernel_w).div_ceil(4) * 64;
+        let zero = _mm512_setzero_si512();
+        let (mut weights, mut bias, mut multiplier) =
+            ([[zero; 4]; MOST_VECTORS], [zero; 4], [zero; 4]);
+        let first_block = usize_of(first_channel.unsigned_abs()) / 16;
+        let blocks = usize_of((p.outputs - first_channel).unsigned_abs()).div_ceil(16).min(4);
+        for block in 0..blocks {
+            let at = first_block + block;
+            let records = p.records.memory.pointer(p.records.start, 1).wrapping_add(at * 256);
+            // SAFETY: the records of a block that has a channel are sixteen.
+            let (b, m) = unsafe { load_records(records) };
+            (bias[block], multiplier[block]) = (b, _mm512_castps_si512(m));
+            let packed =
+                p.weights.memory.pointer(p.weights.start, 1).wrapping_add(at * block_bytes);
+            for tap in 0..kernel_h * kernel_w {
+                let (ky, kx) = (tap / kernel_w, tap % kernel_w);
+                // SAFETY: the four taps around this one, of a block that exists.
+                let four = unsafe { load_64(packed.wrapping_add(tap / 4 * 64)) };
+                let byte = _mm512_maskz_mov_epi8(0x1111_1111_1111_1111 << (tap % 4), four);
+                // From byte `tap % 4` to byte `ky % 4` of each 32-bit lane.
+                let turn = _mm512_set1_epi32([0, 8, 16, 24][(ky + 4 - tap % 4) % 4]);
+                let byte = _mm512_rolv_epi32(byte, turn);
+                let vector = &mut weights[kx * quads + ky / 4][block];
+                *vector = _mm512_or_si512(*vector, byte);
+            }
+        }
+        for vector in &mut weights[..kernel_w * quads] {
+            *vector = transpose_lanes(*vector);
+        }
+        Self {
+            stage: Stage::new(&p.stage),
+            first_channel,
+            mask: mask_64(p.outputs - first_channel),
+            weights,
+            bias: transpose_lanes(bias),
+            multiplier: transpose_lanes(multiplier).map(|lanes| _mm512_castsi512_ps(lanes)),
+            uses: uses(p),
+            span: usize_of(span(p).unsigned_abs()),
+            quads,
+            padding: [p.input_zero_point; 64],
+        }
+    }
+
+    /// One row of output pixels.
+    ///
+    /// # Safety
+    /// As of [`run`]; the row exists.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn row(&self, p: &Problem, n: i64, oy: i64) {
+        // Kernel rows in the padding, and those behind the last, read zero points, at no stride.
+        let mut rows = [(self.padding.as_ptr(), 0); 4 * MOST_VECTORS];
+        for (ky, row) in (0..p.window.kernel_h).zip(&mut rows) {
+            let y = p.window.row(oy, ky);
+            if (0..p.ifm_h).contains(&y) {
+                *row = (
+                    p.ifm.pointer(p.ifm.at(n, y, 0) + self.first_channel).cast_const(),
+                    p.ifm.pixel,
+                );
+            }
+        }
+        let rows = &rows[..4 * self.quads];
+        let mut ox = 0;
+        while ox < p.ofm_w {
+            // SAFETY: the caller's promise; the tile covers pixels of the row.
+            let codes = unsafe { self.tile(p, rows, ox) };
+            for (pixel, codes) in (ox..p.ofm_w).zip(codes) {
+                let mut codes = codes;
+                if !self.stage.plain {
+                    let aux = p.aux.map_or(std::ptr::null_mut(), |aux| {
+                        aux.pointer(aux.at(n, oy, pixel) + self.first_channel)
+                    });
+                    // SAFETY: the channels of `mask` of a pixel of the auxiliary tensor.
+                    codes = unsafe { self.stage.rest_64(codes, self.mask, aux) };
+                }
+                let to = p.ofm.pointer(p.ofm.at(n, oy, pixel) + self.first_channel);
+                // SAFETY: the channels of `mask` of a pixel of the output.
+                unsafe { store_64(to, self.mask, codes) };
+            }
+            ox += 4;
+        }
+    }
+
+    /// Codes of four output pixels from `ox` on, as requantised; those behind the row mean nothing.
+    ///
+    /// # Safety
+    /// As of [`run`]; `rows` has four addresses a quad, of input rows or of zero points.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn tile(&self, p: &Problem, rows: &[(*const u8, i64)], ox: i64) -> [__m512i; PIXELS] {
+        let mut acc = [self.bias; PIXELS];
+        let first = p.window.column(ox, 0);
+        for (x, uses) in (first..).zip(&self.uses[..self.span]) {
+            if *uses == [None; PIXELS] {
+                continue;
+            }
+            let inside = (0..p.ifm_w).contains(&x);
+            for (quad, rows) in rows.chunks_exact(4).enumerate() {
+                let mut bytes = [_mm512_set1_epi8(p.input_zero_point.cast_signed()); 4];
+                if inside {
+                    for (bytes, (row, pixel)) in bytes.iter_mut().zip(rows) {
+                        let at = row.wrapping_offset(crate::memory::isize_of(x * pixel));
+                        // SAFETY: the channels of `mask` of a pixel of the input, or zero points.
+                        *bytes = unsafe { load_masked_64(self.mask, at) };
+                    }
+                }
+                let x = interleave(bytes);
+                for (acc, used) in acc.iter_mut().zip(uses) {
+                    if let Some(vector) = used {
+                        let weights = &self.weights[(usize::from(*vector) + quad) % MOST_VECTORS];
+                        for j in 0..4 {
+                            acc[j] = _mm512_dpbusd_epi32(acc[j], x[j], weights[j]);
+                        }
+                    }
+                }
+            }
+        }
+        acc.map(|acc| {
+            let mut codes = acc;
+            for j in 0..4 {
+                codes[j] = self.stage.requantise.codes(acc[j], self.multiplier[j]);
+            }
+            pack_lanes(codes)
+        })
+    }
+}
+
+/// Four rows of 64 bytes as four vectors of 16 x 4: lane `j` of a row's 16 bytes goes to vector `j`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn interleave([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    let (low_ab, high_ab) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+    let (low_cd, high_cd) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+    [
+        _mm512_unpacklo_epi16(low_ab, low_cd),
+        _mm512_unpackhi_epi16(low_ab, low_cd),
+        _mm512_unpacklo_epi16(high_ab, high_cd),
+        _mm512_unpackhi_epi16(high_ab, high_cd),
+    ]
+}
+
+/// Which kernel column an input column is for each pixel of a tile, as an index of weight vectors.
+fn uses(p: &Problem) -> [[Option<u8>; PIXELS]; MOST_COLUMNS] {
+    let mut uses = [[None; PIXELS]; MOST_COLUMNS];
+    for (pixel, first) in (0..4).map(|pixel| pixel * p.window.stride_w).enumerate() {
+        for kx in 0..p.window.kernel_w {
+            let column = usize_of((first + kx * p.window.dilation_w).unsigned_abs());
+            let vector = u8::try_from(kx * quads(p)).expect("at most MOST_VECTORS");
+            uses[column][pixel] = Some(vector);
+        }
+    }
+    uses
+}

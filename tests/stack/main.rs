@@ -1,1 +1,4 @@
 //! The whole stack, over every transport.
+
+mod guarded;
+mod oracle;

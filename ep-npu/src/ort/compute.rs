@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ort_sys::{OrtKernelContext, OrtStatusPtr};
 
 use crate::graph::ElementType;
-use crate::run::{Executable, Outputs, TensorRef};
+use crate::run::{Executable, Outputs, RunError, TensorRef};
 
 use super::api::{Api, call};
 use super::factory::Factory;
@@ -77,7 +77,18 @@ impl NodeProgram {
         let run =
             |workers: &dyn libnpu::Workers| self.executable.run(&inputs, &mut outputs, workers);
         let report = self.threads.with(api, context, run);
-        report.map(drop).map_err(|error| Failure::from_error(Kind::Provider, &error))
+        report.map(drop).map_err(|error| Failure::from_error(kind_of(&error), &error))
+    }
+}
+
+/// Whether the caller can do something about `error`.
+fn kind_of(error: &RunError) -> Kind {
+    match error {
+        RunError::Inputs { .. }
+        | RunError::Element { .. }
+        | RunError::Shape { .. }
+        | RunError::Bytes { .. } => Kind::InvalidArgument,
+        _ => Kind::Provider,
     }
 }
 
@@ -117,7 +128,9 @@ struct KernelOutputs<'a> {
     context: *mut OrtKernelContext,
 }
 
-impl Outputs for KernelOutputs<'_> {
+// SAFETY: the runtime allocates the tensor for this run, its shape is checked to be the one asked for,
+// and nobody reads it before Compute returns.
+unsafe impl Outputs for KernelOutputs<'_> {
     fn output(
         &mut self,
         index: usize,

@@ -1,5 +1,6 @@
 //! What a function has done since its last reset.
 
+use crate::timing::{self, Cost};
 use npu_uapi::addr::SlotId;
 use npu_uapi::command::Command;
 use npu_uapi::limits::Limits;
@@ -16,12 +17,10 @@ pub(crate) struct Charge {
 
 impl Charge {
     /// The cost of `command` on a device of `limits`.
-    pub(crate) fn of(
-        _command: &Command,
-        _limits: &Limits,
-        _is_sram: &dyn Fn(SlotId) -> bool,
-    ) -> Self {
-        Self::default()
+    pub(crate) fn of(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bool) -> Self {
+        let Cost { cycles, macs, dram_read, dram_written, .. } =
+            timing::cycles(command, limits, is_sram);
+        Self { cycles, macs, dram_read, dram_written }
     }
 }
 

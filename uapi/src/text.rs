@@ -51,12 +51,18 @@ pub struct TextError {
 
 /// The text of `image`.
 pub fn disassemble(image: &Image) -> String {
+    let mut out = head_text(image);
+    for (index, command) in image.commands.iter().enumerate() {
+        out += &format!("\n# {index}\n{}", command_text(command));
+    }
+    out
+}
+
+/// What stands before the commands: version, features, slots.
+pub fn head_text(image: &Image) -> String {
     let mut out = format!("{} features={:#x}\n", isa_line(), image.features);
     for (index, slot) in image.slots.iter().enumerate() {
         out += &format!("slot s{index} {} {}\n", slot_kind_name(slot.kind), slot.len);
-    }
-    for (index, command) in image.commands.iter().enumerate() {
-        out += &format!("\n# {index}\n{}", command_text(command));
     }
     out
 }
@@ -77,7 +83,7 @@ pub fn command_text(command: &Command) -> String {
     out + &line + "\n"
 }
 
-/// The name of a slot's kind; a number for an unknown one.
+/// The name of a slot's kind, `unknown` for one that this version does not have.
 pub fn slot_kind_name(kind: u8) -> &'static str {
     SLOT_KINDS.iter().find(|(code, _)| *code == kind).map_or("unknown", |(_, name)| name)
 }

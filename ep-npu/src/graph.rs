@@ -415,6 +415,16 @@ impl ElementType {
     }
 }
 
+/// `[batch, 3, 224, 224]`: a shape as messages write it; `?` is an open dimension without a name.
+pub fn shape_text(shape: &[Dim]) -> String {
+    let dims = shape.iter().map(|dim| match dim {
+        Dim::Known(length) => length.to_string(),
+        Dim::Symbol(symbol) if symbol.is_empty() => "?".to_owned(),
+        Dim::Symbol(symbol) => symbol.clone(),
+    });
+    format!("[{}]", dims.collect::<Vec<_>>().join(", "))
+}
+
 impl fmt::Display for ElementType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -11,10 +11,17 @@ pub mod allocate;
 pub mod emit;
 pub mod graph;
 pub mod lower;
+pub mod ort;
 pub mod partition;
 pub mod program;
 pub mod quantize;
 pub mod reference;
 pub mod refusal;
+pub mod run;
 pub mod schedule;
 pub mod shape;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

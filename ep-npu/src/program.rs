@@ -12,7 +12,7 @@ use npu_uapi::limits::Limits;
 use npu_uapi::verify;
 
 /// Why a part does not compile.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompileError {
     /// The part holds something that the NPU does not take.
@@ -30,6 +30,9 @@ pub enum CompileError {
     /// The program breaks a rule of the device; sizes aside, a fault of the compiler.
     #[error("the program for this shape breaks a rule of the device: {0}")]
     Verifier(verify::Refusal),
+    /// The device does not take the program.
+    #[error("the device does not load the program: {0}")]
+    Device(#[from] libnpu::Error),
 }
 
 /// A compiled program; constants are packed apart, see [`Compiled::constants`].
@@ -112,6 +115,14 @@ impl Compiled {
     /// The bytes of the constants slot.
     pub fn constants(&self) -> Vec<u8> {
         emit::constants(&self.ops, &self.emitted)
+    }
+}
+
+impl Edge {
+    /// Bytes of the tensor.
+    pub fn len_bytes(&self) -> u64 {
+        let elements: u64 = self.shape.iter().map(|&len| len as u64).product();
+        elements * if self.element == ElementType::F32 { 4 } else { 1 }
     }
 }
 

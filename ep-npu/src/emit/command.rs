@@ -44,7 +44,7 @@ impl Operands<'_> {
         let aux = op.reads.get(1).copied();
         let aux_strides = aux.map_or_else(Strides::default, |aux| self.form(aux).strides());
         let aux = aux.map_or_else(Operand::default, |aux| self.tensor(aux));
-        let weights = self.constant(index, Content::Weights);
+        let weights = self.constant(index, Content::Weights(conv.weights.kernel));
         let channels = self.constant(index, Content::Records);
         let tables = self.constant(index, Content::Tables);
         let stage = stage(conv);

@@ -21,8 +21,8 @@ pub struct Chunk {
 /// Kinds of constants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Content {
-    /// Weights in blocks of 16 output by 4 input channels.
-    Weights,
+    /// Weights in blocks of 16 output by 4 input channels, of a kernel of these rows and columns.
+    Weights([usize; 2]),
     /// Channel records.
     Records,
     /// One or two tables.
@@ -40,7 +40,7 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
         };
         match &operation.kind {
             OpKind::Conv(conv) => {
-                place(Content::Weights, Blocks::of(conv).len_bytes() as u64);
+                place(Content::Weights(conv.weights.kernel), Blocks::of(conv).len_bytes() as u64);
                 place(Content::Records, record_bytes(outputs_u32(conv)));
                 if conv.table_0.is_some() || conv.table_1.is_some() {
                     place(Content::Tables, 512);
@@ -62,7 +62,7 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
     for chunk in chunks {
         let to = &mut bytes[len(chunk.offset)..];
         match (&ops.ops[chunk.op].kind, chunk.content) {
-            (OpKind::Conv(conv), Content::Weights) => pack_weights(conv, to),
+            (OpKind::Conv(conv), Content::Weights(_)) => pack_weights(conv, to),
             (OpKind::Conv(conv), Content::Records) => pack_records(conv, to),
             (OpKind::Conv(conv), Content::Tables) => {
                 let tables = [&conv.table_0, &conv.table_1];

@@ -1,0 +1,285 @@
+//! Runs a compiled part on a device: binds tensors to slots, submits, waits.
+//!
+//! ```text
+//! run(inputs) -> program for their shapes (compiled on first use, few kept)
+//!             -> slots: constants (uploaded once), scratch (pooled), inputs and outputs in place
+//!             -> job -> wait, with the caller's workers -> outputs
+//! ```
+
+mod cache;
+mod constants;
+mod memory;
+mod tensor;
+
+pub use tensor::{Outputs, OwnedOutputs, TensorRef};
+
+use crate::emit;
+use crate::graph::{Dim, ElementType, Graph};
+use crate::program::{self, CompileError, Compiled, Edge};
+use crate::quantize::Units;
+use crate::shape::Assignment;
+use cache::Cache;
+use libnpu::{Context, Device, Program, Workers};
+use memory::{Bound, Scratch};
+use npu_uapi::addr::SlotId;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How an [`Executable`] runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RunOptions {
+    /// How long a run may take before it is given up.
+    pub timeout: Duration,
+    /// Programs for different input shapes that are kept; the least recently used goes first.
+    pub programs: usize,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60), programs: 8 }
+    }
+}
+
+/// What a run took.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RunReport {
+    /// Modelled cycles.
+    pub cycles: u64,
+    /// Bytes copied because the device could not reach a tensor where it lies.
+    pub copied_bytes: u64,
+}
+
+/// Why a run fails. The executable stays usable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Too few or too many inputs.
+    #[error("{found} inputs are given, the model takes {want}")]
+    Inputs {
+        /// Inputs given.
+        found: usize,
+        /// Inputs of the part.
+        want: usize,
+    },
+    /// An input of another element type.
+    #[error("input `{input}` is {found}, the model takes {want}")]
+    Element {
+        /// The input.
+        input: String,
+        /// Its element type.
+        found: ElementType,
+        /// The element type wanted.
+        want: ElementType,
+    },
+    /// An input of another shape.
+    #[error("input `{input}` has shape {found:?}, the model takes {want}")]
+    Shape {
+        /// The input.
+        input: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape wanted, open dimensions by name.
+        want: String,
+    },
+    /// An input whose bytes do not fill its shape.
+    #[error("input `{input}` has {found} bytes, its shape and type ask for {want}")]
+    Bytes {
+        /// The input.
+        input: String,
+        /// Bytes given.
+        found: usize,
+        /// Bytes of the shape.
+        want: u64,
+    },
+    /// No program for these shapes.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The caller has no memory for an output.
+    #[error("output `{output}`: {why}")]
+    Output {
+        /// The output.
+        output: String,
+        /// What the caller said.
+        why: String,
+    },
+    /// The device failed.
+    #[error("the device failed the run: {0}")]
+    Device(#[from] libnpu::Error),
+}
+
+/// A part of a graph, ready to run for any batch; shared between threads by reference.
+#[derive(Debug)]
+pub struct Executable {
+    part: Graph,
+    units: Units,
+    context: Context,
+    device: Device,
+    options: RunOptions,
+    cache: Cache<Loaded>,
+    scratch: Scratch,
+    /// Held while compiling, so that a new shape is compiled once.
+    compiling: Mutex<()>,
+}
+
+/// A program on the device and what it is bound to.
+#[derive(Debug)]
+struct Loaded {
+    program: Program,
+    constants: Option<Arc<constants::Bound>>,
+    scratch_bytes: u64,
+    inputs: Vec<Edge>,
+    outputs: Vec<Edge>,
+}
+
+impl Executable {
+    /// Compiles `part` for `device` and loads it into `context`. Where dimensions are open, it is
+    /// compiled for a batch of 1, to find what no batch could change; runs compile for theirs.
+    pub fn new(
+        part: Graph,
+        context: Context,
+        device: Device,
+        options: RunOptions,
+    ) -> Result<Self, CompileError> {
+        let units = program::units(&part)?;
+        let mut assignment = Assignment::ones();
+        let shapes: Vec<Vec<usize>> = part
+            .inputs()
+            .iter()
+            .map(|&input| assignment.shape(&part, input))
+            .collect::<Result<_, _>>()?;
+        let executable = Self {
+            part,
+            units,
+            context,
+            device,
+            options,
+            cache: Cache::new(options.programs),
+            scratch: Scratch::default(),
+            compiling: Mutex::new(()),
+        };
+        executable.load(&shapes)?;
+        Ok(executable)
+    }
+
+    /// Runs the part. Inputs and outputs are in the part's order.
+    pub fn run(
+        &self,
+        inputs: &[TensorRef<'_>],
+        outputs: &mut dyn Outputs,
+        workers: &dyn Workers,
+    ) -> Result<RunReport, RunError> {
+        let shapes = self.check(inputs)?;
+        let loaded = self.program(&shapes)?;
+        let mut bound = Bound::new(&self.device);
+        for (slot, (tensor, edge)) in
+            (emit::EDGE_SLOTS_FROM..).zip(inputs.iter().zip(&loaded.inputs))
+        {
+            check_input(tensor, edge)?;
+            bound.input(slot_id(slot), tensor)?;
+        }
+        let first = emit::EDGE_SLOTS_FROM + inputs.len();
+        for (index, edge) in loaded.outputs.iter().enumerate() {
+            bound.output(slot_id(first + index), outputs, index, edge)?;
+        }
+        let scratch = self.scratch.take(&self.device, loaded.scratch_bytes)?;
+        if let Some(scratch) = &scratch {
+            bound.scratch(scratch, loaded.scratch_bytes)?;
+        }
+        let table = loaded.constants.as_ref().map(|constants| constants.table());
+        let job = self.context.exec(&loaded.program, table, bound.overlay())?;
+        let done = job.wait(workers, self.options.timeout)?;
+        self.scratch.give_back(scratch);
+        let copied_bytes = bound.finish()?;
+        Ok(RunReport { cycles: done.cycles, copied_bytes })
+    }
+
+    /// The part that it runs.
+    pub fn part(&self) -> &Graph {
+        &self.part
+    }
+
+    /// Holds the inputs to what the part declares; gives their shapes.
+    fn check(&self, inputs: &[TensorRef<'_>]) -> Result<Vec<Vec<usize>>, RunError> {
+        let declared = self.part.inputs();
+        if inputs.len() != declared.len() {
+            return Err(RunError::Inputs { found: inputs.len(), want: declared.len() });
+        }
+        for (tensor, &input) in inputs.iter().zip(declared) {
+            let value = self.part.value(input);
+            let Some(want) = value.ty.as_ref().and_then(|ty| ty.shape.as_ref()) else { continue };
+            let fits = |(dim, len): (&Dim, &usize)| match dim {
+                Dim::Known(known) => known == len,
+                Dim::Symbol(_) => true,
+            };
+            if want.len() != tensor.shape().len() || !want.iter().zip(tensor.shape()).all(fits) {
+                return Err(RunError::Shape {
+                    input: value.name.clone(),
+                    found: tensor.shape().to_vec(),
+                    want: crate::graph::shape_text(want),
+                });
+            }
+        }
+        Ok(inputs.iter().map(|tensor| tensor.shape().to_vec()).collect())
+    }
+
+    /// The program for these input shapes, compiled if need be.
+    fn program(&self, shapes: &[Vec<usize>]) -> Result<Arc<Loaded>, CompileError> {
+        if let Some(loaded) = self.cache.get(shapes) {
+            return Ok(loaded);
+        }
+        self.load(shapes)
+    }
+
+    fn load(&self, shapes: &[Vec<usize>]) -> Result<Arc<Loaded>, CompileError> {
+        let _only_one = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = self.cache.get(shapes) {
+            return Ok(loaded);
+        }
+        let compiled = program::compile(&self.part, &self.units, shapes, self.device.limits())?;
+        let program = self.context.load(&compiled.emitted.image.to_bytes())?;
+        let constants = self.constants(&compiled)?;
+        let loaded = Loaded {
+            program,
+            constants,
+            scratch_bytes: compiled.memory.scratch_bytes,
+            inputs: compiled.inputs,
+            outputs: compiled.outputs,
+        };
+        Ok(self.cache.insert(shapes.to_vec(), loaded))
+    }
+
+    /// The constants of `compiled`: those of a program that is loaded, where they are the same.
+    fn constants(
+        &self,
+        compiled: &Compiled,
+    ) -> Result<Option<Arc<constants::Bound>>, CompileError> {
+        if compiled.emitted.constant_bytes == 0 {
+            return Ok(None);
+        }
+        let loaded = self.cache.values();
+        let mut bound = loaded.iter().filter_map(|loaded| loaded.constants.as_ref());
+        if let Some(same) = bound.find(|constants| constants.are_those_of(&compiled.emitted)) {
+            return Ok(Some(same.clone()));
+        }
+        let bound = constants::Bound::new(&self.device, &self.context, compiled)?;
+        Ok(Some(Arc::new(bound)))
+    }
+}
+
+/// Holds an input to the element type and size that the program takes.
+fn check_input(tensor: &TensorRef<'_>, edge: &Edge) -> Result<(), RunError> {
+    let input = || edge.name.clone();
+    if tensor.element() != edge.element {
+        let (found, want) = (tensor.element(), edge.element);
+        return Err(RunError::Element { input: input(), found, want });
+    }
+    let want = edge.len_bytes();
+    if tensor.len_bytes() as u64 != want {
+        return Err(RunError::Bytes { input: input(), found: tensor.len_bytes(), want });
+    }
+    Ok(())
+}
+
+fn slot_id(slot: usize) -> SlotId {
+    SlotId(u16::try_from(slot).expect("the verifier bounds slots to 256"))
+}

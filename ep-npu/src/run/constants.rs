@@ -1,0 +1,71 @@
+//! Constants on the device, uploaded once for each content, whoever asks.
+
+use crate::emit::{CONSTANTS, Emitted};
+use crate::program::{CompileError, Compiled};
+use libnpu::{Access, Buffer, Context, Device, Memory, Table};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Constants bound for the programs of one context.
+#[derive(Debug)]
+pub(super) struct Bound {
+    // First: the table goes before the memory that it names.
+    table: Table,
+    _uploaded: Arc<Uploaded>,
+    emitted: Emitted,
+}
+
+#[derive(Debug)]
+struct Uploaded {
+    buffer: Buffer,
+    // Keeps the device open, whose handle others get by the same string.
+    _device: Device,
+}
+
+/// What is uploaded, by device and content. Sessions of one model share their weights through it.
+static UPLOADED: Mutex<BTreeMap<Key, Weak<Uploaded>>> = Mutex::new(BTreeMap::new());
+
+/// Device string and SHA-256 of the content.
+type Key = (String, [u8; 32]);
+
+impl Bound {
+    /// Packs, uploads and binds the constants of `compiled`.
+    pub(super) fn new(
+        device: &Device,
+        context: &Context,
+        compiled: &Compiled,
+    ) -> Result<Self, CompileError> {
+        let uploaded = upload(device, &compiled.constants())?;
+        let len = uploaded.buffer.len() as u64;
+        let memory = Memory::buffer(&uploaded.buffer, 0, len, Access::Read)?;
+        let table = context.bind(&[(CONSTANTS, memory)])?;
+        Ok(Self { table, _uploaded: uploaded, emitted: compiled.emitted.clone() })
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Whether a program of the same part reads the same constants: what it reads of each operation
+    /// lies in the same places.
+    pub(super) fn are_those_of(&self, other: &Emitted) -> bool {
+        self.emitted.constants == other.constants
+            && self.emitted.constant_bytes == other.constant_bytes
+    }
+}
+
+fn upload(device: &Device, bytes: &[u8]) -> Result<Arc<Uploaded>, libnpu::Error> {
+    let key = (device.name().to_owned(), Sha256::digest(bytes).into());
+    // Held over the upload, so that two sessions that start together upload once.
+    let mut all = UPLOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(uploaded) = all.get(&key).and_then(Weak::upgrade) {
+        return Ok(uploaded);
+    }
+    let buffer = device.allocate(bytes.len())?;
+    buffer.write(0, bytes)?;
+    let uploaded = Arc::new(Uploaded { buffer, _device: device.clone() });
+    all.retain(|_, uploaded| uploaded.strong_count() > 0);
+    all.insert(key, Arc::downgrade(&uploaded));
+    Ok(uploaded)
+}

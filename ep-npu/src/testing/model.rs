@@ -1,0 +1,212 @@
+//! Quantised models, operator by operator, as a plugin sees them: every reader has its own
+//! DequantizeLinear, every operator its QuantizeLinear.
+
+use super::{Noise, builder};
+use crate::graph::{
+    Attribute, Dim, ElementType, Graph, GraphBuilder, Node, Tensor, TensorType, ValueId,
+};
+use crate::quantize::Codes;
+
+/// A model under construction.
+#[derive(Debug)]
+pub(crate) struct Model {
+    builder: GraphBuilder,
+    names: usize,
+    outputs: Vec<ValueId>,
+    pub(crate) noise: Noise,
+}
+
+/// An 8-bit tensor of a model; its shape is for a batch of 1.
+#[derive(Clone, Debug)]
+pub(crate) struct Flow {
+    pub(crate) value: ValueId,
+    pub(crate) codes: Codes,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// Weights of an operator.
+#[derive(Clone, Debug)]
+pub(crate) struct Weighted {
+    pub(crate) shape: Vec<usize>,
+    /// Dimension of the output channels.
+    pub(crate) axis: usize,
+    pub(crate) per_channel: bool,
+    pub(crate) with_bias: bool,
+}
+
+impl Model {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { builder: builder(), names: 0, outputs: Vec::new(), noise: Noise(seed) }
+    }
+
+    fn name(&mut self, stem: &str) -> String {
+        self.names += 1;
+        format!("{stem}{}", self.names)
+    }
+
+    fn input(&mut self, element: ElementType, shape: &[usize]) -> ValueId {
+        let name = self.name("input");
+        let value = self.builder.value(&name);
+        self.builder.add_input(value);
+        let known = shape[1..].iter().map(|&len| Dim::Known(len));
+        let shape = std::iter::once(Dim::Symbol("batch".to_owned())).chain(known).collect();
+        self.builder.set_type(value, TensorType { element, shape: Some(shape) });
+        value
+    }
+
+    /// A float input, quantised.
+    pub(crate) fn float_input(&mut self, shape: &[usize], codes: Codes) -> Flow {
+        let value = self.input(ElementType::F32, shape);
+        let value = self.quantize(value, codes);
+        Flow { value, codes, shape: shape.to_vec() }
+    }
+
+    /// An input of codes.
+    pub(crate) fn code_input(&mut self, shape: &[usize], codes: Codes) -> Flow {
+        let value = self.input(ElementType::U8, shape);
+        Flow { value, codes, shape: shape.to_vec() }
+    }
+
+    /// Random codes for a tensor.
+    pub(crate) fn codes(&mut self) -> Codes {
+        let step = f32::from(self.noise.byte()) / 255.0;
+        let zero_point = self.noise.pick(&[0, 128, 255, 3, 117]);
+        Codes { scale: 0.01 + 0.05 * step, zero_point }
+    }
+
+    /// A constant.
+    pub(crate) fn constant(
+        &mut self,
+        element: ElementType,
+        shape: &[usize],
+        bytes: Vec<u8>,
+    ) -> ValueId {
+        let name = self.name("constant");
+        let value = self.builder.value(&name);
+        let tensor = Tensor { element, shape: shape.to_vec(), bytes: bytes.into() };
+        self.builder.set_constant(value, tensor).expect("the constant fills its shape");
+        value
+    }
+
+    /// A node with one output.
+    pub(crate) fn node(
+        &mut self,
+        op: &str,
+        inputs: &[ValueId],
+        attributes: &[(&str, Attribute)],
+    ) -> ValueId {
+        let name = self.name(&op.to_lowercase());
+        let output = self.builder.value(&format!("{name}.out"));
+        let node = Node {
+            name,
+            op: op.to_owned(),
+            domain: String::new(),
+            inputs: inputs.iter().copied().map(Some).collect(),
+            outputs: vec![Some(output)],
+            attributes: attributes
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone()))
+                .collect(),
+        };
+        self.builder.add_node(node).expect("inputs exist");
+        output
+    }
+
+    /// QuantizeLinear.
+    pub(crate) fn quantize(&mut self, value: ValueId, codes: Codes) -> ValueId {
+        let (scale, zero_point) = self.parameters(codes);
+        self.node("QuantizeLinear", &[value, scale, zero_point], &[])
+    }
+
+    /// DequantizeLinear.
+    pub(crate) fn dequantize(&mut self, flow: &Flow) -> ValueId {
+        let (scale, zero_point) = self.parameters(flow.codes);
+        self.node("DequantizeLinear", &[flow.value, scale, zero_point], &[])
+    }
+
+    fn parameters(&mut self, codes: Codes) -> (ValueId, ValueId) {
+        let scale = codes.scale.to_le_bytes().to_vec();
+        let scale = self.constant(ElementType::F32, &[], scale);
+        (scale, self.constant(ElementType::U8, &[], vec![codes.zero_point]))
+    }
+
+    /// An operator between 8-bit tensors, without constants.
+    pub(crate) fn unit(
+        &mut self,
+        op: &str,
+        inputs: &[&Flow],
+        attributes: &[(&str, Attribute)],
+        (codes, shape): (Codes, &[usize]),
+    ) -> Flow {
+        let read: Vec<ValueId> = inputs.iter().map(|flow| self.dequantize(flow)).collect();
+        let result = self.node(op, &read, attributes);
+        Flow { value: self.quantize(result, codes), codes, shape: shape.to_vec() }
+    }
+
+    /// Conv, Gemm or MatMul with random weights.
+    pub(crate) fn weighted(
+        &mut self,
+        op: &str,
+        input: &Flow,
+        weighted: &Weighted,
+        attributes: &[(&str, Attribute)],
+        (codes, shape): (Codes, &[usize]),
+    ) -> Flow {
+        let channels = weighted.shape[weighted.axis];
+        let count: usize = weighted.shape.iter().product();
+        let weights: Vec<u8> = (0..count).map(|_| self.noise.byte()).collect();
+        let scales = if weighted.per_channel { channels } else { 1 };
+        // About as large as makes the sums fill the codes.
+        let reduction = (count / channels) as f32;
+        let base = codes.scale / input.codes.scale / (60.0 * reduction.sqrt());
+        let scales: Vec<f32> =
+            (0..scales).map(|_| base * (0.5 + f32::from(self.noise.byte()) / 255.0)).collect();
+        let bytes = |floats: &[f32]| floats.iter().flat_map(|f| f.to_le_bytes()).collect();
+        let shape_of: &[usize] = if weighted.per_channel { &[channels] } else { &[] };
+        let weights = self.constant(ElementType::I8, &weighted.shape, weights);
+        let scale = self.constant(ElementType::F32, shape_of, bytes(&scales));
+        let zeros = vec![0; scales.len()];
+        let zero_point = self.constant(ElementType::I8, shape_of, zeros);
+        let axis = [("axis", Attribute::Int(i64::try_from(weighted.axis).unwrap()))];
+        let weights = self.node("DequantizeLinear", &[weights, scale, zero_point], &axis);
+        let read = self.dequantize(input);
+        let mut inputs = vec![read, weights];
+        if weighted.with_bias {
+            let bias = (0..channels)
+                .flat_map(|_| (i32::from(self.noise.byte()) * 16 - 2048).to_le_bytes())
+                .collect();
+            let bias = self.constant(ElementType::I32, &[channels], bias);
+            let sums: Vec<f32> = scales.iter().map(|scale| input.codes.scale * scale).collect();
+            let scale = self.constant(ElementType::F32, &[sums.len()], bytes(&sums));
+            let axis = [("axis", Attribute::Int(0))];
+            inputs.push(self.node("DequantizeLinear", &[bias, scale], &axis));
+        }
+        let result = self.node(op, &inputs, attributes);
+        Flow { value: self.quantize(result, codes), codes, shape: shape.to_vec() }
+    }
+
+    /// Makes the codes of `flow` an output.
+    pub(crate) fn code_output(&mut self, flow: &Flow) {
+        self.outputs.push(flow.value);
+    }
+
+    /// Makes what `flow` stands for an output.
+    pub(crate) fn float_output(&mut self, flow: &Flow) {
+        let value = self.dequantize(flow);
+        self.outputs.push(value);
+    }
+
+    /// Makes `value` an output.
+    pub(crate) fn output(&mut self, value: ValueId) {
+        self.outputs.push(value);
+    }
+
+    /// The model.
+    pub(crate) fn finish(mut self) -> Graph {
+        self.outputs.dedup();
+        for output in std::mem::take(&mut self.outputs) {
+            self.builder.add_output(output);
+        }
+        self.builder.finish().expect("outputs exist")
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests that pass through more than one stage.
+
+mod exact;
+mod golden;
+mod refused;

@@ -20,6 +20,7 @@ mod import;
 mod memory;
 mod options;
 mod provider;
+mod session_context;
 mod status;
 mod sys;
 mod view;

@@ -18,7 +18,7 @@ pub(crate) fn program(
     let input_names =
         part.inputs().iter().map(|&id| part.value(id).name.clone()).collect::<Vec<_>>();
     let options = run_options(provider);
-    let (context, device) = (provider.context.clone(), provider.device.clone());
+    let (context, device) = (provider.context.context().clone(), provider.device.clone());
     let executable = Executable::new(part, context, device, options)
         .map_err(|error| Failure::from_error(Kind::Provider, &error).within("NPU compiler"))?;
     Ok(NodeProgram::new(provider, executable, input_names))

@@ -128,8 +128,8 @@ struct KernelOutputs<'a> {
     context: *mut OrtKernelContext,
 }
 
-// SAFETY: the runtime allocates the tensor for this run, its shape is checked to be the one asked for,
-// and nobody reads it before Compute returns.
+// SAFETY: `allocate` returns the data of a tensor that the runtime made for this run, of the element
+// type and shape asked for; nobody else has it until Compute returns.
 unsafe impl Outputs for KernelOutputs<'_> {
     fn output(
         &mut self,

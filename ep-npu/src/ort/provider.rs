@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use libnpu::{Context, Device};
+use libnpu::Device;
 use ort_sys::{OrtGraph, OrtNode, OrtStatusPtr};
 
 use super::api::{Api, Logger, Severity};
@@ -13,6 +13,7 @@ use super::compile;
 use super::compute::NodeProgram;
 use super::factory::{EP_NAME_C, Factory};
 use super::options::Options;
+use super::session_context::SessionContext;
 use super::status::{Failure, Kind, guard, guard_or};
 use super::sys::{OrtEp, OrtEpGraphSupportInfo, OrtNodeComputeInfo};
 use super::view::{Graph, Node, array};
@@ -30,7 +31,7 @@ pub(crate) struct Provider {
     pub(crate) options: Options,
     pub(crate) logger: Logger,
     pub(crate) device: Device,
-    pub(crate) context: Context,
+    pub(crate) context: Arc<SessionContext>,
     pub(crate) threads: Arc<Threads>,
     /// What was refused so far, a line a node; an error in a strict session.
     refused: Mutex<Vec<String>>,
@@ -48,7 +49,7 @@ impl Provider {
             failure.within(&format!("NPU device `{}`", options.device))
         };
         let device = Device::open(&options.device).map_err(failed)?;
-        let context = device.create_context().map_err(failed)?;
+        let context = SessionContext::open(&device).map_err(failed)?;
         let ort = OrtEp {
             version: factory.api().version(),
             get_name: Some(get_name),

@@ -589,7 +589,7 @@ pub enum Command {
     Table(Table),
     /// See [`Layout`].
     Layout(Layout),
-    /// See [`Copy`].
+    /// See [`struct@Copy`].
     Copy(Copy),
     /// See [`Fill`].
     Fill(Fill),

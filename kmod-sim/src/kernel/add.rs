@@ -1,6 +1,8 @@
 //! ADD: two feature maps, element by element.
 
-pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+mod scalar;
 
 use super::Stop;
 use super::operand::{Map, Slots, signed};
@@ -38,6 +40,11 @@ pub(crate) fn run(
         high: c.clamp_high,
         table: c.header.flags().contains(Flags::TABLE_0).then(|| slots.table(c.tables, 0)),
     };
+    #[cfg(target_arch = "x86_64")]
+    if vector {
+        // SAFETY: `vector` says that the instructions exist.
+        return unsafe { avx512vnni::run(&problem, split) };
+    }
     let _ = vector;
     scalar::run(&problem, split)
 }

@@ -1,6 +1,8 @@
 //! LAYOUT: a tensor between layouts, with quantise or dequantise on the way.
 
-pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+mod scalar;
 
 use super::Stop;
 use super::operand::{Region, Slots, signed, zero_point};
@@ -58,6 +60,11 @@ pub(crate) fn run(
         scale: c.scale,
         zero_point: zero_point(c.zero_point),
     };
+    #[cfg(target_arch = "x86_64")]
+    if vector && avx512vnni::takes(&problem) {
+        // SAFETY: it takes the problem, and `vector` says that the instructions exist.
+        return unsafe { avx512vnni::run(&problem, split) };
+    }
     let _ = vector;
     scalar::run(&problem, split)
 }

@@ -1,6 +1,8 @@
 //! POOL: a window's maximum or mean.
 
-pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+mod scalar;
 
 use super::Stop;
 use super::conv::Taps;
@@ -97,6 +99,12 @@ pub(crate) fn run(
     vector: bool,
     split: &Split<'_>,
 ) -> Result<(), Stop> {
+    let problem = Problem::new(c, slots);
+    #[cfg(target_arch = "x86_64")]
+    if vector {
+        // SAFETY: `vector` says that the instructions exist.
+        return unsafe { avx512vnni::run(&problem, split) };
+    }
     let _ = vector;
-    scalar::run(&Problem::new(c, slots), split)
+    scalar::run(&problem, split)
 }

@@ -1,6 +1,8 @@
 //! TABLE: every element through a table of 256 bytes.
 
-pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+mod scalar;
 
 use super::Stop;
 use super::operand::{Map, Slots, signed};
@@ -29,6 +31,11 @@ pub(crate) fn run(
         dims: signed(&c.dims),
         table: slots.table(c.table, 0),
     };
+    #[cfg(target_arch = "x86_64")]
+    if vector {
+        // SAFETY: `vector` says that the instructions exist.
+        return unsafe { avx512vnni::run(&problem, split) };
+    }
     let _ = vector;
     scalar::run(&problem, split)
 }

@@ -6,6 +6,7 @@
 
 #![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
 
+pub(crate) mod runs;
 pub(crate) mod stage;
 
 use npu_uapi::requantise::AddTerms;

@@ -1,4 +1,4 @@
-//! Depthwise CONV on AVX-512 VNNI: 64 channels and four output pixels at a time.
+//! Depthwise CONV on AVX-512 VNNI, 64 channels at a time.
 //!
 //! ```text
 //!   rows 4q .. 4q+3 of one input column, 64 channels each
@@ -11,8 +11,8 @@
 //! unpacks leave channels in an order of their own; weights and records follow it, and packing the
 //! results restores it.
 //!
-//! Takes kernels of up to [`MOST_VECTORS`] columns times row quads whose four windows span at most
-//! [`MOST_COLUMNS`] columns, with weight zero points of zero; the scalar kernel takes the rest.
+//! Takes kernels of up to [`MOST_VECTORS`] columns times row quads, with weight zero points of zero; the
+//! scalar kernel takes the rest. 3x3 and 5x5 windows at strides 1 and 2 stream, others go pixel by pixel.
 
 #![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
 
@@ -23,26 +23,17 @@ use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{
     load_64, load_masked_64, load_records, mask_64, pack_lanes, store_64, weights_are_symmetric,
 };
-use crate::memory::usize_of;
+use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::*;
 
-/// Output pixels of a tile: 4 x 4 accumulators.
-const PIXELS: usize = 4;
+/// Output pixels between requantisation and the rest of the stage.
+const SEGMENT: usize = 32;
 
 /// Most kernel columns times quads of kernel rows.
 const MOST_VECTORS: usize = 32;
 
-/// Most input columns under the windows of a tile.
-const MOST_COLUMNS: usize = 64;
-
 /// Channels of a step.
 const CHANNELS: i64 = 64;
-
-/// Input columns from the first of a tile to behind its last.
-fn span(p: &Problem) -> i64 {
-    let w = &p.window;
-    3 * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1
-}
 
 fn quads(p: &Problem) -> i64 {
     (p.window.kernel_h + 3) / 4
@@ -51,10 +42,7 @@ fn quads(p: &Problem) -> i64 {
 /// Whether this kernel takes `problem`.
 pub(crate) fn takes(p: &Problem) -> bool {
     let vectors = p.window.kernel_w * quads(p);
-    let fits = |value: i64, most: usize| usize_of(value.unsigned_abs()) <= most;
-    // Without dilation two kernel columns would be one input column.
-    let apart = p.window.kernel_w == 1 || p.window.dilation_w > 0;
-    p.depthwise && apart && fits(vectors, MOST_VECTORS) && fits(span(p), MOST_COLUMNS)
+    p.depthwise && usize_of(vectors.unsigned_abs()) <= MOST_VECTORS
 }
 
 /// Runs `problem`; `None` when its weights have zero points.
@@ -86,6 +74,11 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
     }))
 }
 
+/// An input row: the address of its first pixel, and from one pixel to the next.
+type Row = (*const u8, isize);
+
+type Segment = unsafe fn(&Columns, &Problem, &[Row], i64, &mut [__m512i]);
+
 /// What 64 channels need, whatever the pixel.
 struct Columns {
     stage: Stage,
@@ -96,9 +89,6 @@ struct Columns {
     weights: [[__m512i; 4]; MOST_VECTORS],
     bias: [__m512i; 4],
     multiplier: [__m512; 4],
-    /// For each input column under a tile and each pixel of it, the first vector of weights.
-    uses: [[Option<u8>; PIXELS]; MOST_COLUMNS],
-    span: usize,
     quads: usize,
     padding: [u8; 64],
 }
@@ -164,8 +154,6 @@ impl Columns {
             weights,
             bias: transpose_lanes(bias),
             multiplier: transpose_lanes(multiplier).map(|lanes| _mm512_castsi512_ps(lanes)),
-            uses: uses(p),
-            span: usize_of(span(p).unsigned_abs()),
             quads,
             padding: [p.input_zero_point; 64],
         }
@@ -177,79 +165,148 @@ impl Columns {
     /// As of [`run`]; the row exists.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn row(&self, p: &Problem, n: i64, oy: i64) {
+        let w = &p.window;
         // Kernel rows in the padding, and those behind the last, read zero points, at no stride.
         let mut rows = [(self.padding.as_ptr(), 0); 4 * MOST_VECTORS];
-        for (ky, row) in (0..p.window.kernel_h).zip(&mut rows) {
-            let y = p.window.row(oy, ky);
+        for (ky, row) in (0..w.kernel_h).zip(&mut rows) {
+            let y = w.row(oy, ky);
             if (0..p.ifm_h).contains(&y) {
-                *row = (
-                    p.ifm.pointer(p.ifm.at(n, y, 0) + self.first_channel).cast_const(),
-                    p.ifm.pixel,
-                );
+                let first = p.ifm.pointer(p.ifm.at(n, y, 0) + self.first_channel);
+                *row = (first.cast_const(), isize_of(p.ifm.pixel));
             }
         }
         let rows = &rows[..4 * self.quads];
-        let mut ox = 0;
-        while ox < p.ofm_w {
-            // SAFETY: the caller's promise; the tile covers pixels of the row.
-            let codes = unsafe { self.tile(p, rows, ox) };
-            for (pixel, codes) in (ox..p.ofm_w).zip(codes) {
+        let segment: Segment = match (w.kernel_w, w.stride_w, self.quads) {
+            _ if w.dilation_w != 1 => Self::pixel_by_pixel,
+            (3, 1, 1) => Self::stream::<3, 1, 3, 1>,
+            (3, 2, 1) => Self::stream::<3, 2, 2, 1>,
+            (5, 1, 2) => Self::stream::<5, 1, 5, 2>,
+            (5, 2, 2) => Self::stream::<5, 2, 3, 2>,
+            _ => Self::pixel_by_pixel,
+        };
+        let mut codes = [_mm512_setzero_si512(); SEGMENT];
+        for first in (0..p.ofm_w).step_by(SEGMENT) {
+            let count = usize_of((p.ofm_w - first).unsigned_abs()).min(SEGMENT);
+            // SAFETY: the caller's promise; the pixels lie in the row.
+            unsafe { segment(self, p, rows, first, &mut codes[..count]) };
+            for (ox, &codes) in (first..).zip(&codes[..count]) {
                 let mut codes = codes;
                 if !self.stage.plain {
                     let aux = p.aux.map_or(std::ptr::null_mut(), |aux| {
-                        aux.pointer(aux.at(n, oy, pixel) + self.first_channel)
+                        aux.pointer(aux.at(n, oy, ox) + self.first_channel)
                     });
                     // SAFETY: the channels of `mask` of a pixel of the auxiliary tensor.
                     codes = unsafe { self.stage.rest_64(codes, self.mask, aux) };
                 }
-                let to = p.ofm.pointer(p.ofm.at(n, oy, pixel) + self.first_channel);
+                let to = p.ofm.pointer(p.ofm.at(n, oy, ox) + self.first_channel);
                 // SAFETY: the channels of `mask` of a pixel of the output.
                 unsafe { store_64(to, self.mask, codes) };
             }
-            ox += 4;
         }
     }
 
-    /// Codes of four output pixels from `ox` on, as requantised; those behind the row mean nothing.
+    /// Requantised codes of the output pixels from `ox` on, dilation 1.
+    ///
+    /// Input columns pass by once. `LIVE` outputs have begun and not ended at a time,
+    /// `KERNEL_W / STRIDE_W` rounded up; a column goes into each, under the kernel column it is for it.
     ///
     /// # Safety
     /// As of [`run`]; `rows` has four addresses a quad, of input rows or of zero points.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn tile(&self, p: &Problem, rows: &[(*const u8, i64)], ox: i64) -> [__m512i; PIXELS] {
-        let mut acc = [self.bias; PIXELS];
-        let first = p.window.column(ox, 0);
-        for (x, uses) in (first..).zip(&self.uses[..self.span]) {
-            if *uses == [None; PIXELS] {
-                continue;
-            }
-            let inside = (0..p.ifm_w).contains(&x);
-            for (quad, rows) in rows.chunks_exact(4).enumerate() {
-                let mut bytes = [_mm512_set1_epi8(p.input_zero_point.cast_signed()); 4];
-                if inside {
-                    for (bytes, (row, pixel)) in bytes.iter_mut().zip(rows) {
-                        let at = row.wrapping_offset(crate::memory::isize_of(x * pixel));
-                        // SAFETY: the channels of `mask` of a pixel of the input, or zero points.
-                        *bytes = unsafe { load_masked_64(self.mask, at) };
-                    }
-                }
-                let x = interleave(bytes);
-                for (acc, used) in acc.iter_mut().zip(uses) {
-                    if let Some(vector) = used {
-                        let weights = &self.weights[(usize::from(*vector) + quad) % MOST_VECTORS];
-                        for j in 0..4 {
-                            acc[j] = _mm512_dpbusd_epi32(acc[j], x[j], weights[j]);
+    unsafe fn stream<
+        const KERNEL_W: usize,
+        const STRIDE_W: usize,
+        const LIVE: usize,
+        const QUADS: usize,
+    >(
+        &self,
+        p: &Problem,
+        rows: &[Row],
+        ox: i64,
+        codes: &mut [__m512i],
+    ) {
+        let mut x = p.window.column(ox, 0);
+        let mut live = [self.bias; LIVE]; // the oldest first
+        for step in 0..codes.len() + LIVE - 1 {
+            for column in 0..STRIDE_W {
+                for quad in 0..QUADS {
+                    // SAFETY: the caller's promise.
+                    let bytes = unsafe { self.column(p, &rows[4 * quad..4 * quad + 4], x) };
+                    for age in 0..LIVE {
+                        let kx = age * STRIDE_W + column;
+                        if kx < KERNEL_W {
+                            let weights = &self.weights[kx * QUADS + quad];
+                            accumulate(&mut live[LIVE - 1 - age], &bytes, weights);
                         }
                     }
                 }
+                x += 1;
+            }
+            if let Some(code) = step.checked_sub(LIVE - 1).and_then(|done| codes.get_mut(done)) {
+                *code = self.requantised(&live[0]);
+            }
+            for age in 1..LIVE {
+                live[age - 1] = live[age];
+            }
+            live[LIVE - 1] = self.bias;
+        }
+    }
+
+    /// The same for any window, each output pixel for itself.
+    ///
+    /// # Safety
+    /// As of [`run`]; `rows` has four addresses a quad, of input rows or of zero points.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn pixel_by_pixel(&self, p: &Problem, rows: &[Row], first: i64, codes: &mut [__m512i]) {
+        for (ox, code) in (first..).zip(codes) {
+            let mut sum = self.bias;
+            let mut vectors = self.weights.iter();
+            for kx in 0..p.window.kernel_w {
+                for (rows, weights) in rows.chunks_exact(4).zip(&mut vectors) {
+                    // SAFETY: the caller's promise.
+                    let bytes = unsafe { self.column(p, rows, p.window.column(ox, kx)) };
+                    accumulate(&mut sum, &bytes, weights);
+                }
+            }
+            *code = self.requantised(&sum);
+        }
+    }
+
+    /// Codes of 64 channels, in order.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn requantised(&self, sum: &[__m512i; 4]) -> __m512i {
+        let mut codes = *sum;
+        for j in 0..4 {
+            codes[j] = self.stage.requantise.codes(sum[j], self.multiplier[j]);
+        }
+        pack_lanes(codes)
+    }
+
+    /// Four rows of input column `x`, interleaved; zero points outside the input.
+    ///
+    /// # Safety
+    /// As of [`run`]; `rows` has four addresses, of input rows or of zero points.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn column(&self, p: &Problem, rows: &[Row], x: i64) -> [__m512i; 4] {
+        let mut bytes = [_mm512_set1_epi8(p.input_zero_point.cast_signed()); 4];
+        if (0..p.ifm_w).contains(&x) {
+            for (bytes, (row, pixel)) in bytes.iter_mut().zip(rows) {
+                let at = row.wrapping_offset(isize_of(x).wrapping_mul(*pixel));
+                // SAFETY: the channels of `mask` of a pixel of the input, or zero points.
+                *bytes = unsafe { load_masked_64(self.mask, at) };
             }
         }
-        acc.map(|acc| {
-            let mut codes = acc;
-            for j in 0..4 {
-                codes[j] = self.stage.requantise.codes(acc[j], self.multiplier[j]);
-            }
-            pack_lanes(codes)
-        })
+        interleave(bytes)
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn accumulate(acc: &mut [__m512i; 4], bytes: &[__m512i; 4], weights: &[__m512i; 4]) {
+    for j in 0..4 {
+        acc[j] = _mm512_dpbusd_epi32(acc[j], bytes[j], weights[j]);
     }
 }
 
@@ -265,17 +322,4 @@ fn interleave([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
         _mm512_unpacklo_epi16(high_ab, high_cd),
         _mm512_unpackhi_epi16(high_ab, high_cd),
     ]
-}
-
-/// Which kernel column an input column is for each pixel of a tile, as an index of weight vectors.
-fn uses(p: &Problem) -> [[Option<u8>; PIXELS]; MOST_COLUMNS] {
-    let mut uses = [[None; PIXELS]; MOST_COLUMNS];
-    for (pixel, first) in (0..4).map(|pixel| pixel * p.window.stride_w).enumerate() {
-        for kx in 0..p.window.kernel_w {
-            let column = usize_of((first + kx * p.window.dilation_w).unsigned_abs());
-            let vector = u8::try_from(kx * quads(p)).expect("at most MOST_VECTORS");
-            uses[column][pixel] = Some(vector);
-        }
-    }
-    uses
 }

@@ -1,0 +1,286 @@
+//! LAYOUT on AVX-512, where one dimension of each side is contiguous.
+//!
+//! - the same one on both (channels, or pixels of a row): runs of 16;
+//! - pixels on one and channels on the other, as between NCHW and NHWC: tiles of 16 by 16, turned on the
+//!   stack;
+//! - f32 planes of up to four channels to pixels of four bytes, as for a model's image: 16 pixels at a
+//!   time, joined in registers.
+//!
+//! Plain moves and everything else are the scalar kernel's.
+
+#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
+
+use crate::kernel::Stop;
+use crate::kernel::layout::{Conversion, Problem, offset};
+use crate::kernel::split::Split;
+use crate::kernel::vector::{Requantise, load_codes, mask_16, store_16, store_64};
+use crate::memory::isize_of;
+use npu_uapi::command::Strides4;
+use std::arch::x86_64::*;
+
+/// How a problem is walked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Walk {
+    /// Contiguous along pixels on both sides.
+    Pixels,
+    /// Contiguous along channels on both sides.
+    Channels,
+    /// Contiguous along pixels in the source, along channels in the result.
+    ToChannels,
+    /// The other way around.
+    ToPixels,
+    /// Planes to pixels of four bytes.
+    Image,
+}
+
+/// Bytes of an element of source and result.
+fn bytes(p: &Problem) -> Option<[i64; 2]> {
+    match p.conversion {
+        Conversion::Quantise => Some([4, 1]),
+        Conversion::Dequantise => Some([1, 4]),
+        Conversion::MoveBytes | Conversion::MoveFloats => None,
+    }
+}
+
+fn walk(p: &Problem) -> Option<Walk> {
+    let [from, to] = bytes(p)?;
+    let [_, _, w, c] = p.dims;
+    let along = |stride: i64, bytes: i64, count: i64| count == 1 || stride == bytes;
+    let src = |s: &Strides4, b| (along(s.pixel, b, w), along(s.channel, b, c));
+    let ((src_pixels, src_channels), (dst_pixels, dst_channels)) =
+        (src(&p.src_strides, from), src(&p.dst_strides, to));
+    let image = p.conversion == Conversion::Quantise && c <= 4 && p.dst_strides.pixel == 4;
+    if image && src_pixels && dst_channels && w > 1 {
+        return Some(Walk::Image);
+    }
+    match (src_pixels && dst_pixels, src_channels && dst_channels) {
+        (true, true) if w > c => Some(Walk::Pixels),
+        (_, true) => Some(Walk::Channels),
+        (true, _) => Some(Walk::Pixels),
+        _ if src_pixels && dst_channels => Some(Walk::ToChannels),
+        _ if src_channels && dst_pixels => Some(Walk::ToPixels),
+        _ => None,
+    }
+}
+
+/// Whether this kernel takes `problem`.
+pub(crate) fn takes(p: &Problem) -> bool {
+    walk(p).is_some()
+}
+
+/// Runs `problem`.
+///
+/// # Safety
+/// `takes(problem)`, on a processor with the vector instructions.
+pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
+    let Some(walk) = walk(p) else {
+        return Ok(());
+    };
+    let [images, rows, w, c] = p.dims;
+    // Units are 16 channels, or all of them where channels are the run, of one row.
+    let channels = match walk {
+        Walk::Channels | Walk::Image => c,
+        Walk::Pixels | Walk::ToChannels | Walk::ToPixels => 16,
+    };
+    let groups = (c + channels - 1) / channels;
+    let units = images * rows * groups;
+    let cost = (w * channels.min(c)).saturating_mul(8);
+    let units_a_chunk = split.units_a_chunk(units, cost);
+    split.chunks((units + units_a_chunk - 1) / units_a_chunk, &|chunk, budget| {
+        let first = chunk * units_a_chunk;
+        for unit in first..(first + units_a_chunk).min(units) {
+            let (row, group) = (unit / groups, unit % groups);
+            let at = [row / rows, row % rows, 0, group * channels];
+            budget.spend(cost)?;
+            // SAFETY: the processor is the caller's promise; the row exists.
+            unsafe { Row::new(p, at, channels).convert(walk) };
+        }
+        Ok(())
+    })
+}
+
+/// Some channels of a row.
+struct Row<'a> {
+    p: &'a Problem,
+    src: *const u8,
+    dst: *mut u8,
+    channels: i64,
+    convert: Convert,
+}
+
+/// The conversion in registers.
+struct Convert {
+    quantise: bool,
+    scale: __m512,
+    zero_point: __m512i,
+    finish: Requantise,
+}
+
+impl Convert {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn new(p: &Problem) -> Self {
+        Self {
+            quantise: p.conversion == Conversion::Quantise,
+            scale: _mm512_set1_ps(p.scale),
+            zero_point: _mm512_set1_epi32(p.zero_point.into()),
+            finish: Requantise::new(p.zero_point, 0, 255),
+        }
+    }
+
+    /// Up to 16 contiguous elements, converted: codes as integers, or floats as their bits.
+    ///
+    /// # Safety
+    /// The elements of `mask` at `from` must be readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn load(&self, from: *const u8, mask: u16) -> __m512i {
+        if self.quantise {
+            // SAFETY: the caller's promise; masked-out lanes are not accessed.
+            let values = unsafe { _mm512_maskz_loadu_ps(mask, from.cast()) };
+            return self.finish.finish(_mm512_div_ps(values, self.scale));
+        }
+        // SAFETY: the caller's promise.
+        let codes = unsafe { load_codes(mask, from) };
+        let value = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, self.zero_point));
+        _mm512_castps_si512(_mm512_mul_ps(value, self.scale))
+    }
+
+    /// Stores what [`Self::load`] gave.
+    ///
+    /// # Safety
+    /// The elements of `mask` at `to` must be writable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn store(&self, to: *mut u8, mask: u16, lanes: __m512i) {
+        if self.quantise {
+            // SAFETY: the caller's promise.
+            unsafe { store_16(to, mask, _mm512_cvtepi32_epi8(lanes)) }
+        } else {
+            // SAFETY: the caller's promise; masked-out lanes are not accessed.
+            unsafe { _mm512_mask_storeu_epi32(to.cast(), mask, lanes) }
+        }
+    }
+}
+
+impl<'a> Row<'a> {
+    /// # Safety
+    /// As of [`run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn new(p: &'a Problem, at: [i64; 4], channels: i64) -> Self {
+        let src = p.src.start + offset(&p.src_strides, at);
+        let dst = p.dst.start + offset(&p.dst_strides, at);
+        Self {
+            p,
+            src: p.src.memory.pointer(src, 1),
+            dst: p.dst.memory.pointer(dst, 1),
+            channels: channels.min(p.dims[3] - at[3]),
+            convert: Convert::new(p),
+        }
+    }
+
+    /// Addresses of element `(x, ch)` of this row on both sides.
+    #[inline]
+    fn at(&self, x: i64, ch: i64) -> (*const u8, *mut u8) {
+        let at = [0, 0, x, ch];
+        let src = isize_of(offset(&self.p.src_strides, at));
+        let dst = isize_of(offset(&self.p.dst_strides, at));
+        (self.src.wrapping_offset(src), self.dst.wrapping_offset(dst))
+    }
+
+    /// # Safety
+    /// As of [`run`]; `walk` is the problem's.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn convert(&self, walk: Walk) {
+        let (w, channels) = (self.p.dims[2], self.channels);
+        match walk {
+            Walk::Channels => {
+                for x in 0..w {
+                    for ch in (0..channels).step_by(16) {
+                        // SAFETY: the channels of `mask` exist and are contiguous on both sides.
+                        unsafe { self.run(x, ch, mask_16(channels - ch)) };
+                    }
+                }
+            }
+            Walk::Pixels => {
+                for ch in 0..channels {
+                    for x in (0..w).step_by(16) {
+                        // SAFETY: the pixels of `mask` exist and are contiguous on both sides.
+                        unsafe { self.run(x, ch, mask_16(w - x)) };
+                    }
+                }
+            }
+            Walk::ToChannels | Walk::ToPixels => {
+                for x in (0..w).step_by(16) {
+                    // SAFETY: at least one pixel from `x` on exists.
+                    unsafe { self.turn(x, walk == Walk::ToChannels) };
+                }
+            }
+            Walk::Image => {
+                for x in (0..w).step_by(16) {
+                    // SAFETY: at least one pixel from `x` on exists.
+                    unsafe { self.join(x) };
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The elements of `mask` from `(x, ch)` on exist and are contiguous on both sides.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn run(&self, x: i64, ch: i64, mask: u16) {
+        let (from, to) = self.at(x, ch);
+        // SAFETY: the caller's promise.
+        let lanes = unsafe { self.convert.load(from, mask) };
+        // SAFETY: the caller's promise.
+        unsafe { self.convert.store(to, mask, lanes) };
+    }
+
+    /// A tile of up to 16 pixels from `x` on by all channels, at most 16, through the stack.
+    ///
+    /// # Safety
+    /// As of [`run`]; the source is contiguous along pixels and the result along channels when
+    /// `to_channels`, else the other way around.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn turn(&self, x: i64, to_channels: bool) {
+        let (pixels, channels) = ((self.p.dims[2] - x).min(16), self.channels);
+        let (loads, lanes) = if to_channels { (channels, pixels) } else { (pixels, channels) };
+        let mut tile = [[0i32; 16]; 16];
+        for (i, row) in (0..loads).zip(&mut tile) {
+            let (from, _) = if to_channels { self.at(x, i) } else { self.at(x + i, 0) };
+            // SAFETY: that many contiguous elements exist.
+            let converted = unsafe { self.convert.load(from, mask_16(lanes)) };
+            // SAFETY: a row of the tile has 16 elements.
+            unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), converted) };
+        }
+        let steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let down = _mm512_slli_epi32::<4>(steps);
+        for i in 0..lanes {
+            let column = tile.as_ptr().cast::<i32>().wrapping_offset(isize_of(i));
+            // SAFETY: element `i` of each of the tile's 16 rows.
+            let turned = unsafe { _mm512_i32gather_epi32::<4>(down, column) };
+            let (_, to) = if to_channels { self.at(x + i, 0) } else { self.at(x, i) };
+            // SAFETY: that many contiguous elements exist.
+            unsafe { self.convert.store(to, mask_16(loads), turned) };
+        }
+    }
+
+    /// Up to 16 pixels from `x` on, each of up to four channels in four bytes; pad lanes stay.
+    ///
+    /// # Safety
+    /// As of [`run`]; the source is contiguous along pixels, the result's pixels are four bytes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn join(&self, x: i64) {
+        let pixels = mask_16(self.p.dims[2] - x);
+        let mut joined = _mm512_setzero_si512();
+        for ch in (0..self.channels).rev() {
+            // SAFETY: the pixels of the mask exist.
+            let codes = unsafe { self.convert.load(self.at(x, ch).0, pixels) };
+            joined = _mm512_or_si512(_mm512_slli_epi32::<8>(joined), codes);
+        }
+        let lanes = u32::MAX >> (32 - 8 * u32::try_from(self.channels).unwrap_or(4).min(4));
+        let real = _mm512_maskz_set1_epi32(pixels, lanes.cast_signed());
+        // SAFETY: the real channels of the pixels of the mask.
+        unsafe { store_64(self.at(x, 0).1, _mm512_test_epi8_mask(real, real), joined) };
+    }
+}

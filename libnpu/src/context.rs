@@ -21,9 +21,14 @@ use zerocopy::IntoBytes;
 /// Log2 of a context's rings: as many jobs in flight.
 const QUEUE_LOG2: u8 = 6;
 
-/// A context of a device. A clone is the same one; the last one ends it, and its jobs.
+/// A context of a device. A clone is the same one; the last one ends its jobs.
 #[derive(Clone, Debug)]
-pub struct Context(Arc<Inner>);
+pub struct Context(Arc<Owner>);
+
+/// The handles' share of a context. Programs and tables, which jobs in flight keep, hold only
+/// [`Inner`]: so a job does not keep its own queue alive.
+#[derive(Debug)]
+struct Owner(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -73,7 +78,7 @@ impl Context {
         match open_queue(device, id) {
             Ok(queue) => {
                 let device = Arc::clone(device);
-                Ok(Self(Arc::new(Inner { device, id, queue, epoch })))
+                Ok(Self(Arc::new(Owner(Arc::new(Inner { device, id, queue, epoch })))))
             }
             Err(error) => {
                 // The context would stay, unused, until the next reset.
@@ -83,20 +88,24 @@ impl Context {
         }
     }
 
+    fn inner(&self) -> &Arc<Inner> {
+        &self.0.0
+    }
+
     /// The device it is a context of.
     pub fn device(&self) -> Device {
-        Device(Arc::clone(&self.0.device))
+        Device(Arc::clone(&self.inner().device))
     }
 
     /// The number of its queue, as fault records have it.
     pub fn queue_id(&self) -> u16 {
-        self.0.queue.id
+        self.inner().queue.id
     }
 
     /// Jobs in flight.
     pub fn in_flight(&self) -> u32 {
-        self.0.queue.poll();
-        self.0.queue.in_flight()
+        self.inner().queue.poll();
+        self.inner().queue.in_flight()
     }
 
     /// Loads a program image ([`npu_uapi::image`]); the device verifies and seals it.
@@ -104,7 +113,7 @@ impl Context {
     /// # Errors
     /// [`Error::Fault`] with `PROGRAM_REFUSED` and the verifier's rule.
     pub fn load(&self, image: &[u8]) -> Result<Program, Error> {
-        let inner = &self.0;
+        let inner = self.inner();
         inner.check_alive()?;
         let buffer = Buffer::new(&inner.device.heap, image.len())?;
         buffer.write(0, image)?;
@@ -128,7 +137,7 @@ impl Context {
     /// # Errors
     /// [`Error::NotOurs`], or the device's fault for what it refuses.
     pub fn bind(&self, slots: &[(SlotId, Memory)]) -> Result<Table, Error> {
-        let inner = &self.0;
+        let inner = self.inner();
         inner.check_alive()?;
         let (buffer, count) = bindings(&inner.device.heap, slots)?;
         let table = buffer.as_ref().map_or(Iova::default(), Buffer::iova);
@@ -159,7 +168,7 @@ impl Context {
         table: Option<&Table>,
         overlay: Vec<(SlotId, Memory)>,
     ) -> Result<Job, Error> {
-        let inner = &self.0;
+        let inner = self.inner();
         inner.check_alive()?;
         let is_ours = |object: &Object| Arc::ptr_eq(&object.context, inner);
         if !is_ours(&program.0) {
@@ -191,7 +200,7 @@ impl Context {
     /// # Errors
     /// [`Error::OutOfRange`] when the lengths differ, [`Error::QueueFull`].
     pub fn copy(&self, from: &Memory, to: &Memory) -> Result<Job, Error> {
-        self.0.check_ours([from, to])?;
+        self.inner().check_ours([from, to])?;
         if from.len() != to.len() {
             return Err(Error::OutOfRange { start: 0, len: from.len(), size: to.len() });
         }
@@ -208,7 +217,7 @@ impl Context {
     /// # Errors
     /// [`Error::QueueFull`].
     pub fn fill(&self, to: &Memory, value: u8) -> Result<Job, Error> {
-        self.0.check_ours([to])?;
+        self.inner().check_ours([to])?;
         let (dst, len) = (to.iova(), to.len());
         let entry = |job| {
             let header = EntryHeader::new(opcode::FILL, job);
@@ -253,14 +262,14 @@ impl Context {
     /// # Errors
     /// The device cannot be reached.
     pub fn abort(&self) -> Result<(), Error> {
-        self.0.check_alive()?;
-        self.0.abort()
+        self.inner().check_alive()?;
+        self.inner().abort()
     }
 
     fn submit(&self, entry: impl FnOnce(u32) -> [u32; 16], kept: Kept) -> Result<Job, Error> {
-        self.0.check_alive()?;
-        let ticket = self.0.queue.submit(entry, kept)?;
-        Ok(Job::new(Arc::clone(&self.0.device), Arc::clone(&self.0.queue), ticket))
+        self.inner().check_alive()?;
+        let ticket = self.inner().queue.submit(entry, kept)?;
+        Ok(Job::new(Arc::clone(&self.inner().device), Arc::clone(&self.inner().queue), ticket))
     }
 }
 
@@ -356,24 +365,32 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl Drop for Owner {
     fn drop(&mut self) {
-        if !self.is_alive() {
-            self.queue.lose(Loss::Destroyed);
+        let inner = &self.0;
+        if !inner.is_alive() {
             // After a reset the device has let go; in a forked child it is the parent's.
             return;
         }
         // A job that runs notices; the admin entry behind it then finds the queue at rest.
-        let _ = self.abort();
-        let is_ended = self.destroy(opcode::DESTROY_QUEUE, self.queue.id.into()).is_ok();
-        self.queue.poll();
-        self.queue.lose(Loss::Destroyed);
+        let _ = inner.abort();
+        let is_ended = inner.destroy(opcode::DESTROY_QUEUE, inner.queue.id.into()).is_ok();
+        inner.queue.poll();
+        inner.queue.lose(Loss::Destroyed);
         if is_ended {
-            self.queue.release();
-            let _ = self.destroy(opcode::DESTROY_CONTEXT, self.id);
+            inner.queue.release();
         } else {
-            // The device may still use what is in flight: it is freed never rather than too early.
-            std::mem::forget(Arc::clone(&self.queue));
+            // The device may still use what is in flight: better never freed than too early.
+            std::mem::forget(Arc::clone(&inner.queue));
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.is_alive() {
+            // When it fails, it goes with the next reset.
+            let _ = self.destroy(opcode::DESTROY_CONTEXT, self.id);
         }
     }
 }

@@ -28,6 +28,9 @@ use zerocopy::FromBytes;
 /// How long the device may take over an admin entry or a change of state, which are short.
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long it may take to notice that it is to change its state.
+const STATE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Log2 of the admin queue's rings.
 const ADMIN_LOG2: u32 = 6;
 
@@ -78,6 +81,14 @@ impl Device {
         open.retain(|_, device| device.strong_count() > 0);
         open.insert(key, Arc::downgrade(&inner));
         Ok(Self(inner))
+    }
+
+    /// As [`Device::open`], but a device of its own that nobody else in this process shares.
+    ///
+    /// # Errors
+    /// As for [`Device::open`].
+    pub fn open_private(name: &str) -> Result<Self, Error> {
+        Self::over(name, connect(&DeviceString::parse(name)?, name)?)
     }
 
     /// Opens the device behind `transport`, for whoever brings their own.
@@ -364,7 +375,9 @@ fn wait_state(transport: &dyn Transport, want: u32) -> Result<(), Error> {
         if found == want {
             return Ok(());
         }
-        if waited > ADMIN_TIMEOUT || want != state::RESET && found == state::FAILED {
+        // It may take longer to end a job, but says that it does.
+        let patience = if found == state::QUIESCING { ADMIN_TIMEOUT } else { STATE_TIMEOUT };
+        if waited > patience {
             return Err(Error::State { found, want, waited });
         }
         // A register has no interrupt to wait for here; the device changes within milliseconds.

@@ -251,6 +251,7 @@ impl Queue {
 
     /// Frees what unanswered submissions kept. The device has made its last access for this queue.
     pub(crate) fn release(&self) {
+        // Unlocked: what they kept may submit when it goes.
         let pending = std::mem::take(&mut self.lock().pending);
         drop(pending);
     }

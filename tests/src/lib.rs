@@ -1,1 +1,77 @@
-//! tests (being built).
+//! What the whole-stack tests share: devices over every transport, and small programs built by hand.
+
+use libnpu::{Device, Error};
+use npu_uapi::addr::{Operand, SlotId};
+use npu_uapi::command::{Command, End, Fill, Flags, Header, MatMul, Stage, opcode, record_bytes};
+use npu_uapi::image::{Image, SlotDecl, slot_kind};
+use std::time::Duration;
+
+/// The device strings that each test runs over.
+pub const DEVICES: &[&str] = &["sim", "sim:strict=1,macs=256,sram=512K"];
+
+/// A deadline far above what any step takes: a hang fails a test, it does not stop it.
+pub const HANG: Duration = Duration::from_secs(120);
+
+/// Runs `test` over every transport, on a device of its own.
+///
+/// # Panics
+/// Where `test` does, after it printed the device string.
+pub fn over_each(test: impl Fn(&Device) -> Result<(), Error>) {
+    for name in DEVICES {
+        let device = Device::open_private(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        test(&device).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+/// The image of `commands`, END appended, on `slots` of `(kind, bytes)`.
+pub fn image(slots: &[(u8, u64)], commands: &[Command]) -> Vec<u8> {
+    let end = Command::End(End { header: header(opcode::END, 1, 0), ..End::default() });
+    let slots = slots.iter().map(|&(kind, len)| SlotDecl::new(kind, len)).collect();
+    let commands = commands.iter().copied().chain([end]).collect();
+    Image { features: 0, slots, commands }.to_bytes()
+}
+
+fn header(opcode: u8, units: u8, op_id: u32) -> Header {
+    Header::new(opcode, units, Flags::empty(), op_id)
+}
+
+/// FILL of `len` bytes at `offset` of `slot`.
+pub fn fill(slot: u16, offset: u64, len: u64, value: u8, op_id: u32) -> Command {
+    let dst = Operand::new(SlotId(slot), offset);
+    let header = header(opcode::FILL, 1, op_id);
+    Command::Fill(Fill { header, dst, len, value, ..Fill::default() })
+}
+
+/// Slots of [`product`]: left matrix, weights, records, result.
+pub fn product_slots(m: u32, n: u32, k: u32) -> [(u8, u64); 4] {
+    let (weights, row) = (n.next_multiple_of(16) * k.next_multiple_of(4), k.next_multiple_of(4));
+    [
+        (slot_kind::INPUT, u64::from(m) * u64::from(row)),
+        (slot_kind::CONSTANT, u64::from(weights)),
+        (slot_kind::CONSTANT, record_bytes(n)),
+        (slot_kind::OUTPUT, u64::from(m) * u64::from(n.next_multiple_of(16))),
+    ]
+}
+
+/// MATMUL on the slots of [`product_slots`].
+///
+/// # Panics
+/// When a row is longer than a stride holds.
+pub fn product(m: u32, n: u32, k: u32, op_id: u32) -> Command {
+    let at = |slot| Operand::new(SlotId(slot), 0);
+    let row = |len: u32| i32::try_from(len).expect("a row of the tests is short");
+    Command::MatMul(MatMul {
+        header: header(opcode::MATMUL, 3, op_id),
+        a: at(0),
+        weights: at(1),
+        channels: at(2),
+        out: at(3),
+        m,
+        n,
+        k,
+        a_row: row(k.next_multiple_of(4)),
+        out_row: row(n.next_multiple_of(16)),
+        stage: Stage { clamp_high: 255, ..Stage::default() },
+        ..MatMul::default()
+    })
+}

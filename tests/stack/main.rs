@@ -1,4 +1,6 @@
-//! The whole stack, over every transport.
+//! The whole stack, over every transport. One binary, so that it is linked once.
 
-mod guarded;
-mod oracle;
+mod buffer;
+mod device;
+mod fault;
+mod queue;

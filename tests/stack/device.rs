@@ -1,0 +1,208 @@
+//! Finding, checking, starting and resetting a device.
+
+use libnpu::transport::inproc::InProcess;
+use libnpu::{
+    Access, Caller, Device, DmaMemory, Error, Loss, Memory, Transport, TransportError,
+    TransportExt, Workers,
+};
+use npu_tests::{HANG, over_each};
+use npu_uapi::addr::Iova;
+use npu_uapi::reg::Register;
+use npu_uapi::regs::{self, AbiRange, FaultHead, HeartbeatLow, Kick, Magic, Scratch, state};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A device whose driver reads `value` at `offset` of BAR0, whatever is there.
+#[derive(Debug)]
+struct Lying {
+    device: InProcess,
+    offset: u32,
+    value: u32,
+}
+
+impl Transport for Lying {
+    fn read32(&self, offset: u32) -> Result<u32, TransportError> {
+        if offset == self.offset { Ok(self.value) } else { self.device.read32(offset) }
+    }
+    fn write32(&self, offset: u32, value: u32) -> Result<(), TransportError> {
+        self.device.write32(offset, value)
+    }
+    fn config_read(&self, offset: u32) -> Result<u32, TransportError> {
+        self.device.config_read(offset)
+    }
+    fn config_write(&self, offset: u32, value: u32) -> Result<(), TransportError> {
+        self.device.config_write(offset, value)
+    }
+    fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {
+        self.device.map(memory, at, access)
+    }
+    fn unmap(&self, at: Iova) -> Result<(), TransportError> {
+        self.device.unmap(at)
+    }
+    fn iova_ranges(&self) -> Vec<Range<u64>> {
+        self.device.iova_ranges()
+    }
+    fn reaches_process_memory(&self) -> bool {
+        self.device.reaches_process_memory()
+    }
+    fn runs_by_itself(&self) -> bool {
+        self.device.runs_by_itself()
+    }
+    fn interrupts(&self, vector: u16) -> u64 {
+        self.device.interrupts(vector)
+    }
+    fn wait(&self, vector: u16, seen: u64, deadline: Instant, workers: &dyn Workers) -> u64 {
+        self.device.wait(vector, seen, deadline, workers)
+    }
+    fn wake(&self, vector: u16) {
+        self.device.wake(vector);
+    }
+    fn reset(&self) -> Result<(), TransportError> {
+        self.device.reset()
+    }
+    fn threads(&self) -> Option<usize> {
+        self.device.threads()
+    }
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+}
+
+fn open_lying(offset: u32, value: u32) -> Error {
+    let device = InProcess::new("").unwrap();
+    Device::over("lying", Arc::new(Lying { device, offset, value })).unwrap_err()
+}
+
+#[test]
+fn what_is_no_npu_is_not_driven() {
+    let error = open_lying(Magic::OFFSET, 0xffff_ffff);
+    assert!(matches!(error, Error::NotAnNpu { found: 0xffff_ffff, .. }), "{error}");
+    let error = open_lying(AbiRange::OFFSET, 0x0300_0200);
+    assert!(matches!(error, Error::AbiMismatch { device: (0x200, 0x300), .. }), "{error}");
+    let error = open_lying(regs::Status::OFFSET, state::FAILED);
+    assert!(matches!(error, Error::State { found: state::FAILED, .. }), "{error}");
+}
+
+#[test]
+fn one_name_is_one_device_in_a_process() {
+    let name = "sim:mhz=900";
+    let (one, other) = (Device::open(name).unwrap(), Device::open(name).unwrap());
+    one.transport().write(Scratch::from_raw(77)).unwrap();
+    assert_eq!(other.transport().read::<Scratch>().unwrap().raw(), 77);
+    assert_eq!(one.limits().clock_khz, 900_000);
+    drop((one, other));
+    let again = Device::open(name).unwrap();
+    assert_eq!(again.transport().read::<Scratch>().unwrap().raw(), 0, "the last closes it");
+}
+
+#[test]
+fn device_strings_that_cannot_be_opened_say_what_to_write() {
+    for (name, hint) in [
+        ("npu", "it must begin with"),
+        ("sim:macs=0", "16 to 65536"),
+        ("sim:speed=9", "the options are macs, sram, mhz, threads, strict"),
+        ("vfio-user:/tmp/x", "not in this version"),
+        ("pci:0000:00:02.0", "not in this version"),
+    ] {
+        let message = Device::open(name).unwrap_err().to_string();
+        assert!(message.contains(hint), "{name}: {message}");
+    }
+}
+
+#[test]
+fn a_write_that_the_register_map_forbids_is_dropped_and_recorded() {
+    over_each(|device| {
+        let transport = device.transport();
+        let before = device.faults()?.len();
+        transport.write32(Magic::OFFSET, 0)?;
+        transport.write32(regs::Ctrl::OFFSET, 0xff00)?;
+        transport.write32(0x0ffc, 1)?;
+        let faults = device.faults()?;
+        let offsets: Vec<u64> = faults[before..].iter().map(|fault| fault.offset).collect();
+        assert_eq!(offsets, [0, 0x10, 0xffc]);
+        assert_eq!(transport.read::<Magic>()?.raw(), regs::MAGIC);
+        assert_eq!(transport.read32(Kick::OFFSET)?, 0);
+        assert_eq!(transport.read32(0x0ffc)?, 0);
+        device.create_context()?.nop()?.wait(&Caller, HANG)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_masked_vector_is_held_back_until_it_is_unmasked() {
+    use kmod_sim::pci::{MSIX_ENABLE, MSIX_MASK_ALL, offset};
+    over_each(|device| {
+        let transport = device.transport();
+        transport.write(regs::IrqMask::default().with(regs::IrqMask::FAULT, true))?;
+        transport.write(regs::IrqStatus::from_raw(7))?;
+        transport.config_write(offset::MSIX, MSIX_ENABLE | MSIX_MASK_ALL)?;
+        let before = transport.interrupts(0);
+        transport.write32(0x0ffc, 0)?;
+        assert_eq!(transport.interrupts(0), before, "masked");
+        transport.config_write(offset::MSIX, MSIX_ENABLE)?;
+        assert_eq!(transport.interrupts(0), before + 1, "delivered late");
+        transport.write32(0x0ffc, 0)?;
+        assert_eq!(transport.interrupts(0), before + 1, "the cause is still pending");
+        transport.write(regs::IrqStatus::from_raw(7))?;
+        transport.write32(0x0ffc, 0)?;
+        assert_eq!(transport.interrupts(0), before + 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_reset_ends_contexts_and_jobs_and_the_device_starts_anew() {
+    over_each(|device| {
+        let context = device.create_context()?;
+        let job = context.nop()?;
+        let resets = device.transport().read::<regs::Status>()?.get(regs::Status::RESETS);
+        device.reset()?;
+        let after = device.transport().read::<regs::Status>()?;
+        assert_eq!(after.get(regs::Status::RESETS), (resets + 1) % 256);
+        assert_eq!(after.get(regs::Status::STATE), state::READY);
+        let error = job.wait(&Caller, HANG).unwrap_err();
+        assert!(matches!(error, Error::Lost { why: Loss::Reset, .. }), "{error}");
+        let error = context.nop().unwrap_err();
+        assert!(matches!(error, Error::Lost { why: Loss::Reset, .. }), "{error}");
+        assert_eq!(device.counters()?.jobs, 0);
+        device.create_context()?.nop()?.wait(&Caller, HANG)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_function_level_reset_under_the_driver_is_reported_and_recovered_from() {
+    over_each(|device| {
+        let context = device.create_context()?;
+        device.transport().reset()?;
+        let state = device.transport().read::<regs::Status>()?;
+        assert_eq!(state.get(regs::Status::STATE), state::RESET);
+        let error = context.nop()?.wait(&Caller, Duration::from_millis(20)).unwrap_err();
+        let Error::Timeout(stall) = &error else { panic!("{error}") };
+        assert_eq!((stall.state, stall.has_moved), (Some(state::RESET), false));
+        assert!(error.to_string().contains("reset the device"), "{error}");
+        device.reset()?;
+        device.create_context()?.nop()?.wait(&Caller, HANG)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn counters_count_what_was_done() {
+    over_each(|device| {
+        let (context, buffer) = (device.create_context()?, device.allocate(4096)?);
+        let before = device.counters()?;
+        let beat = device.transport().read::<HeartbeatLow>()?.raw();
+        context.fill(&Memory::from(&buffer), 3)?.wait(&Caller, HANG)?;
+        let stamp = context.timestamp()?.wait(&Caller, HANG)?;
+        let after = device.counters()?;
+        assert_eq!((after.jobs - before.jobs, after.commands - before.commands), (1, 1));
+        assert_eq!(after.dram_written - before.dram_written, 4096);
+        assert_eq!(stamp.cycles, after.cycles);
+        assert!(after.cycles > before.cycles);
+        assert_ne!(device.transport().read::<HeartbeatLow>()?.raw(), beat);
+        assert_eq!(device.transport().read::<FaultHead>()?.raw(), 0);
+        Ok(())
+    });
+}

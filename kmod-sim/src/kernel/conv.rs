@@ -142,11 +142,6 @@ impl Problem {
         self.window.kernel_h * self.window.kernel_w
     }
 
-    /// Multiply-accumulates of one output element.
-    pub(crate) fn reduction(&self) -> i64 {
-        self.taps() * self.group_inputs
-    }
-
     /// Offset of input pixel `(n, y, x)`, `None` in the padding.
     #[inline]
     pub(crate) fn input(&self, n: i64, y: i64, x: i64) -> Option<i64> {

@@ -4,13 +4,21 @@
 //! Equal bits come from equal steps: one IEEE operation for each that the definition writes, fused only
 //! where it fuses. `max(v, low)` before `min(v, high)` sends a NaN to `low`, as the definition does.
 
-#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
-
 pub(crate) mod runs;
 pub(crate) mod stage;
 
 use npu_uapi::requantise::AddTerms;
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    __m128i, __m512, __m512i, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
+    _mm_storeu_si128, _mm512_add_epi32, _mm512_castsi128_si512, _mm512_castsi512_ps,
+    _mm512_castsi512_si128, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+    _mm512_cvtps_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_loadu_si512,
+    _mm512_mask_blend_epi8, _mm512_mask_storeu_epi8, _mm512_mask_test_epi32_mask,
+    _mm512_maskz_loadu_epi8, _mm512_max_ps, _mm512_min_ps, _mm512_movepi8_mask, _mm512_mul_ps,
+    _mm512_packus_epi16, _mm512_packus_epi32, _mm512_permutex2var_epi8, _mm512_permutex2var_epi32,
+    _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_setzero_si512, _mm512_shuffle_i64x2, _mm512_storeu_si512,
+};
 
 /// Whether this processor has every instruction that the vector kernels use.
 pub(crate) fn is_available() -> bool {
@@ -125,10 +133,12 @@ pub(crate) unsafe fn store_64(to: *mut u8, mask: u64, bytes: __m512i) {
 pub(crate) unsafe fn load_records(from: *const u8) -> (__m512i, __m512) {
     // Of two vectors of four records each: eight biases, then eight multipliers.
     let pick = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
-    // SAFETY: the caller's promise.
-    let (r0, r1) = unsafe { (load_64(from), load_64(from.wrapping_add(64))) };
-    // SAFETY: the caller's promise.
-    let (r2, r3) = unsafe { (load_64(from.wrapping_add(128)), load_64(from.wrapping_add(192))) };
+    let mut four = [_mm512_setzero_si512(); 4];
+    for (index, four) in four.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *four = unsafe { load_64(from.wrapping_add(64 * index)) };
+    }
+    let [r0, r1, r2, r3] = four;
     let low = _mm512_permutex2var_epi32(r0, pick, r1);
     let high = _mm512_permutex2var_epi32(r2, pick, r3);
     let bias = _mm512_shuffle_i64x2::<0b01_00_01_00>(low, high);
@@ -258,9 +268,12 @@ impl Lookup {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     pub(crate) fn new(table: &[u8; 256]) -> Self {
-        let at = |index: usize| table.as_ptr().wrapping_add(64 * index);
-        // SAFETY: four times 64 bytes of the table.
-        Self(unsafe { [load_64(at(0)), load_64(at(1)), load_64(at(2)), load_64(at(3))] })
+        let mut registers = [_mm512_setzero_si512(); 4];
+        for (register, quarter) in registers.iter_mut().zip(table.chunks_exact(64)) {
+            // SAFETY: 64 bytes of the table.
+            *register = unsafe { load_64(quarter.as_ptr()) };
+        }
+        Self(registers)
     }
 
     /// 64 lookups.

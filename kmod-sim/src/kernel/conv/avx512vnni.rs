@@ -14,8 +14,6 @@
 //! Takes: dense problems of any size, and grouped ones whose inputs a group are a multiple of 4 and
 //! outputs a multiple of 16; weight zero points of zero. Everything else is the scalar kernel's.
 
-#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
-
 use crate::kernel::Stop;
 use crate::kernel::conv::{Problem, Taps};
 use crate::kernel::operand::Map;
@@ -25,7 +23,10 @@ use crate::kernel::vector::{
     broadcast_4, load_64, load_records, mask_16, store_16, weights_are_symmetric,
 };
 use crate::memory::{isize_of, usize_of};
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    _mm512_cvtepi32_epi8, _mm512_dpbusd_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_store_si512,
+};
 
 /// Most pixels of a tile: 14 x 2 accumulators, 2 vectors of weights and a broadcast fill 31 registers.
 const MOST_PIXELS: usize = 14;
@@ -412,10 +413,9 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
                 // SAFETY: the real lanes of a pixel of the auxiliary tensor.
                 codes = unsafe { stage.rest(codes, mask, pixels.aux[r].wrapping_offset(at)) };
             }
+            let bytes = _mm512_cvtepi32_epi8(codes);
             // SAFETY: the real lanes of a pixel of the output.
-            unsafe {
-                store_16(pixels.out[r].wrapping_offset(at), mask, _mm512_cvtepi32_epi8(codes));
-            }
+            unsafe { store_16(pixels.out[r].wrapping_offset(at), mask, bytes) };
         }
     }
 }

@@ -14,8 +14,6 @@
 //! Takes kernels of up to [`MOST_VECTORS`] columns times row quads, with weight zero points of zero; the
 //! scalar kernel takes the rest. 3x3 and 5x5 windows at strides 1 and 2 stream, others go pixel by pixel.
 
-#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
-
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::Split;
@@ -24,7 +22,12 @@ use crate::kernel::vector::{
     load_64, load_masked_64, load_records, mask_64, pack_lanes, store_64, weights_are_symmetric,
 };
 use crate::memory::{isize_of, usize_of};
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    __m512, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_dpbusd_epi32,
+    _mm512_maskz_mov_epi8, _mm512_or_si512, _mm512_rolv_epi32, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16,
+    _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
+};
 
 /// Output pixels between requantisation and the rest of the stage.
 const SEGMENT: usize = 32;

@@ -8,15 +8,19 @@
 //!
 //! Plain moves and everything else are the scalar kernel's.
 
-#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
-
 use crate::kernel::Stop;
 use crate::kernel::layout::{Conversion, Problem, offset};
 use crate::kernel::split::Split;
 use crate::kernel::vector::{Requantise, load_codes, mask_16, store_16, store_64};
 use crate::memory::isize_of;
 use npu_uapi::command::Strides4;
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    __m512, __m512i, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_div_ps,
+    _mm512_i32gather_epi32, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps,
+    _mm512_maskz_set1_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setr_epi32, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_si512,
+    _mm512_sub_epi32, _mm512_test_epi8_mask,
+};
 
 /// How a problem is walked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -92,8 +96,10 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
             let (row, group) = (unit / groups, unit % groups);
             let at = [row / rows, row % rows, 0, group * channels];
             budget.spend(cost)?;
-            // SAFETY: the processor is the caller's promise; the row exists.
-            unsafe { Row::new(p, at, channels).convert(walk) };
+            // SAFETY: the processor is the caller's promise.
+            let row = unsafe { Row::new(p, at, channels) };
+            // SAFETY: as above; the row exists.
+            unsafe { row.convert(walk) };
         }
         Ok(())
     })
@@ -153,8 +159,9 @@ impl Convert {
     #[inline]
     unsafe fn store(&self, to: *mut u8, mask: u16, lanes: __m512i) {
         if self.quantise {
+            let codes = _mm512_cvtepi32_epi8(lanes);
             // SAFETY: the caller's promise.
-            unsafe { store_16(to, mask, _mm512_cvtepi32_epi8(lanes)) }
+            unsafe { store_16(to, mask, codes) }
         } else {
             // SAFETY: the caller's promise; masked-out lanes are not accessed.
             unsafe { _mm512_mask_storeu_epi32(to.cast(), mask, lanes) }
@@ -280,7 +287,8 @@ impl<'a> Row<'a> {
         }
         let lanes = u32::MAX >> (32 - 8 * u32::try_from(self.channels).unwrap_or(4).min(4));
         let real = _mm512_maskz_set1_epi32(pixels, lanes.cast_signed());
+        let real = _mm512_test_epi8_mask(real, real);
         // SAFETY: the real channels of the pixels of the mask.
-        unsafe { store_64(self.at(x, 0).1, _mm512_test_epi8_mask(real, real), joined) };
+        unsafe { store_64(self.at(x, 0).1, real, joined) };
     }
 }

@@ -1,7 +1,5 @@
 //! POOL on AVX-512, 64 channels at a time; takes every problem.
 
-#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
-
 use crate::kernel::Stop;
 use crate::kernel::pool::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
@@ -9,7 +7,12 @@ use crate::kernel::vector::{
     Lookup, Requantise, load_masked_64, mask_64, pack_64, store_64, unpack_64,
 };
 use npu_uapi::command::pool_kind;
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_cvtepu32_ps,
+    _mm512_cvtss_f32, _mm512_div_ps, _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_sub_epi32,
+};
 use std::ops::Range;
 
 /// Channels of a step.
@@ -63,13 +66,13 @@ unsafe fn output_row(
         };
         let window = Window { p, n, oy, ox, channel, mask, rows: rows.clone(), columns };
         let count = counted_rows * counted_columns;
-        // SAFETY: the caller's promise.
-        let mut codes = unsafe {
-            match p.kind {
-                pool_kind::MAX => window.maximum(budget)?,
-                pool_kind::AVERAGE => window.average(count, budget)?,
-                _ => window.global_average(budget)?,
-            }
+        let mut codes = match p.kind {
+            // SAFETY: the caller's promise.
+            pool_kind::MAX => unsafe { window.maximum(budget)? },
+            // SAFETY: the caller's promise.
+            pool_kind::AVERAGE => unsafe { window.average(count, budget)? },
+            // SAFETY: the caller's promise.
+            _ => unsafe { window.global_average(budget)? },
         };
         if let Some(table) = &table {
             codes = table.bytes(codes);
@@ -128,8 +131,9 @@ impl Window<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn maximum(&self, budget: &mut Budget<'_>) -> Result<__m512i, Aborted> {
         let mut largest = _mm512_setzero_si512();
+        let step = |codes| largest = _mm512_max_epu8(largest, codes);
         // SAFETY: the caller's promise.
-        unsafe { self.each(budget, |codes| largest = _mm512_max_epu8(largest, codes))? };
+        unsafe { self.each(budget, step)? };
         let low = _mm512_set1_epi8(self.p.low.cast_signed());
         let high = _mm512_set1_epi8(self.p.high.cast_signed());
         Ok(_mm512_min_epu8(_mm512_max_epu8(largest, low), high))

@@ -27,7 +27,8 @@ unsafe fn piece(p: &Problem, [src, dst]: [i64; 2], len: i64) {
         let (mask, at) = (mask_64(len - done), isize_of(done));
         // SAFETY: the elements of `mask` lie in the run.
         let codes = unsafe { load_masked_64(mask, src.wrapping_offset(at)) };
+        let codes = table.bytes(codes);
         // SAFETY: as above, of the result.
-        unsafe { store_64(dst.wrapping_offset(at), mask, table.bytes(codes)) };
+        unsafe { store_64(dst.wrapping_offset(at), mask, codes) };
     }
 }

@@ -1,10 +1,8 @@
 //! The output stage of CONV and MATMUL in registers: [`OutputStage`] on 16 or 64 lanes.
 
-#![expect(clippy::wildcard_imports, reason = "intrinsics are the vocabulary of this file")]
-
 use super::{Addition, Lookup, Requantise, load_codes, load_masked_64, pack_64, unpack_64};
 use crate::kernel::stage::OutputStage;
-use std::arch::x86_64::*;
+use std::arch::x86_64::__m512i;
 
 /// An output stage, its immediates spread over lanes.
 pub(crate) struct Stage {

@@ -11,7 +11,7 @@ use arbitrary::Unstructured;
 use arbtest::arbtest;
 use kmod_sim::kernel::{Control, Isa, execute};
 use kmod_sim::memory::Extent;
-use npu_uapi::command::{Command, Layout, Strides4, element};
+use npu_uapi::command::{ChannelRecord, Command, Layout, Strides4, element};
 use npu_uapi::extent::{FeatureMap, accesses, feature_maps};
 use npu_uapi::fuzz::{check_verify, program};
 use npu_uapi::image::Image;
@@ -22,6 +22,7 @@ use npu_uapi::verify::{Verified, verify};
 use npu_uapi::workers::{Caller, Workers};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// What a byte of a slot is to a command.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -117,6 +118,7 @@ fn run(u: &mut Unstructured<'_>, program: &Verified, mut seed: u64) -> arbitrary
     let at_end = u.arbitrary()?;
     let slots: Vec<Guarded> = memory.iter().map(|m| Guarded::new(m.len(), at_end)).collect();
     for command in program.commands() {
+        plausible_constants(u, command, &mut memory)?;
         let roles = roles(command, &memory);
         let mut poisoned = memory.clone();
         for (bytes, roles) in poisoned.iter_mut().zip(&roles) {
@@ -130,6 +132,63 @@ fn run(u: &mut Unstructured<'_>, program: &Verified, mut seed: u64) -> arbitrary
         let best = run_one(command, program, &slots, &poisoned, Isa::best(), &Threads(3));
         compare(command, &roles, [&memory, &poisoned], [&scalar, &best]);
         memory = scalar;
+    }
+    Ok(())
+}
+
+/// Writes what compilers write where noise would not do: weights of padding are zero, by contract; and
+/// most channel records have no weight zero point, since fast kernels leave the others to scalar ones.
+fn plausible_constants(
+    u: &mut Unstructured<'_>,
+    command: &Command,
+    memory: &mut Memory,
+) -> arbitrary::Result<()> {
+    // Reduction steps of a block of 16 outputs: real ones, then padding, in turns.
+    let (real, padded) = match command {
+        Command::Conv(c) if c.is_depthwise() => {
+            let taps = usize::from(c.window.kernel_h) * usize::from(c.window.kernel_w);
+            (taps, taps.next_multiple_of(4))
+        }
+        Command::Conv(c) => {
+            let inputs = usize::try_from(c.ifm_dims.c / c.groups).expect("only small programs run");
+            (inputs, inputs.next_multiple_of(4))
+        }
+        Command::MatMul(c) => {
+            let inputs = usize::try_from(c.k).expect("only small programs run");
+            (inputs, inputs.next_multiple_of(4))
+        }
+        _ => return Ok(()),
+    };
+    let bytes_of = |field: &str| {
+        let accesses = accesses(command).expect("the program was accepted");
+        let access = accesses.iter().find(|access| access.field == field);
+        let access = access.expect("CONV and MATMUL have weights and records");
+        let range = usize::try_from(access.start).ok().zip(usize::try_from(access.end()).ok());
+        let (start, end) = range.expect("only small programs run");
+        (access.slot.index(), start..end)
+    };
+    let noisy = u.ratio(1, 8)?;
+    let (large, zero_points) = (u.ratio(1, 4)?, u.ratio(1, 8)?);
+    let (slot, range) = bytes_of("channels");
+    for bytes in memory[slot][range].chunks_exact_mut(16).filter(|_| !noisy) {
+        let (mut record, _) = ChannelRecord::read_from_prefix(bytes).expect("a record is 16 bytes");
+        if !large {
+            record.bias %= 5000;
+            record.multiplier = f32::from(record.bias.unsigned_abs().to_le_bytes()[0]) / 65_536.0;
+        }
+        if !zero_points {
+            record.weight_zero_point = 0;
+        }
+        bytes.copy_from_slice(record.as_bytes());
+    }
+    // Last, since random operands may overlap. A quad of steps holds 16 outputs by 4 steps.
+    let (slot, range) = bytes_of("weights");
+    for (quad, bytes) in memory[slot][range].chunks_exact_mut(64).enumerate() {
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            if (quad * 4 + at % 4) % padded >= real {
+                *byte = 0;
+            }
+        }
     }
     Ok(())
 }

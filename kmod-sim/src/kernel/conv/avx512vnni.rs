@@ -286,17 +286,30 @@ impl Pixels {
             out: [std::ptr::null_mut(); MOST_PIXELS],
             aux: [std::ptr::null(); MOST_PIXELS],
         };
-        for r in 0..pixels.count {
-            let (y, x) = (w.row(oy, 0), w.column(ox, 0));
-            pixels.inside &= y >= 0 && y <= last_y && x >= 0 && x <= last_x;
-            pixels.input[r] = job.ifm.at(n, y, x);
-            (pixels.y[r], pixels.x[r]) = (y, x);
-            pixels.out[r] = job.ofm.at(n, oy, ox);
-            pixels.aux[r] = job.aux.map_or(std::ptr::null_mut(), |aux| aux.at(n, oy, ox));
-            ox += 1;
-            if ox == job.ofm_w {
-                (ox, oy) = (0, oy + 1);
+        // By rows of the output: within one, addresses step by a stride.
+        let input_step = isize_of(w.stride_w).wrapping_mul(job.ifm.pixel);
+        let mut r = 0;
+        while r < pixels.count {
+            let end = pixels.count.min(r + usize_of((job.ofm_w - ox).unsigned_abs()));
+            let (y, mut x) = (w.row(oy, 0), w.column(ox, 0));
+            let mut input = job.ifm.at(n, y, x);
+            let mut out = job.ofm.at(n, oy, ox);
+            let (mut aux, aux_step) = match &job.aux {
+                Some(aux) => (aux.at(n, oy, ox), aux.pixel),
+                None => (std::ptr::null_mut(), 0),
+            };
+            pixels.inside &= y >= 0 && y <= last_y && x >= 0;
+            for r in r..end {
+                pixels.input[r] = input;
+                (pixels.y[r], pixels.x[r]) = (y, x);
+                (pixels.out[r], pixels.aux[r]) = (out, aux);
+                input = input.wrapping_offset(input_step);
+                out = out.wrapping_offset(job.ofm.pixel);
+                aux = aux.wrapping_offset(aux_step);
+                x += w.stride_w;
             }
+            pixels.inside &= x - w.stride_w <= last_x;
+            (r, ox, oy) = (end, 0, oy + 1);
             if oy == job.ofm_h {
                 (oy, n) = (0, n + 1);
             }
@@ -394,8 +407,37 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
         }
     }
 
-    // Through memory, so that the stage is a loop: registers have no index. The copy is explicit, else
-    // the accumulators themselves would live in memory.
+    let lanes_left = p.group_outputs - block * 16;
+    if stage.plain {
+        // Written out, so that the accumulators stay in registers: one that is indexed in a loop, even
+        // behind the reduction, lives in memory from the start.
+        macro_rules! store {
+            ($v:literal: $($r:literal)*) => {
+                if $v < BLOCKS {
+                    let mask = mask_16(lanes_left - 16 * $v);
+                    let at = isize_of(first_output + 16 * $v);
+                    if mask == u16::MAX {
+                        $(store!($v, $r, at, u16::MAX);)*
+                    } else {
+                        $(store!($v, $r, at, mask);)*
+                    }
+                }
+            };
+            ($v:literal, $r:literal, $at:expr, $mask:expr) => {
+                if $r < PIXELS {
+                    let codes = stage.requantise.codes(acc[$r][$v], multipliers[$v]);
+                    let bytes = _mm512_cvtepi32_epi8(codes);
+                    // SAFETY: the real lanes of a pixel of the output.
+                    unsafe { store_16(pixels.out[$r].wrapping_offset($at), $mask, bytes) };
+                }
+            };
+        }
+        store!(0: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+        store!(1: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+        store!(2: 0 1 2 3 4 5);
+        store!(3: 0 1 2 3 4 5);
+        return;
+    }
     let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
     for r in 0..PIXELS {
         for v in 0..BLOCKS {
@@ -403,16 +445,13 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
             unsafe { _mm512_store_si512((&raw mut sums[r][v]).cast(), acc[r][v]) };
         }
     }
-    for v in 0..BLOCKS {
-        let lane = (0i64..).nth(v).map_or(0, |v| 16 * v);
-        let mask = mask_16(p.group_outputs - block * 16 - lane);
+    for (v, lane) in (0..BLOCKS).zip((0..).step_by(16)) {
+        let mask = mask_16(lanes_left - lane);
         let at = isize_of(first_output + lane);
         for (r, sums) in sums.iter().enumerate() {
-            let mut codes = stage.requantise.codes(sums[v], multipliers[v]);
-            if !stage.plain {
-                // SAFETY: the real lanes of a pixel of the auxiliary tensor.
-                codes = unsafe { stage.rest(codes, mask, pixels.aux[r].wrapping_offset(at)) };
-            }
+            let codes = stage.requantise.codes(sums[v], multipliers[v]);
+            // SAFETY: the real lanes of a pixel of the auxiliary tensor.
+            let codes = unsafe { stage.rest(codes, mask, pixels.aux[r].wrapping_offset(at)) };
             let bytes = _mm512_cvtepi32_epi8(codes);
             // SAFETY: the real lanes of a pixel of the output.
             unsafe { store_16(pixels.out[r].wrapping_offset(at), mask, bytes) };

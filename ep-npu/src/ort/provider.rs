@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libnpu::Device;
-use ort_sys::{OrtGraph, OrtNode, OrtStatusPtr};
+use ort_sys::{OrtGraph, OrtNode, OrtRunOptions, OrtStatusPtr};
 
 use super::api::{Api, Logger, Severity};
 use super::capability;
@@ -59,7 +59,8 @@ impl Provider {
             get_preferred_data_layout: None,
             should_convert_data_layout: None,
             set_dynamic_options: None,
-            on_run_start: None,
+            // Before version 27 a session has no end of its initialization to fail at.
+            on_run_start: (factory.api().version() < 27).then_some(on_run_start),
             on_run_end: None,
             create_allocator: None,
             create_sync_stream: None,
@@ -205,6 +206,12 @@ unsafe extern "C" fn release_node_compute_infos(
             }
         }
     });
+}
+
+unsafe extern "C" fn on_run_start(this: *mut OrtEp, _: *const OrtRunOptions) -> OrtStatusPtr {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    guard(provider.api(), || provider.check_strict())
 }
 
 unsafe extern "C" fn on_session_initialization_end(this: *mut OrtEp) -> OrtStatusPtr {

@@ -9,7 +9,8 @@ use std::ffi::{c_char, c_void};
 
 use ort_sys::{
     OrtEpDevice, OrtGraph, OrtHardwareDevice, OrtKernelContext, OrtKeyValuePairs, OrtLogger,
-    OrtMemoryInfo, OrtNode, OrtSessionOptions, OrtStatusPtr, OrtSyncStream, OrtValue,
+    OrtMemoryInfo, OrtNode, OrtRunOptions, OrtSessionOptions, OrtStatusPtr, OrtSyncStream,
+    OrtValue,
 };
 
 /// Newest API version that the structures here describe.
@@ -142,7 +143,8 @@ pub(crate) struct OrtEp {
     pub(crate) get_preferred_data_layout: Unused,
     pub(crate) should_convert_data_layout: Unused,
     pub(crate) set_dynamic_options: Unused,
-    pub(crate) on_run_start: Unused,
+    pub(crate) on_run_start:
+        Option<unsafe extern "C" fn(*mut OrtEp, *const OrtRunOptions) -> OrtStatusPtr>,
     pub(crate) on_run_end: Unused,
     pub(crate) create_allocator: Unused,
     pub(crate) create_sync_stream: Unused,

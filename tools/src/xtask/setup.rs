@@ -34,9 +34,12 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// Builds the plugin and returns its path. It lands beside this program, which is a release build too.
+///
+/// This program's own package is named as well: cargo then resolves the same features as it did for
+/// this program, and finds every crate built.
 pub(crate) fn plugin() -> Result<PathBuf> {
     child::check(
-        cargo().args(["build", "--release", "-p", "ep-npu"]),
+        cargo().args(["build", "--release", "-p", "ep-npu", "-p", "npu-tools"]),
         Duration::from_secs(20 * 60),
     )?;
     let program = env::current_exe().context("cannot find where this program lies")?;

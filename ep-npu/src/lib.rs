@@ -8,6 +8,7 @@
 //! Knows the device by its `Limits` only, until `run`.
 
 pub mod allocate;
+pub mod dump;
 pub mod emit;
 pub mod graph;
 pub mod lower;

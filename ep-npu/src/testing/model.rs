@@ -143,6 +143,20 @@ impl Model {
         Flow { value: self.quantize(result, codes), codes, shape: shape.to_vec() }
     }
 
+    /// As [`Model::unit`], with a Relu before the result becomes codes that hold nothing below zero.
+    pub(crate) fn rectified(
+        &mut self,
+        op: &str,
+        inputs: &[&Flow],
+        (scale, shape): (f32, &[usize]),
+    ) -> Flow {
+        let read: Vec<ValueId> = inputs.iter().map(|flow| self.dequantize(flow)).collect();
+        let result = self.node(op, &read, &[]);
+        let result = self.node("Relu", &[result], &[]);
+        let codes = Codes { scale, zero_point: 0 };
+        Flow { value: self.quantize(result, codes), codes, shape: shape.to_vec() }
+    }
+
     /// Conv, Gemm or MatMul with random weights.
     pub(crate) fn weighted(
         &mut self,
@@ -199,6 +213,11 @@ impl Model {
     /// Makes `value` an output.
     pub(crate) fn output(&mut self, value: ValueId) {
         self.outputs.push(value);
+    }
+
+    /// Declares another type for `value`.
+    pub(crate) fn set_type(&mut self, value: ValueId, ty: TensorType) {
+        self.builder.set_type(value, ty);
     }
 
     /// The model.

@@ -2,12 +2,14 @@
 
 use crate::graph::{Attribute, Graph};
 use crate::quantize::Codes;
+use crate::reference::Value;
 use crate::testing::{Flow, Model, Noise, Weighted, executable, expected, inputs, run};
 use npu_uapi::limits::Limits;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn compiled_models_equal_the_reference(seed: u64, steps in 1_usize..9, batch in 1_usize..4) {
@@ -21,6 +23,47 @@ proptest! {
         let found = run(&executable, &inputs, &want);
         prop_assert_eq!(found, want);
     }
+}
+
+#[test]
+fn random_models_have_many_codes_to_get_wrong() {
+    let rich = (0..40).filter(|&seed| {
+        let graph = random_model(seed, 5);
+        let inputs = inputs(&graph, 3, seed);
+        let outputs = expected(&graph, &inputs);
+        let distinct = |value: &Value| match value {
+            Value::Codes(codes) => codes.iter().collect::<BTreeSet<_>>().len(),
+            Value::Floats(floats) => {
+                floats.iter().map(|f| f.to_bits()).collect::<BTreeSet<_>>().len()
+            }
+        };
+        outputs.iter().any(|output| distinct(output) >= 16)
+    });
+    assert!(rich.count() >= 20);
+}
+
+#[test]
+fn threads_share_an_executable_and_each_batch_gets_its_program() {
+    let graph = random_model(3, 6);
+    let cases: Vec<_> = (1..=10)
+        .map(|batch| {
+            let inputs = inputs(&graph, batch, batch as u64);
+            let want = expected(&graph, &inputs);
+            (inputs, want)
+        })
+        .collect();
+    let executable = executable(graph);
+    std::thread::scope(|scope| {
+        for first in 0..3 {
+            let (cases, executable) = (&cases, &executable);
+            scope.spawn(move || {
+                for turn in 0..20 {
+                    let (inputs, want) = &cases[(first * 7 + turn) % cases.len()];
+                    assert_eq!(&run(executable, inputs, want), want);
+                }
+            });
+        }
+    });
 }
 
 /// A chain of `steps` random operators with branches that come back, and outputs in between.
@@ -132,7 +175,10 @@ fn residual(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
     let other = if noise.below(3) == 0 { pointwise(model, noise) } else { flow.clone() };
     let operands = if noise.below(2) == 0 { [&branch, &other] } else { [&other, &branch] };
     let codes = model.codes();
-    model.unit("Add", &operands, &[], (codes, &flow.shape))
+    match noise.below(2) {
+        0 => model.rectified("Add", &operands, (codes.scale, &flow.shape)),
+        _ => model.unit("Add", &operands, &[], (codes, &flow.shape)),
+    }
 }
 
 fn pool(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {

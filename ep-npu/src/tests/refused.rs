@@ -1,1 +1,207 @@
+//! What is not taken, and that each refusal says why.
 
+use crate::graph::{Attribute, Dim, ElementType, Graph, TensorType};
+use crate::partition::{self, Plan};
+use crate::quantize::Codes;
+use crate::refusal::rule;
+use crate::testing::{Flow, Model, Weighted, executable, inputs};
+use npu_uapi::limits::Limits;
+
+const CODES: Codes = Codes { scale: 0.05, zero_point: 100 };
+const SHAPE: [usize; 4] = [1, 8, 4, 4];
+
+fn plan(graph: &Graph) -> Plan {
+    partition::plan(graph, &Limits::REFERENCE)
+}
+
+fn pointwise() -> Weighted {
+    Weighted { shape: vec![8, 8, 1, 1], axis: 0, per_channel: true, with_bias: true }
+}
+
+/// The verdict on the only `op` of a model.
+#[track_caller]
+fn assert_refused(graph: &Graph, op: &str, rule: &str, reason: &str) {
+    let plan = plan(graph);
+    let (id, _) = graph.nodes().find(|(_, node)| node.op == op).unwrap();
+    let verdict = &plan.verdicts[id.0 as usize];
+    assert_eq!((verdict.taken, verdict.rule), (None, rule), "{}", verdict.reason);
+    assert!(verdict.reason.contains(reason), "{}", verdict.reason);
+    assert!(plan.summary(graph).contains(op), "{}", plan.summary(graph));
+}
+
+/// A model of one convolution whose output has these codes, made by `build`.
+fn model(build: impl FnOnce(&mut Model, &Flow) -> Flow) -> Graph {
+    let mut model = Model::new(7);
+    let input = model.code_input(&SHAPE, CODES);
+    let output = build(&mut model, &input);
+    model.code_output(&output);
+    model.finish()
+}
+
+#[test]
+fn scales_that_are_no_scales() {
+    for scale in [0.0, -0.5, f32::NAN, f32::INFINITY] {
+        let graph = model(|model, input| {
+            let codes = Codes { scale, zero_point: 0 };
+            model.unit("MaxPool", &[input], &window(), (codes, &[1, 8, 3, 3]))
+        });
+        assert_refused(&graph, "MaxPool", rule::SCALE, &format!("scale {scale}"));
+    }
+}
+
+fn window() -> Vec<(&'static str, Attribute)> {
+    vec![("kernel_shape", Attribute::Ints(vec![2, 2]))]
+}
+
+#[test]
+fn an_operator_without_an_exact_form() {
+    let graph = model(|model, input| model.unit("Softmax", &[input], &[], (CODES, &SHAPE)));
+    assert_refused(&graph, "Softmax", rule::OPERATOR, "no exact form of Softmax");
+}
+
+#[test]
+fn an_addition_that_broadcasts() {
+    let graph = model(|model, input| {
+        let small = model.unit("GlobalAveragePool", &[input], &[], (CODES, &[1, 8, 1, 1]));
+        model.unit("Add", &[input, &small], &[], (CODES, &SHAPE))
+    });
+    assert_refused(&graph, "Add", rule::SHAPE, "equal shapes");
+}
+
+#[test]
+fn inputs_whose_batches_may_differ() {
+    let mut model = Model::new(7);
+    let first = model.code_input(&SHAPE, CODES);
+    let second = model.code_input(&SHAPE, CODES);
+    let open = |name: &str| {
+        let known = SHAPE[1..].iter().map(|&len| Dim::Known(len));
+        let shape = std::iter::once(Dim::Symbol(name.to_owned())).chain(known).collect();
+        TensorType { element: ElementType::U8, shape: Some(shape) }
+    };
+    model.set_type(first.value, open("n"));
+    model.set_type(second.value, open("m"));
+    let sum = model.unit("Add", &[&first, &second], &[], (CODES, &SHAPE));
+    model.code_output(&sum);
+    assert_refused(&model.finish(), "Add", rule::SHAPE, "equal shapes");
+}
+
+#[test]
+fn a_relu_that_cuts_codes_off() {
+    let graph = model(|model, input| {
+        let read = model.dequantize(input);
+        let pool = model.node("GlobalAveragePool", &[read], &[]);
+        let relu = model.node("Relu", &[pool], &[]);
+        let value = model.quantize(relu, CODES);
+        Flow { value, codes: CODES, shape: vec![1, 8, 1, 1] }
+    });
+    assert_refused(&graph, "GlobalAveragePool", rule::ACTIVATION_RANGE, "zero point 100");
+}
+
+#[test]
+fn a_sum_that_leaves_32_bits() {
+    let graph = model(|model, input| {
+        let wide =
+            Weighted { shape: vec![1, 80_000], axis: 0, per_channel: false, with_bias: false };
+        let reshaped = model.unit("Flatten", &[input], &[], (CODES, &[1, 128]));
+        model.weighted("Gemm", &reshaped, &wide, &[("transB", Attribute::Int(1))], (CODES, &[1, 1]))
+    });
+    // Random weights of 80,000 inputs reach 255 * 64 * 80,000 in sum.
+    assert_refused(&graph, "Gemm", rule::SHAPE, "rows of 80000");
+    let graph = model(|model, input| {
+        let wide =
+            Weighted { shape: vec![1, 300_000], axis: 0, per_channel: false, with_bias: false };
+        let reshaped = model.unit("Flatten", &[input], &[], (CODES, &[1, 128]));
+        model.weighted("Gemm", &reshaped, &wide, &[("transB", Attribute::Int(1))], (CODES, &[1, 1]))
+    });
+    assert_refused(&graph, "Gemm", rule::ACCUMULATOR, "32 bits");
+}
+
+#[test]
+fn a_tensor_that_float_readers_see() {
+    let graph = model(|model, input| {
+        let read = model.dequantize(input);
+        let pool = model.node("GlobalAveragePool", &[read], &[]);
+        model.output(pool);
+        let value = model.quantize(pool, CODES);
+        Flow { value, codes: CODES, shape: vec![1, 8, 1, 1] }
+    });
+    assert_refused(&graph, "GlobalAveragePool", rule::UNIT, "graph output");
+}
+
+#[test]
+fn int8_activations_refuse_the_whole_graph() {
+    let graph = model(|model, input| {
+        let conv = model.weighted("Conv", input, &pointwise(), &[], (CODES, &SHAPE));
+        let read = model.dequantize(&conv);
+        let scale = model.constant(ElementType::F32, &[], 0.1_f32.to_le_bytes().to_vec());
+        let zero = model.constant(ElementType::I8, &[], vec![0]);
+        let value = model.node("QuantizeLinear", &[read, scale, zero], &[]);
+        Flow { value, codes: CODES, shape: SHAPE.to_vec() }
+    });
+    assert_refused(&graph, "Conv", rule::S8_ACTIVATIONS, "QUInt8");
+    assert!(plan(&graph).groups.is_empty());
+}
+
+#[test]
+fn conversions_alone_are_not_worth_a_program() {
+    let mut model = Model::new(7);
+    let input = model.float_input(&SHAPE, CODES);
+    let tanh = model.unit("Tanh", &[&input], &[], (CODES, &SHAPE));
+    model.float_output(&tanh);
+    let graph = model.finish();
+    assert_refused(&graph, "Tanh", rule::OPERATOR, "Tanh");
+    assert!(plan(&graph).groups.is_empty());
+}
+
+#[test]
+fn a_cut_is_at_8_bit_tensors_and_leaves_whole_units() {
+    let mut model = Model::new(7);
+    let input = model.float_input(&SHAPE, CODES);
+    let first = model.weighted("Conv", &input, &pointwise(), &[], (CODES, &SHAPE));
+    let tanh = model.unit("Tanh", &[&first], &[], (CODES, &SHAPE));
+    let second = model.weighted("Conv", &tanh, &pointwise(), &[], (CODES, &SHAPE));
+    let around = model.unit("Add", &[&second, &first], &[], (CODES, &SHAPE));
+    model.float_output(&around);
+    // The part behind the cut reads tensors whose shape the model must tell.
+    model.set_type(tanh.value, TensorType { element: ElementType::U8, shape: shape() });
+    let graph = model.finish();
+    let plan = plan(&graph);
+    assert_eq!(plan.groups.len(), 2, "{}", plan.summary(&graph));
+    let left: Vec<&str> = plan
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.taken.is_none())
+        .map(|verdict| graph.node(verdict.node).op.as_str())
+        .collect();
+    assert_eq!(left, ["DequantizeLinear", "Tanh", "QuantizeLinear"]);
+}
+
+fn shape() -> Option<Vec<Dim>> {
+    let known = SHAPE[1..].iter().map(|&len| Dim::Known(len));
+    Some(std::iter::once(Dim::Symbol("batch".to_owned())).chain(known).collect())
+}
+
+#[test]
+fn a_run_names_the_input_that_is_wrong() {
+    use crate::run::{OwnedOutputs, RunError, TensorRef};
+    let graph =
+        model(|model, input| model.weighted("Conv", input, &pointwise(), &[], (CODES, &SHAPE)));
+    let given = inputs(&graph, 1, 1);
+    assert_eq!(given.len(), 1);
+    let executable = executable(graph);
+    let mut outputs = OwnedOutputs::default();
+    let mut run = |inputs: &[TensorRef<'_>]| {
+        executable.run(inputs, &mut outputs, &libnpu::Caller).map(drop).unwrap_err()
+    };
+    let codes = [0_u8; 8 * 16];
+    assert!(matches!(run(&[]), RunError::Inputs { found: 0, want: 1 }));
+    let error = run(&[TensorRef::from_u8(&[1, 8, 4, 5], &codes)]);
+    assert_eq!(
+        error.to_string(),
+        "input `input1` has shape [1, 8, 4, 5], the model takes [batch, 8, 4, 4]"
+    );
+    assert!(matches!(run(&[TensorRef::from_u8(&SHAPE, &codes[1..])]), RunError::Bytes { .. }));
+    let floats = [0.0; 8 * 16];
+    assert!(matches!(run(&[TensorRef::from_f32(&SHAPE, &floats)]), RunError::Element { .. }));
+    assert!(matches!(run(&[TensorRef::from_u8(&[0, 8, 4, 4], &[])]), RunError::Compile(_)));
+}

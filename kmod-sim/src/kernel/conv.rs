@@ -28,6 +28,7 @@ pub(crate) struct Problem {
     pub(crate) ofm_w: i64,
     /// Output channels, all groups.
     pub(crate) outputs: i64,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels ask"))]
     pub(crate) groups: i64,
     /// Input channels of a group.
     pub(crate) group_inputs: i64,

@@ -53,6 +53,7 @@ pub(crate) struct Map {
     pub(crate) row: i64,
     pub(crate) pixel: i64,
     /// Lanes of a pixel, all of them inside the slot.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels ask"))]
     pub(crate) lanes: i64,
 }
 

@@ -19,6 +19,7 @@ pub(crate) struct Aborted;
 
 impl Split<'_> {
     /// Workers to plan for.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels ask"))]
     pub(crate) fn workers(&self) -> i64 {
         i64::try_from(self.workers.count().clamp(1, 1 << 16)).expect("clamped on this line")
     }
@@ -61,6 +62,7 @@ impl Split<'_> {
 
     /// How many of `units` equal units of `macs` each make a chunk: about eight chunks a worker, for
     /// balance, neither too small to pay for the call nor too large to be polled.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels ask"))]
     pub(crate) fn units_a_chunk(&self, units: i64, macs: i64) -> i64 {
         const SMALLEST: i64 = 1 << 17;
         const LARGEST: i64 = 1 << 22;

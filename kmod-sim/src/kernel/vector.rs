@@ -10,14 +10,15 @@ pub(crate) mod stage;
 use npu_uapi::requantise::AddTerms;
 use std::arch::x86_64::{
     __m128i, __m512, __m512i, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
-    _mm_storeu_si128, _mm512_add_epi32, _mm512_castsi128_si512, _mm512_castsi512_ps,
-    _mm512_castsi512_si128, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
-    _mm512_cvtps_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_loadu_si512,
-    _mm512_mask_blend_epi8, _mm512_mask_storeu_epi8, _mm512_mask_test_epi32_mask,
-    _mm512_maskz_loadu_epi8, _mm512_max_ps, _mm512_min_ps, _mm512_movepi8_mask, _mm512_mul_ps,
-    _mm512_packus_epi16, _mm512_packus_epi32, _mm512_permutex2var_epi8, _mm512_permutex2var_epi32,
-    _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
-    _mm512_setzero_si512, _mm512_shuffle_i64x2, _mm512_storeu_si512,
+    _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
+    _mm512_castsi128_si512, _mm512_castsi512_ps, _mm512_castsi512_si128, _mm512_castsi512_si256,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32,
+    _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_blend_epi8,
+    _mm512_mask_storeu_epi8, _mm512_mask_test_epi32_mask, _mm512_maskz_loadu_epi8, _mm512_max_ps,
+    _mm512_min_ps, _mm512_movepi8_mask, _mm512_mul_ps, _mm512_packus_epi16, _mm512_packus_epi32,
+    _mm512_permutex2var_epi8, _mm512_permutex2var_epi32, _mm512_permutexvar_epi32,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512,
+    _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_zextsi128_si512, _mm512_zextsi256_si512,
 };
 
 /// Whether this processor has every instruction that the vector kernels use.
@@ -71,9 +72,30 @@ pub(crate) unsafe fn load_64(from: *const u8) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
 pub(crate) unsafe fn load_masked_64(mask: u64, from: *const u8) -> __m512i {
-    // SAFETY: the caller's promise; masked-out lanes are not accessed.
-    unsafe { _mm512_maskz_loadu_epi8(mask, from.cast()) }
+    // Some processors take several times as long for a masked access, so the usual widths go without.
+    match mask {
+        // SAFETY: the caller's promise, for all 64.
+        u64::MAX => unsafe { load_64(from) },
+        MASK_32 => {
+            // SAFETY: the caller's promise, for 32.
+            let low = unsafe { _mm256_loadu_si256(from.cast()) };
+            _mm512_zextsi256_si512(low)
+        }
+        MASK_16 => {
+            // SAFETY: the caller's promise, for 16.
+            let low = unsafe { _mm_loadu_si128(from.cast()) };
+            _mm512_zextsi128_si512(low)
+        }
+        // SAFETY: the caller's promise; masked-out lanes are not accessed.
+        mask => unsafe { _mm512_maskz_loadu_epi8(mask, from.cast()) },
+    }
 }
+
+/// The first 32 lanes of 64.
+const MASK_32: u64 = u64::MAX >> 32;
+
+/// The first 16 lanes of 64.
+const MASK_16: u64 = u64::MAX >> 48;
 
 /// The bytes of `mask` at `from` as 16 integers.
 ///
@@ -115,12 +137,21 @@ pub(crate) unsafe fn store_16(to: *mut u8, mask: u16, bytes: __m128i) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
 pub(crate) unsafe fn store_64(to: *mut u8, mask: u64, bytes: __m512i) {
-    if mask == u64::MAX {
+    match mask {
         // SAFETY: the caller's promise, for all 64.
-        unsafe { _mm512_storeu_si512(to.cast(), bytes) }
-    } else {
+        u64::MAX => unsafe { _mm512_storeu_si512(to.cast(), bytes) },
+        MASK_32 => {
+            let low = _mm512_castsi512_si256(bytes);
+            // SAFETY: the caller's promise, for 32.
+            unsafe { _mm256_storeu_si256(to.cast(), low) }
+        }
+        MASK_16 => {
+            let low = _mm512_castsi512_si128(bytes);
+            // SAFETY: the caller's promise, for 16.
+            unsafe { _mm_storeu_si128(to.cast(), low) }
+        }
         // SAFETY: the caller's promise; masked-out lanes are not accessed.
-        unsafe { _mm512_mask_storeu_epi8(to.cast(), mask, bytes) }
+        mask => unsafe { _mm512_mask_storeu_epi8(to.cast(), mask, bytes) },
     }
 }
 

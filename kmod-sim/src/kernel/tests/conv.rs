@@ -395,8 +395,6 @@ fn check_matmul(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(384))]
-
     #[test]
     fn convolutions_equal_the_oracle(case in case()) {
         check_conv(&case)?;

@@ -112,8 +112,6 @@ fn check_layout(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn layouts_equal_the_oracle(
         dims in prop_oneof![dims(), (1u32..3, 1u32..4, 1u32..70, 1u32..6)

@@ -149,8 +149,6 @@ fn check_pool(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn poolings_equal_the_oracle(case in case()) {
         check_pool(&case)?;

@@ -428,6 +428,14 @@ mod tests {
     }
 
     #[test]
+    fn files_of_version_1_0_stay_as_they_are() {
+        let file = container().to_bytes();
+        let hash: String =
+            file[HASH..HASH + 32].iter().map(|b| alloc::format!("{b:02x}")).collect();
+        insta::assert_snapshot!(hash, @"2844be542aad4c9544a3c6fde11140b9aab29d96e5bee3e88ec9c21713095c73");
+    }
+
+    #[test]
     fn foreign_new_short_and_damaged_files_are_told_apart() {
         let file = container().to_bytes();
         let error = |file: &[u8]| Container::from_bytes(file).unwrap_err();

@@ -19,7 +19,6 @@ pub(crate) struct Aborted;
 
 impl Split<'_> {
     /// Workers to plan for.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels ask"))]
     pub(crate) fn workers(&self) -> i64 {
         i64::try_from(self.workers.count().clamp(1, 1 << 16)).expect("clamped on this line")
     }

@@ -8,11 +8,12 @@ mod elementwise;
 mod machine;
 mod pool;
 
-use super::{Isa, IsaError};
+use super::{Control, Isa, IsaError, Stop};
 use machine::Machine;
 use npu_uapi::addr::{Operand, SlotId};
-use npu_uapi::command::{Command, Copy, Fill, Header};
+use npu_uapi::command::{Command, Conv, Copy, Dims, Fill, Header, MatMul, Window};
 use npu_uapi::status::Status;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[test]
 fn a_forced_instruction_set_is_checked() {
@@ -37,13 +38,57 @@ fn an_operand_outside_its_slot_is_refused() {
     let machine = Machine::new(&[100, 100], 1);
     machine.run(&fill(0, 99), Isa::Scalar).unwrap();
     let refused = |command: &Command| match machine.run(command, Isa::Scalar) {
-        Err(super::Stop::Fault { status, .. }) => status,
+        Err(Stop::Fault { status, .. }) => status,
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(&fill(0, 100)), Status::SLOT_TOO_SMALL);
     assert_eq!(refused(&fill(2, 1)), Status::UNBOUND_SLOT);
     machine.make_read_only(1);
     assert_eq!(refused(&fill(1, 1)), Status::ACCESS_DENIED);
+}
+
+#[test]
+fn a_large_command_beats_often_and_can_be_aborted() {
+    let (m, n, k) = (2048, 64, 512);
+    let matmul = MatMul {
+        weights: Operand::new(SlotId(1), 0),
+        channels: Operand::new(SlotId(2), 0),
+        out: Operand::new(SlotId(3), 0),
+        m,
+        n,
+        k,
+        a_row: 512,
+        out_row: 64,
+        ..MatMul::default()
+    };
+    let command = Command::MatMul(matmul);
+    let size = |bytes: u32| usize::try_from(bytes).unwrap();
+    let machine = Machine::new(&[size(m * k), size(n * k), size(n * 16), size(m * n)], 7);
+    machine.write(2, &vec![0; size(n * 16)]);
+    for isa in [Isa::Scalar, Isa::best()] {
+        let (abort, heartbeat) = (AtomicBool::new(false), AtomicU64::new(0));
+        let control = Control { abort: &abort, heartbeat: &heartbeat };
+        machine.run_with(&command, isa, &control).unwrap();
+        let macs = u64::from(m) * u64::from(n) * u64::from(k);
+        assert!(heartbeat.load(Ordering::Relaxed) >= macs >> 24, "{isa:?}");
+        abort.store(true, Ordering::Relaxed);
+        assert_eq!(machine.run_with(&command, isa, &control), Err(Stop::Aborted));
+    }
+}
+
+#[test]
+fn groups_that_do_not_divide_the_channels_are_refused() {
+    let conv = Conv {
+        ifm_dims: Dims { n: 1, h: 1, w: 1, c: 4 },
+        ofm_h: 1,
+        ofm_w: 1,
+        ofm_c: 4,
+        groups: 3,
+        window: Window { kernel_h: 1, kernel_w: 1, ..Window::default() },
+        ..Conv::default()
+    };
+    let stop = Machine::new(&[4096], 1).run(&Command::Conv(conv), Isa::best());
+    assert!(matches!(stop, Err(Stop::Fault { status: Status::PROGRAM_REFUSED, .. })), "{stop:?}");
 }
 
 #[test]

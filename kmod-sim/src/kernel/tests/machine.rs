@@ -91,11 +91,19 @@ impl Machine {
     }
 
     pub(super) fn run(&self, command: &Command, isa: Isa) -> Result<(), Stop> {
-        let slots: Vec<_> = self.slots.iter().map(|slot| Some(slot.extent())).collect();
         let (abort, heartbeat) = (AtomicBool::new(false), AtomicU64::new(0));
-        let control = Control { abort: &abort, heartbeat: &heartbeat };
+        self.run_with(command, isa, &Control { abort: &abort, heartbeat: &heartbeat })
+    }
+
+    pub(super) fn run_with(
+        &self,
+        command: &Command,
+        isa: Isa,
+        control: &Control<'_>,
+    ) -> Result<(), Stop> {
+        let slots: Vec<_> = self.slots.iter().map(|slot| Some(slot.extent())).collect();
         let workers: &dyn Workers = if self.threads == 1 { &Caller } else { &Two };
-        execute(command, &slots, isa, workers, &control)
+        execute(command, &slots, isa, workers, control)
     }
 
     /// What `slot` holds after `command` on each kernel, from the same contents before.

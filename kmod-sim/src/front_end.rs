@@ -30,7 +30,7 @@ pub(crate) struct Answer {
 /// What becomes of an I/O entry.
 enum Begun {
     Answered(Answer),
-    Job(Work),
+    Job(Arc<Work>),
 }
 
 /// Decodes the entry as `$entry`, refusing what its reserved fields hold.
@@ -90,7 +90,7 @@ impl State {
                     job: head.job,
                     opcode: head.opcode,
                     permit: fetched.permit,
-                    work: Arc::new(work),
+                    work,
                     next: 0,
                     cycles: 0,
                     is_active: false,
@@ -263,7 +263,7 @@ impl State {
         }
     }
 
-    fn exec(&self, context: u32, entry: Exec) -> Result<Work, Problem> {
+    fn exec(&self, context: u32, entry: Exec) -> Result<Arc<Work>, Problem> {
         let program = self.programs.get(&entry.program);
         let program = program.filter(|program| program.context == context);
         let program = program.ok_or(unknown!(Exec, program))?;
@@ -279,7 +279,7 @@ impl State {
         let overlay = Bindings::read(&self.guest, (entry.overlay, entry.count), slots)?;
         let memory = (&self.guest, &self.sram);
         let slots = Slots::resolve(program.verified(), base, &overlay, memory)?;
-        Ok(Work { commands: Commands::Program(Arc::clone(program)), slots })
+        Ok(Arc::new(Work { commands: Commands::Program(Arc::clone(program)), slots }))
     }
 
     fn copy(&self, entry: CopyEntry) -> Result<Begun, Problem> {
@@ -324,8 +324,9 @@ impl State {
     }
 
     /// A transfer as a job of one command: the device has one engine that moves bytes.
-    fn transfer(&self, command: Command, slots: Slots) -> Work {
+    fn transfer(&self, command: Command, slots: Slots) -> Arc<Work> {
         let charge = Charge::of(&command, &self.config.limits, &|_| false);
-        Work { commands: Commands::One(command, charge), slots }
+        let commands = Commands::One(Box::new((command, charge)));
+        Arc::new(Work { commands, slots })
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Commands {
     /// Those of a loaded program.
     Program(Arc<Program>),
     /// A transfer: one command, with its cost.
-    One(Command, Charge),
+    One(Box<(Command, Charge)>),
 }
 
 impl Work {
@@ -30,7 +30,7 @@ impl Work {
     pub(crate) fn command(&self, index: usize) -> Option<(&Command, Charge)> {
         match &self.commands {
             Commands::Program(program) => program.command(index),
-            Commands::One(command, charge) => (index == 0).then_some((command, *charge)),
+            Commands::One(one) => (index == 0).then_some((&one.0, one.1)),
         }
     }
 

@@ -79,16 +79,18 @@ impl Pci {
     pub(crate) fn new(vectors: u16) -> Self {
         assert!((1..=128).contains(&vectors), "the vector table ends before the pending bits");
         let mut dwords = [0; DWORDS];
-        dwords[0x00 / 4] = u32::from(pci::DEVICE) << 16 | u32::from(pci::VENDOR);
-        dwords[0x04 / 4] = 1 << 20;
-        dwords[0x08 / 4] = pci::CLASS << 8 | 1;
-        dwords[0x2c / 4] = dwords[0];
-        dwords[0x34 / 4] = offset::MSIX;
-        dwords[0x40 / 4] = u32::from(vectors - 1) << 16 | offset::EXPRESS << 8 | 0x11;
-        dwords[0x44 / 4] = 2;
-        dwords[0x48 / 4] = offset::PENDING | 2;
-        dwords[0x50 / 4] = 2 << 16 | 0x10;
-        dwords[0x54 / 4] = 1 << 28;
+        // By index of the dword: ids, status (has capabilities), class, subsystem, first capability.
+        dwords[0] = u32::from(pci::DEVICE) << 16 | u32::from(pci::VENDOR);
+        dwords[1] = 1 << 20;
+        dwords[2] = pci::CLASS << 8 | 1;
+        dwords[11] = dwords[0];
+        dwords[13] = offset::MSIX;
+        // MSI-X: table and pending bits in BAR2. Express: an endpoint that can be reset.
+        dwords[16] = u32::from(vectors - 1) << 16 | offset::EXPRESS << 8 | 0x11;
+        dwords[17] = 2;
+        dwords[18] = offset::PENDING | 2;
+        dwords[20] = 2 << 16 | 0x10;
+        dwords[21] = 1 << 28;
         Self { dwords, vectors: vec![Vector::RESET; usize::from(vectors)] }
     }
 
@@ -99,7 +101,7 @@ impl Pci {
     }
 
     pub(crate) fn is_bus_master(&self) -> bool {
-        self.dwords[0x04 / 4] & BUS_MASTER != 0
+        self.dwords[1] & BUS_MASTER != 0
     }
 
     /// The dword at `offset`; zero outside, all ones nowhere.
@@ -174,7 +176,7 @@ impl Pci {
 
     /// Whether raising `vector` reaches the driver; if not, the vector is pending.
     pub(crate) fn raise(&mut self, vector: u16) -> bool {
-        let control = self.dwords[0x40 / 4];
+        let control = self.dwords[16];
         let Some(entry) = self.vectors.get_mut(usize::from(vector)) else { return false };
         let is_open =
             control & MSIX_ENABLE != 0 && control & MSIX_MASK_ALL == 0 && !entry.is_masked;

@@ -274,9 +274,8 @@ impl State {
             }
         }
         let mut queues = self.admin.iter_mut().chain(&mut self.queues);
-        // Every queue is asked, so that each is armed.
-        let may_sleep = queues.by_ref().fold(true, |all, queue| queue.may_sleep() && all);
-        if may_sleep { Step::Idle } else { Step::Again }
+        // Where one is not asked, the look is repeated: it sleeps only with all of them armed.
+        if queues.all(Queue::may_sleep) { Step::Idle } else { Step::Again }
     }
 
     /// The driver broke the admin queue's rings: nothing can be told to it but by a reset.

@@ -54,8 +54,11 @@ pub(crate) struct Inner {
     resetting: Mutex<()>,
 }
 
-/// The open devices of this process.
-static OPEN: Mutex<Option<HashMap<(u32, String), Weak<Inner>>>> = Mutex::new(None);
+/// Devices by the process that opened them and their name.
+type OpenDevices = HashMap<(u32, String), Weak<Inner>>;
+
+/// The open devices of this process, and of its parent when it was forked.
+static OPEN: Mutex<Option<OpenDevices>> = Mutex::new(None);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these locks guard is whole between any two statements.

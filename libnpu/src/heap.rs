@@ -150,3 +150,30 @@ impl Arena {
         Some(Piece { memory: Arc::clone(&self.memory), iova, offset, taken })
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "sim")]
+mod tests {
+    use super::*;
+    use crate::transport::inproc::InProcess;
+
+    #[test]
+    fn a_forked_child_is_told_to_open_the_device_itself() {
+        let mut heap = Heap::new(Arc::new(InProcess::new("").unwrap()));
+        heap.allocate(1).unwrap();
+        // As a child finds it: its parent has another number.
+        heap.owner = 1;
+        let error = heap.allocate(1).unwrap_err();
+        assert!(matches!(error, Error::Forked { owner: 1 }), "{error}");
+    }
+
+    #[test]
+    fn a_large_arena_goes_with_its_only_piece() {
+        let heap = Heap::new(Arc::new(InProcess::new("").unwrap()));
+        let piece = heap.allocate(65 << 20).unwrap();
+        let iova = piece.iova;
+        heap.free(&piece);
+        assert!(heap.lock().arenas.is_empty());
+        assert_eq!(heap.allocate(65 << 20).unwrap().iova, iova, "its addresses are free again");
+    }
+}

@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn alignment_and_phase_are_kept() {
-        let mut ranges = Ranges::new([0x10..0x10_000]);
+        let mut ranges = Ranges::new(std::iter::once(0x10..0x10_000));
         assert_eq!(ranges.allocate(1, 0x1000, 0x123), Some(0x123));
         assert_eq!(ranges.allocate(0x20, 0x1000, 0), Some(0x1000));
         assert_eq!(ranges.allocate(0x10_000, 1, 0), None);

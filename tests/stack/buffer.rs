@@ -44,7 +44,7 @@ fn copies_and_fills_of_any_size_and_alignment_move_exactly_their_bytes() {
             let source = Memory::buffer(&from, src, len, Access::Read)?;
             let target = Memory::buffer(&to, dst, len, Access::Write)?;
             context.copy(&source, &target)?.wait(&Caller, HANG)?;
-            let (src, dst, len) = (src as usize, dst as usize, len as usize);
+            let [src, dst, len] = [src, dst, len].map(|x| usize::try_from(x).unwrap());
             let mut want = vec![0xc3; 20_000];
             want[dst..dst + len].copy_from_slice(&pattern[src..src + len]);
             assert!(to.to_vec() == want, "{len} bytes from {src} to {dst}");

@@ -86,7 +86,7 @@ impl Transport for InProcess {
 
     fn iova_ranges(&self) -> Vec<Range<u64>> {
         // 48 bits, and nothing at the bottom, so that a forgotten address faults.
-        vec![0x20_0000..1 << 48]
+        Vec::from_iter(std::iter::once(0x20_0000..1 << 48))
     }
 
     fn reaches_process_memory(&self) -> bool {

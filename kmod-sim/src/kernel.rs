@@ -34,8 +34,8 @@ pub(crate) mod vector;
 mod tests;
 
 use crate::memory::Extent;
-use npu_uapi::command::{Command, Flags};
-use npu_uapi::extent::{Access, accesses};
+use npu_uapi::command::{Command, Dims, Flags};
+use npu_uapi::extent::{Access, accesses, feature_maps};
 use npu_uapi::status::Status;
 use npu_uapi::workers::Workers;
 use operand::Slots;
@@ -170,6 +170,10 @@ fn check(command: &Command, slots: &[Option<Extent>]) -> Result<(), Stop> {
     {
         return Err(refused("groups"));
     }
+    // With strides of zero, dimensions are not bounded by memory; products of them must fit.
+    if elements(command).is_none_or(|count| count > MOST_ELEMENTS) {
+        return Err(refused("dims"));
+    }
     for access in &accesses {
         let fault = |status| Err(Stop::Fault { access: *access, status });
         match slots.get(access.slot.index()).copied().flatten() {
@@ -182,4 +186,18 @@ fn check(command: &Command, slots: &[Option<Extent>]) -> Result<(), Stop> {
         }
     }
     Ok(())
+}
+
+/// Most elements of a tensor that a command computes on: far above any, and sums of products fit.
+const MOST_ELEMENTS: u64 = 1 << 48;
+
+/// Elements of the largest tensor of `command`; `None` when there are more than 64 bits count.
+fn elements(command: &Command) -> Option<u64> {
+    let count = |d: &Dims| {
+        [d.h, d.w, d.c].iter().try_fold(u64::from(d.n), |all, &x| all.checked_mul(x.into()))
+    };
+    if let Command::Layout(layout) = command {
+        return count(&layout.dims);
+    }
+    feature_maps(command).iter().try_fold(0, |most: u64, map| Some(most.max(count(&map.dims)?)))
 }

@@ -16,7 +16,7 @@
 
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
-use crate::kernel::split::Split;
+use crate::kernel::split::{Aborted, Budget, Split};
 use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{
     load_64, load_masked_64, load_records, mask_64, pack_lanes, store_64, weights_are_symmetric,
@@ -31,6 +31,9 @@ use std::arch::x86_64::{
 
 /// Output pixels between requantisation and the rest of the stage.
 const SEGMENT: usize = 32;
+
+/// Multiply-accumulates of a segment and a tap.
+const SEGMENT_MACS: i64 = 32 * CHANNELS;
 
 /// Most kernel columns times quads of kernel rows.
 const MOST_VECTORS: usize = 32;
@@ -69,9 +72,8 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
         // SAFETY: the caller's promise.
         let columns = unsafe { Columns::new(p, group * CHANNELS) };
         for row in first..(first + rows_a_chunk).min(rows) {
-            budget.spend(row_macs)?;
             // SAFETY: the caller's promise.
-            unsafe { columns.row(p, row / p.ofm_h, row % p.ofm_h) };
+            unsafe { columns.row(p, row / p.ofm_h, row % p.ofm_h, budget)? };
         }
         Ok(())
     }))
@@ -167,7 +169,13 @@ impl Columns {
     /// # Safety
     /// As of [`run`]; the row exists.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn row(&self, p: &Problem, n: i64, oy: i64) {
+    unsafe fn row(
+        &self,
+        p: &Problem,
+        n: i64,
+        oy: i64,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Aborted> {
         let w = &p.window;
         // Kernel rows in the padding, and those behind the last, read zero points, at no stride.
         let mut rows = [(self.padding.as_ptr(), 0); 4 * MOST_VECTORS];
@@ -190,6 +198,7 @@ impl Columns {
         let mut codes = [_mm512_setzero_si512(); SEGMENT];
         for first in (0..p.ofm_w).step_by(SEGMENT) {
             let count = usize_of((p.ofm_w - first).unsigned_abs()).min(SEGMENT);
+            budget.spend(SEGMENT_MACS * p.taps())?;
             // SAFETY: the caller's promise; the pixels lie in the row.
             unsafe { segment(self, p, rows, first, &mut codes[..count]) };
             for (ox, &codes) in (first..).zip(&codes[..count]) {
@@ -206,6 +215,7 @@ impl Columns {
                 unsafe { store_64(to, self.mask, codes) };
             }
         }
+        Ok(())
     }
 
     /// Requantised codes of the output pixels from `ox` on, dilation 1.

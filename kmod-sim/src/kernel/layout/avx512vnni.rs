@@ -81,35 +81,41 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
         return Ok(());
     };
     let [images, rows, w, c] = p.dims;
-    // Units are 16 channels, or all of them where channels are the run, of one row.
-    let channels = match walk {
-        Walk::Channels | Walk::Image => c,
-        Walk::Pixels | Walk::ToChannels | Walk::ToPixels => 16,
+    // Units are a piece of a row: many pixels by 16 channels, or the other way around.
+    let (pixels, channels) = match walk {
+        Walk::Channels => (PIECE / c.min(PIECE), c.min(PIECE)),
+        Walk::Image => (PIECE, c),
+        Walk::Pixels | Walk::ToChannels | Walk::ToPixels => (PIECE, 16),
     };
-    let groups = (c + channels - 1) / channels;
-    let units = images * rows * groups;
-    let cost = (w * channels.min(c)).saturating_mul(8);
+    let (groups, pieces) = ((c + channels - 1) / channels, (w + pixels - 1) / pixels);
+    let units = images * rows * pieces * groups;
+    let cost = w.min(pixels) * c.min(channels) * 8;
     let units_a_chunk = split.units_a_chunk(units, cost);
     split.chunks((units + units_a_chunk - 1) / units_a_chunk, &|chunk, budget| {
         let first = chunk * units_a_chunk;
         for unit in first..(first + units_a_chunk).min(units) {
-            let (row, group) = (unit / groups, unit % groups);
-            let at = [row / rows, row % rows, 0, group * channels];
+            let (piece, group) = (unit / groups, unit % groups);
+            let (row, piece) = (piece / pieces, piece % pieces);
+            let at = [row / rows, row % rows, piece * pixels, group * channels];
             budget.spend(cost)?;
             // SAFETY: the processor is the caller's promise.
-            let row = unsafe { Row::new(p, at, channels) };
-            // SAFETY: as above; the row exists.
-            unsafe { row.convert(walk) };
+            let piece = unsafe { Piece::new(p, at, pixels, channels) };
+            // SAFETY: as above; the piece exists.
+            unsafe { piece.convert(walk) };
         }
         Ok(())
     })
 }
 
-/// Some channels of a row.
-struct Row<'a> {
+/// Most pixels of a piece of a row, or most channels where they are the run.
+const PIECE: i64 = 4096;
+
+/// Some pixels of a row, some of their channels.
+struct Piece<'a> {
     p: &'a Problem,
     src: *const u8,
     dst: *mut u8,
+    pixels: i64,
     channels: i64,
     convert: Convert,
 }
@@ -169,23 +175,24 @@ impl Convert {
     }
 }
 
-impl<'a> Row<'a> {
+impl<'a> Piece<'a> {
     /// # Safety
     /// As of [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(p: &'a Problem, at: [i64; 4], channels: i64) -> Self {
+    fn new(p: &'a Problem, at: [i64; 4], pixels: i64, channels: i64) -> Self {
         let src = p.src.start + offset(&p.src_strides, at);
         let dst = p.dst.start + offset(&p.dst_strides, at);
         Self {
             p,
             src: p.src.memory.pointer(src, 1),
             dst: p.dst.memory.pointer(dst, 1),
+            pixels: pixels.min(p.dims[2] - at[2]),
             channels: channels.min(p.dims[3] - at[3]),
             convert: Convert::new(p),
         }
     }
 
-    /// Addresses of element `(x, ch)` of this row on both sides.
+    /// Addresses of element `(x, ch)` of this piece on both sides.
     #[inline]
     fn at(&self, x: i64, ch: i64) -> (*const u8, *mut u8) {
         let at = [0, 0, x, ch];
@@ -198,7 +205,7 @@ impl<'a> Row<'a> {
     /// As of [`run`]; `walk` is the problem's.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn convert(&self, walk: Walk) {
-        let (w, channels) = (self.p.dims[2], self.channels);
+        let (w, channels) = (self.pixels, self.channels);
         match walk {
             Walk::Channels => {
                 for x in 0..w {
@@ -250,7 +257,7 @@ impl<'a> Row<'a> {
     /// `to_channels`, else the other way around.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn turn(&self, x: i64, to_channels: bool) {
-        let (pixels, channels) = ((self.p.dims[2] - x).min(16), self.channels);
+        let (pixels, channels) = ((self.pixels - x).min(16), self.channels);
         let (loads, lanes) = if to_channels { (channels, pixels) } else { (pixels, channels) };
         let mut tile = [[0i32; 16]; 16];
         for (i, row) in (0..loads).zip(&mut tile) {
@@ -278,7 +285,7 @@ impl<'a> Row<'a> {
     /// As of [`run`]; the source is contiguous along pixels, the result's pixels are four bytes.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn join(&self, x: i64) {
-        let pixels = mask_16(self.p.dims[2] - x);
+        let pixels = mask_16(self.pixels - x);
         let mut joined = _mm512_setzero_si512();
         for ch in (0..self.channels).rev() {
             // SAFETY: the pixels of the mask exist.

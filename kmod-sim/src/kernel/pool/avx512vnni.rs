@@ -30,7 +30,8 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
         _ => p.window.kernel_h * p.window.kernel_w,
     };
     // A step of 64 channels costs about as much as 512 multiply-accumulates.
-    let units_a_chunk = split.units_a_chunk(units, p.ofm_w.saturating_mul(window) * 512);
+    let units_a_chunk =
+        split.units_a_chunk(units, p.ofm_w.saturating_mul(window).saturating_mul(512));
     split.chunks((units + units_a_chunk - 1) / units_a_chunk, &|chunk, budget| {
         let first = chunk * units_a_chunk;
         for unit in first..(first + units_a_chunk).min(units) {

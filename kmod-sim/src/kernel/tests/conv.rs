@@ -196,7 +196,7 @@ fn window() -> impl Strategy<Value = (Window, u16, u16)> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let size = (1u32..3, 1u32..21, 1u32..21);
+    let size = (1u32..3, 1u32..21, prop_oneof![4 => 1u32..21, 1 => 30u32..80]);
     let rare = prop_oneof![5 => Just(false), 1 => Just(true)];
     (size, channels(), window(), flags(), rare, [style(), style(), style()], any::<u64>()).prop_map(
         |(

@@ -39,7 +39,17 @@ pub(crate) fn cargo() -> Command {
 /// this program, and finds every crate built.
 pub(crate) fn plugin() -> Result<PathBuf> {
     child::check(
-        cargo().args(["build", "--release", "-p", "ep-npu", "-p", "npu-tools"]),
+        cargo().args([
+            "build",
+            "--release",
+            "-p",
+            "ep-npu",
+            "-p",
+            "npu-tools",
+            "--lib",
+            "--bin",
+            "xtask",
+        ]),
         Duration::from_secs(20 * 60),
     )?;
     let program = env::current_exe().context("cannot find where this program lies")?;

@@ -75,17 +75,18 @@ pub fn ops(graph: &Graph, ops: &Ops) -> String {
     text
 }
 
-/// Scratch memory: each tensor's bytes.
+/// Memory of the job: each tensor's bytes.
 pub fn memory(compiled: &Compiled) -> String {
     let mut text = String::new();
-    line(&mut text, format_args!("scratch {} bytes", compiled.memory.scratch_bytes));
+    let memory = &compiled.memory;
+    let (sram, scratch) = (memory.sram_bytes, memory.scratch_bytes);
+    line(&mut text, format_args!("sram {sram} bytes, scratch {scratch} bytes"));
     let ops = &compiled.ops;
     for &index in &compiled.order {
         let written = ops.ops[index].writes;
-        let (offset, at) = (compiled.memory.offsets[written.0], ops.tensor(written));
-        if at.home == Home::Scratch {
-            let end = offset + at.form.len_bytes();
-            line(&mut text, format_args!("{offset:>8} .. {end:<8} {}", at.name));
+        if let Some((space, bytes)) = memory.range(ops, written) {
+            let (start, end, name) = (bytes.start, bytes.end, &ops.tensor(written).name);
+            line(&mut text, format_args!("{space:?} {start:>8} .. {end:<8} {name}"));
         }
     }
     text

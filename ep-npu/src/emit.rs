@@ -1,7 +1,7 @@
 //! Operations with places to a program image, and the constants it reads.
 //!
 //! ```text
-//! slot 0 unused   1 constants   2 scratch   3 to 7 unused   8.. inputs, then outputs
+//! slot 0 unused   1 constants   2 scratch   3 SRAM   4 to 7 unused   8.. inputs, then outputs
 //! ```
 //!
 //! The image does not hold constants, and constants do not depend on the batch: programs of one model
@@ -12,7 +12,7 @@ mod constants;
 
 pub use constants::{Chunk, Content};
 
-use crate::allocate::Memory;
+use crate::allocate::{Memory, Place, Space};
 use crate::lower::{Home, Ops, TensorId};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, End, Flags, Header, opcode};
@@ -23,6 +23,9 @@ pub const CONSTANTS: SlotId = SlotId(1);
 
 /// Slot of the scratch memory.
 pub const SCRATCH: SlotId = SlotId(2);
+
+/// Slot of the on-chip memory, which the device binds.
+pub const SRAM: SlotId = SlotId(3);
 
 /// First slot of inputs and outputs.
 pub const EDGE_SLOTS_FROM: usize = 8;
@@ -59,6 +62,9 @@ pub fn image(
     let mut slots = vec![SlotDecl::default(); EDGE_SLOTS_FROM + inputs + outputs];
     if constant_bytes > 0 {
         slots[CONSTANTS.index()] = SlotDecl::new(slot_kind::CONSTANT, constant_bytes);
+    }
+    if memory.sram_bytes > 0 {
+        slots[SRAM.index()] = SlotDecl::new(slot_kind::SRAM, memory.sram_bytes);
     }
     if memory.scratch_bytes > 0 {
         slots[SCRATCH.index()] = SlotDecl::new(slot_kind::SCRATCH, memory.scratch_bytes);
@@ -100,7 +106,11 @@ impl Operands<'_> {
             SlotId(slot.expect("`partition` bounds inputs and outputs by the slots"))
         };
         match self.ops.tensor(tensor).home {
-            Home::Scratch => Operand::new(SCRATCH, self.memory.offsets[tensor.0]),
+            Home::Scratch => match self.memory.places[tensor.0] {
+                Some(Place { space: Space::Sram, offset }) => Operand::new(SRAM, offset),
+                Some(Place { space: Space::Scratch, offset }) => Operand::new(SCRATCH, offset),
+                None => panic!("`allocate` places every tensor that an operation writes"),
+            },
             Home::Input(index) => Operand::new(edge(index), 0),
             Home::Output(index) => Operand::new(edge(self.inputs + index), 0),
         }

@@ -102,7 +102,7 @@ pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, Compile
     }
     let ops = lower::ops(part);
     let order = schedule::order(&ops);
-    let memory = allocate::memory(&ops, &order)?;
+    let memory = allocate::memory(&ops, &order, limits.sram_bytes)?;
     let (inputs, outputs) = (part.inputs.len(), part.outputs.len());
     let emitted = emit::image(&ops, &order, &memory, inputs, outputs);
     verify::verify(&emitted.image, limits).map_err(CompileError::Verifier)?;

@@ -22,7 +22,7 @@ pub use window::{Placed, WindowSpec};
 
 use crate::graph::{ElementType, Graph, Node, NodeId};
 use crate::refusal::{Refusal, refuse, rule};
-use form::{Former, is_dequantize, is_quantize};
+use form::{Former, closed, is_dequantize, is_quantize};
 
 /// Units of a graph, and for each node the unit it belongs to or why it belongs to none.
 #[derive(Clone, Debug)]
@@ -58,7 +58,8 @@ impl Search<'_> {
             if is_quantize(node) || is_dequantize(node) || self.is_settled(id) {
                 continue;
             }
-            match operator(self.graph, id, node) {
+            let unit = operator(self.graph, id, node);
+            match unit.and_then(|unit| closed(self.graph, unit)) {
                 Ok(unit) => self.take(unit),
                 Err(refusal) => self.refuse(id, &refusal),
             }
@@ -81,7 +82,8 @@ impl Search<'_> {
             if !is_mine(node) || self.is_settled(id) {
                 continue;
             }
-            match form(self.graph, id, node) {
+            let unit = form(self.graph, id, node);
+            match unit.and_then(|unit| closed(self.graph, unit)) {
                 Ok(unit) => self.take(unit),
                 Err(refusal) => self.settle(id, Err(refusal)),
             }

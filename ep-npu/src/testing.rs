@@ -12,14 +12,14 @@ use crate::run::{Executable, OwnedOutputs, RunOptions, TensorRef};
 use libnpu::{Caller, Device};
 use ndarray::{ArrayD, IxDyn};
 
-/// A device for tests; one for all of them.
-pub(crate) fn device() -> Device {
-    Device::open("sim").expect("the simulated device opens")
+/// An executable for the whole of `graph`, on the reference device.
+pub(crate) fn executable(graph: Graph) -> Executable {
+    executable_on("sim", graph)
 }
 
-/// An executable for the whole of `graph`.
-pub(crate) fn executable(graph: Graph) -> Executable {
-    let device = device();
+/// An executable for the whole of `graph`, on this device.
+pub(crate) fn executable_on(device: &str, graph: Graph) -> Executable {
+    let device = Device::open(device).expect("the simulated device opens");
     let context = device.create_context().expect("a context");
     Executable::new(graph, context, device, RunOptions::default()).expect("the graph compiles")
 }

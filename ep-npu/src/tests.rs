@@ -1,5 +1,6 @@
 //! Tests that pass through more than one stage.
 
+mod any;
 mod exact;
 mod golden;
 mod refused;

@@ -191,6 +191,31 @@ impl<'g> Former<'g> {
     }
 }
 
+/// Refuses a unit that reads or gives more than it says: nodes with inputs or outputs that their
+/// operator has no use for.
+pub(super) fn closed(graph: &Graph, unit: Unit) -> Result<Unit, Refusal> {
+    let inside = |node: &NodeId| unit.nodes.contains(node);
+    for &id in &unit.nodes {
+        let node = graph.node(id);
+        for &input in node.inputs.iter().flatten() {
+            let value = graph.value(input);
+            let is_known = value.constant.is_some()
+                || unit.inputs.contains(&input)
+                || value.producer.as_ref().is_some_and(inside);
+            if !is_known {
+                return refuse!(UNIT, "{node} reads `{}`, which it has no use for", value.name);
+            }
+        }
+        for &output in node.outputs.iter().flatten().filter(|&&output| output != unit.output) {
+            let value = graph.value(output);
+            if graph.is_output(output) || !value.consumers.iter().all(inside) {
+                return refuse!(UNIT, "{node} writes `{}`, which others read", value.name);
+            }
+        }
+    }
+    Ok(unit)
+}
+
 /// Whether `node` is a QuantizeLinear.
 pub(super) fn is_quantize(node: &Node) -> bool {
     node.op == "QuantizeLinear" && matches!(node.domain.as_str(), "" | "ai.onnx" | "com.microsoft")

@@ -3,7 +3,9 @@
 use crate::graph::{Attribute, Graph};
 use crate::quantize::Codes;
 use crate::reference::Value;
-use crate::testing::{Flow, Model, Noise, Weighted, executable, expected, inputs, run};
+use crate::testing::{
+    Flow, Model, Noise, Weighted, executable, executable_on, expected, inputs, run,
+};
 use npu_uapi::limits::Limits;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -12,14 +14,19 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn compiled_models_equal_the_reference(seed: u64, steps in 1_usize..9, batch in 1_usize..4) {
+    fn compiled_models_equal_the_reference(
+        seed: u64,
+        steps in 1_usize..9,
+        batch in 1_usize..4,
+        device in prop::sample::select(&["sim:strict=1", "sim:sram=4K,strict=1"]),
+    ) {
         let graph = random_model(seed, steps);
         let plan = crate::partition::plan(&graph, &Limits::REFERENCE);
         prop_assert_eq!(plan.groups.len(), 1, "{}: {:?}", plan.summary(&graph), plan.verdicts);
         prop_assert!(plan.verdicts.iter().all(|verdict| verdict.taken == Some(0)));
         let inputs = inputs(&graph, batch, seed);
         let want = expected(&graph, &inputs);
-        let executable = executable(graph);
+        let executable = executable_on(device, graph);
         let found = run(&executable, &inputs, &want);
         prop_assert_eq!(found, want);
     }
@@ -67,7 +74,7 @@ fn threads_share_an_executable_and_each_batch_gets_its_program() {
 }
 
 /// A chain of `steps` random operators with branches that come back, and outputs in between.
-fn random_model(seed: u64, steps: usize) -> Graph {
+pub(super) fn random_model(seed: u64, steps: usize) -> Graph {
     let mut model = Model::new(seed);
     let mut noise = Noise(seed ^ 0x5eed);
     let shape = [1, noise.pick(&[1, 3, 4, 7, 16, 24]), noise.below(9) + 3, noise.below(9) + 3];

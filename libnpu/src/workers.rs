@@ -22,13 +22,16 @@ pub struct Pool {
     owner: u32,
 }
 
+/// Pieces are claimed, not assigned: a thread that the system has not scheduled yet holds nobody up,
+/// because the caller takes what is left.
 #[derive(Debug)]
 struct Shared {
-    /// Counts tasks; threads watch it. Changed with `slot` locked.
-    generation: AtomicU64,
+    /// The task's number in the high half, its next unclaimed piece in the low half. A claim with an
+    /// old number fails, so no thread touches a task that has ended.
+    claim: AtomicU64,
     slot: Mutex<Slot>,
     start: Condvar,
-    /// Threads that have not finished the task.
+    /// Pieces that have not ended.
     left: AtomicUsize,
     finished: Condvar,
 }
@@ -44,7 +47,13 @@ struct Slot {
 
 /// The task's closure, its lifetime erased: [`Pool::run`] does not return before all are done with it.
 #[derive(Clone, Copy)]
-struct Task(*const (dyn Fn(usize) + Sync));
+struct Task {
+    piece: *const (dyn Fn(usize) + Sync),
+    pieces: u64,
+}
+
+/// Mask of the low half of [`Shared::claim`].
+const LOW: u64 = u32::MAX as u64;
 
 // SAFETY: the closure is `Sync`, and `Pool::run` keeps it alive for as long as any thread has it.
 unsafe impl Send for Task {}
@@ -59,7 +68,7 @@ impl Pool {
     /// A pool of `count` workers: the caller and `count - 1` threads.
     pub fn new(count: usize) -> Self {
         let shared = Arc::new(Shared {
-            generation: AtomicU64::new(0),
+            claim: AtomicU64::new(0),
             slot: Mutex::new(Slot::default()),
             start: Condvar::new(),
             left: AtomicUsize::new(0),
@@ -69,7 +78,7 @@ impl Pool {
             let shared = Arc::clone(&shared);
             // Fewer threads than asked for is slower, not wrong.
             let builder = std::thread::Builder::new().name(format!("npu-worker-{index}"));
-            builder.spawn(move || shared.work(index)).ok()
+            builder.spawn(move || shared.work()).ok()
         });
         let threads = threads.collect();
         Self { shared, threads, busy: Mutex::new(()), owner: std::process::id() }
@@ -116,37 +125,56 @@ impl Shared {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a thread does: spin for a task, then sleep for one; run its piece.
-    fn work(&self, index: usize) {
+    /// Number of the task that is current, or was last.
+    fn number(&self) -> u64 {
+        // Relaxed: what goes with it is read under the lock.
+        self.claim.load(Ordering::Relaxed) >> 32
+    }
+
+    /// What a thread does: spin for a task, then sleep for one; run pieces of it.
+    fn work(&self) {
         let mut seen = 0;
         loop {
             let mut looks = 0;
-            while looks < LOOKS && self.generation.load(Ordering::Relaxed) == seen {
+            while looks < LOOKS && self.number() == seen {
                 looks += 1;
                 std::hint::spin_loop();
             }
             let mut slot = self.lock();
-            while self.generation.load(Ordering::Relaxed) == seen {
+            while self.number() == seen {
                 slot.sleepers += 1;
                 slot = self.start.wait(slot).unwrap_or_else(PoisonError::into_inner);
                 slot.sleepers -= 1;
             }
-            // Relaxed: the lock orders it.
-            seen = self.generation.load(Ordering::Relaxed);
+            seen = self.number();
             if slot.is_closing {
                 return;
             }
             let task = slot.task;
             drop(slot);
-            if let Some(Task(piece)) = task {
-                // SAFETY: `Pool::run` waits until `left` is zero before the closure goes.
-                let piece = unsafe { &*piece };
-                let result = catch_unwind(AssertUnwindSafe(|| piece(index)));
-                if let Err(panic) = result {
-                    self.lock().panic = Some(panic);
-                }
+            if let Some(task) = task {
+                self.run_pieces(seen, task);
             }
-            // Release pairs with the Acquire in `run`: what the piece wrote is there.
+        }
+    }
+
+    /// Runs pieces of task `number` until none is unclaimed.
+    fn run_pieces(&self, number: u64, task: Task) {
+        // Relaxed: the lock, under which `task` was read or written, orders what the pieces read.
+        let claim = |found: u64| {
+            let is_open = found >> 32 == number && (found & LOW) < task.pieces;
+            is_open.then_some(found + 1)
+        };
+        while let Ok(claimed) = self.claim.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim)
+        {
+            let index = usize::try_from(claimed & LOW).unwrap_or(usize::MAX);
+            // SAFETY: the piece was claimed, so `Pool::run` has not returned: it waits for `left`.
+            let piece = unsafe { &*task.piece };
+            let result = catch_unwind(AssertUnwindSafe(|| piece(index)));
+            if let Err(panic) = result {
+                self.lock().panic = Some(panic);
+            }
+            // Release pairs with the Acquire in `finish`: what the piece wrote is there.
             if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
                 let slot = self.lock();
                 if slot.is_waited_for {
@@ -156,16 +184,21 @@ impl Shared {
         }
     }
 
-    fn publish(&self, change: impl FnOnce(&mut Slot)) {
+    /// Begins the next task; returns its number.
+    fn publish(&self, change: impl FnOnce(&mut Slot)) -> u64 {
         let mut slot = self.lock();
         change(&mut slot);
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        // Never zero, which threads have seen from the start.
+        let number = (self.number() + 1) & LOW;
+        let number = number.max(1);
+        self.claim.store(number << 32, Ordering::Relaxed);
         if slot.sleepers > 0 {
             self.start.notify_all();
         }
+        number
     }
 
-    /// Waits until no thread has the task any more.
+    /// Waits until every piece has ended.
     fn finish(&self) -> Option<Box<dyn Any + Send>> {
         let mut looks = 0;
         while looks < LOOKS && self.left.load(Ordering::Acquire) != 0 {
@@ -199,15 +232,16 @@ impl Workers for Pool {
             return;
         }
         let erased = std::ptr::from_ref(piece);
-        // SAFETY: only the lifetime changes; `finish` below returns after the last use, also when
-        // this thread's own piece panics.
-        let erased: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(erased) };
-        self.shared.left.store(self.threads.len(), Ordering::Relaxed);
-        self.shared.publish(|slot| slot.task = Some(Task(erased)));
-        let own = catch_unwind(AssertUnwindSafe(|| piece(0)));
-        let other = self.shared.finish();
+        // SAFETY: only the lifetime changes; `finish` below returns after the last use, and a piece
+        // that panics does not skip it.
+        let piece: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(erased) };
+        let task = Task { piece, pieces: self.count() as u64 };
+        self.shared.left.store(self.count(), Ordering::Relaxed);
+        let number = self.shared.publish(|slot| slot.task = Some(task));
+        self.shared.run_pieces(number, task);
+        let panic = self.shared.finish();
         drop(busy);
-        if let Some(panic) = own.err().or(other) {
+        if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }

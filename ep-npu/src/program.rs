@@ -1,5 +1,7 @@
 //! One part of a graph with numbers for its shapes in, one program for the device out.
 
+mod container;
+
 use crate::allocate::{self, Overlap};
 use crate::emit::{self, Emitted};
 use crate::graph::{ElementType, Graph, ValueId};

@@ -73,6 +73,29 @@ fn a_product_with_a_flattened_image_is_a_convolution() {
 }
 
 #[test]
+fn a_program_file_holds_what_was_compiled() {
+    use npu_uapi::container::Container;
+    let mut model = Model::new(5);
+    let input = model.code_input(&[1, 4, 2, 2], SIGNED);
+    let shape = [1, 8, 2, 2];
+    let conv = model.weighted("Conv", &input, &weighted(&[8, 4, 1, 1]), &[], (RELU, &shape));
+    model.float_output(&conv);
+    let graph = model.finish();
+    let units = program::units(&graph).unwrap();
+    let file = |batch| {
+        let shapes = [vec![batch, 4, 2, 2]];
+        let compiled = program::compile(&graph, &units, &shapes, &Limits::REFERENCE).unwrap();
+        compiled.container(&graph, &Limits::REFERENCE)
+    };
+    let container = file(3);
+    assert_eq!(Container::from_bytes(&container.to_bytes()).unwrap(), container);
+    assert_eq!(container.io[0].shape, [3, 4, 2, 2]);
+    assert!(container.name(1).unwrap().starts_with("conv"));
+    assert_eq!(file(2).constants, container.constants);
+    assert_ne!(file(2).source, container.source);
+}
+
+#[test]
 fn verdicts_name_what_stays_behind() {
     let mut model = Model::new(4);
     let input = model.float_input(&[1, 4, 4, 4], SIGNED);

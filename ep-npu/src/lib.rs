@@ -6,6 +6,18 @@
 //! ```
 //!
 //! Knows the device by its `Limits` only, until `run`.
+//!
+//! | module | what it settles |
+//! |---|---|
+//! | [`graph`] | the model, as every importer leaves it |
+//! | [`quantize`] | which nodes are one 8-bit operator together, and with which arithmetic |
+//! | [`shape`] | shapes between units, for one batch |
+//! | [`partition`] | which units run here, in which groups; for the others, [`refusal`]s |
+//! | [`lower`], [`schedule`], [`allocate`], [`emit`] | the stages of [`program::compile`] |
+//! | [`run`] | programs on a device, one for each batch |
+//! | [`mod@reference`] | what units mean: the oracle |
+//! | [`dump`] | every stage as text |
+//! | [`ort`] | ONNX Runtime's plugin interface |
 
 pub mod allocate;
 pub mod dump;

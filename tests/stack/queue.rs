@@ -13,13 +13,25 @@ use std::time::{Duration, Instant};
 
 /// A job that takes minutes, with its memory, unless it is ended.
 fn submit_long(device: &Device, context: &Context) -> Result<Job, Error> {
+    submit_long_to(device, context, None)
+}
+
+/// As [`submit_long`], with its result in `output`.
+fn submit_long_to(
+    device: &Device,
+    context: &Context,
+    mut output: Option<Memory>,
+) -> Result<Job, Error> {
     let (m, n, k) = (1024, 1024, 1024);
     let commands: Vec<_> = (0..2000).map(|op_id| product(m, n, k, op_id)).collect();
     let slots = product_slots(m, n, k);
     let program = context.load(&image(&slots, &commands))?;
     let overlay = slots.iter().zip(0..).map(|(&(_, len), slot)| {
-        let buffer = device.allocate(usize::try_from(len).unwrap())?;
-        Ok((SlotId(slot), Memory::from(&buffer)))
+        let memory = match output.take_if(|_| slot == 3) {
+            Some(output) => output,
+            None => Memory::from(&device.allocate(usize::try_from(len).unwrap())?),
+        };
+        Ok((SlotId(slot), memory))
     });
     context.exec(&program, None, overlay.collect::<Result<_, Error>>()?)
 }
@@ -251,5 +263,29 @@ fn a_context_dropped_with_jobs_in_flight_gives_everything_back() {
             drop(context.nop()?);
         }
         Ok(())
+    });
+}
+
+#[test]
+fn foreign_memory_taken_away_from_a_job_that_runs_ends_the_job_first() {
+    over_each(|device| {
+        let context = device.create_context()?;
+        let mut output = vec![0_u8; 1 << 20];
+        let (start, len) = (output.as_mut_ptr(), output.len());
+        // SAFETY: the vector outlives the mapping and is not touched meanwhile.
+        let foreign = unsafe { device.map_foreign(start, len, Access::ReadWrite) }?;
+        let job = submit_long_to(device, &context, Some(Memory::from(&foreign)))?;
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| job.wait(&Pool::new(2), HANG));
+            until_it_beats(device);
+            foreign.unmap()?;
+            // The device has made its last access: the vector is ours again.
+            output.fill(0xee);
+            let error = waiter.join().unwrap().unwrap_err();
+            assert_eq!(error.fault().map(|fault| fault.status), Some(Status::ABORTED), "{error}");
+            assert!(output.iter().all(|&byte| byte == 0xee));
+            context.nop()?.wait(&Caller, HANG)?;
+            Ok(())
+        })
     });
 }

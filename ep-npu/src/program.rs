@@ -12,6 +12,7 @@ use crate::schedule;
 use crate::shape::{self, Shapes};
 use npu_uapi::limits::Limits;
 use npu_uapi::verify;
+use std::path::PathBuf;
 
 /// Why a part does not compile.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,14 @@ pub enum CompileError {
     /// The device does not take the program.
     #[error("the device does not load the program: {0}")]
     Device(#[from] libnpu::Error),
+    /// The program was to be written to a folder, which failed.
+    #[error("cannot write the program to `{}`: {why}; name a folder that can be written", .path.display())]
+    Dump {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        why: std::io::Error,
+    },
 }
 
 /// A compiled program; constants are packed apart, see [`Compiled::constants`].

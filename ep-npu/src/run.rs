@@ -22,21 +22,24 @@ use cache::Cache;
 use libnpu::{Context, Device, Program, Workers};
 use memory::{Bound, Scratch};
 use npu_uapi::addr::SlotId;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How an [`Executable`] runs.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RunOptions {
     /// How long a run may take before it is given up.
     pub timeout: Duration,
     /// Programs for different input shapes that are kept; the least recently used goes first.
     pub programs: usize,
+    /// A folder where each program is written when it is compiled, as `npu objdump` reads it.
+    pub dump: Option<PathBuf>,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(60), programs: 8 }
+        Self { timeout: Duration::from_secs(60), programs: 8, dump: None }
     }
 }
 
@@ -152,8 +155,8 @@ impl Executable {
             units,
             context,
             device,
-            options,
             cache: Cache::new(options.programs),
+            options,
             scratch: Scratch::default(),
             compiling: Mutex::new(()),
         };
@@ -236,6 +239,9 @@ impl Executable {
             return Ok(loaded);
         }
         let compiled = program::compile(&self.part, &self.units, shapes, self.device.limits())?;
+        if let Some(folder) = &self.options.dump {
+            compiled.write_to(folder, &self.part, self.device.limits())?;
+        }
         let program = self.context.load(&compiled.emitted.image.to_bytes())?;
         let constants = self.constants(&compiled)?;
         let loaded = Loaded {

@@ -29,5 +29,6 @@ fn run_options(provider: &Provider) -> RunOptions {
     if let Some(timeout) = provider.options.timeout {
         options.timeout = timeout;
     }
+    options.dump.clone_from(&provider.options.dump);
     options
 }

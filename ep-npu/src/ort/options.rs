@@ -4,6 +4,7 @@
 //! lets any name through; a misspelt one would silently do nothing if it were not refused here.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::status::Failure;
@@ -16,11 +17,12 @@ const MOST_THREADS: usize = 1024;
 const DEFAULT_DEVICE: &str = "sim";
 
 /// Name, and what it takes.
-const KNOWN: [(&str, &str); 5] = [
+const KNOWN: [(&str, &str); 6] = [
     ("device", "a device string such as `sim`"),
     ("threads", "a number from 1 to 1024"),
     ("timeout_ms", "a number of milliseconds, at least 1"),
     ("strict", "0 or 1"),
+    ("dump", "a folder for program files"),
     // ONNX Runtime's own key for choosing among the devices of a provider; there is one.
     ("device_id", "0"),
 ];
@@ -36,13 +38,20 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     /// Whether a model of which any node is refused is an error.
     pub(crate) strict: bool,
+    /// Where compiled programs are written.
+    pub(crate) dump: Option<PathBuf>,
 }
 
 impl Options {
     /// From the configuration of a session, of which other entries are skipped.
     pub(crate) fn from_session(entries: &[(String, String)]) -> Result<Self, Failure> {
-        let mut options =
-            Self { device: device_by_default(), threads: None, timeout: None, strict: false };
+        let mut options = Self {
+            device: device_by_default(),
+            threads: None,
+            timeout: None,
+            strict: false,
+            dump: None,
+        };
         for (key, value) in entries {
             if let Some(name) = key.strip_prefix(PREFIX) {
                 options.set(name, value)?;
@@ -68,6 +77,8 @@ impl Options {
                 }
                 self.threads = Some(threads);
             }
+            "dump" if value.is_empty() => return Err(bad()),
+            "dump" => self.dump = Some(PathBuf::from(value)),
             "timeout_ms" => {
                 let limit: u32 = value.parse().ok().filter(|&limit| limit > 0).ok_or_else(bad)?;
                 self.timeout = Some(Duration::from_millis(limit.into()));
@@ -151,6 +162,7 @@ mod tests {
             ("ep.npuexecutionprovider.threads", "3"),
             ("ep.npuexecutionprovider.timeout_ms", "1500"),
             ("ep.npuexecutionprovider.strict", "1"),
+            ("ep.npuexecutionprovider.dump", "programs"),
             ("ep.npuexecutionprovider.device_id", "0"),
         ])
         .unwrap();
@@ -158,6 +170,7 @@ mod tests {
         assert_eq!(options.threads.map(NonZeroUsize::get), Some(3));
         assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
         assert!(options.strict);
+        assert_eq!(options.dump, Some(PathBuf::from("programs")));
     }
 
     #[test]
@@ -188,6 +201,7 @@ mod tests {
             ("timeout_ms", "soon"),
             ("strict", "yes"),
             ("device", ""),
+            ("dump", ""),
             ("device_id", "1"),
         ] {
             assert!(message(name, value).contains(name), "{name} = {value}");

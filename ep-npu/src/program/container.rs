@@ -1,6 +1,6 @@
 //! A compiled program as the file that `npu objdump` reads: image, constants, names.
 
-use super::{Compiled, Edge};
+use super::{CompileError, Compiled, Edge};
 use crate::dump;
 use crate::emit::{CONSTANTS, EDGE_SLOTS_FROM};
 use crate::graph::{ElementType, Graph};
@@ -8,6 +8,7 @@ use npu_uapi::addr::SlotId;
 use npu_uapi::container::{Container, Io};
 use npu_uapi::limits::Limits;
 use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 use zerocopy::IntoBytes;
 
 impl Compiled {
@@ -34,6 +35,29 @@ impl Compiled {
             names,
             compiler: format!("ep-npu {}", env!("CARGO_PKG_VERSION")),
             source: self.source(part, limits),
+        }
+    }
+
+    /// Writes the program's file into `folder`, which is made if need be, under the name of the part
+    /// and the shape of its first input; returns where.
+    pub fn write_to(
+        &self,
+        folder: &Path,
+        part: &Graph,
+        limits: &Limits,
+    ) -> Result<PathBuf, CompileError> {
+        let shape = self
+            .inputs
+            .first()
+            .map(|edge| edge.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x"));
+        let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let name: String = part.name().chars().map(safe).collect();
+        let path = folder.join(format!("{name}.{}.npu", shape.unwrap_or_default()));
+        let bytes = self.container(part, limits).to_bytes();
+        let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, bytes));
+        match written {
+            Ok(()) => Ok(path),
+            Err(why) => Err(CompileError::Dump { path, why }),
         }
     }
 

@@ -20,6 +20,7 @@
 //! | [`verify`] | which programs a device may run |
 //! | [`container`] | the program file of the host: image, constants, names, hash |
 //! | [`text`] | disassembly that assembles again |
+//! | [`vfio_user`] | messages to a device in another process |
 //! | [`workers`] | who computes when the device is in this process |
 #![cfg_attr(not(any(test, loom)), no_std)]
 #![forbid(unsafe_code)]
@@ -48,4 +49,5 @@ pub mod ring;
 pub mod status;
 pub mod text;
 pub mod verify;
+pub mod vfio_user;
 pub mod workers;

@@ -4,19 +4,16 @@ Prints the labels, the accuracy of each, how many output values differ between t
 record of what ran where, and the latency of both. Fails where one value differs or one node is not on the NPU.
 """
 
-import statistics
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from . import build, images, labels
+from . import build, images, labels, latency
 
 EP = "NpuExecutionProvider"
 CPU = "CPUExecutionProvider"
-BLOCKS, RUNS, PAUSE_S = 6, 6, 0.05
 
 
 def run(folder: Path, plugin: Path) -> int:
@@ -93,21 +90,7 @@ def show_placement(session: ort.InferenceSession) -> bool:
 
 
 def show_latency(model: str, x: np.ndarray) -> None:
-    """Times both in turn, block by block. The pause lets the threads of the other session stop spinning."""
-    print(f"\nlatency of one photograph, median of {BLOCKS * RUNS} runs in alternating blocks of {RUNS}:", flush=True)
+    print(f"\nlatency of one photograph, median of {latency.BLOCKS * latency.RUNS} runs in alternating blocks:", flush=True)
     for threads in (1, 2):
-        sessions = {"CPU": cpu_session(model, threads), "NPU": npu_session(model, threads)}
-        times = {name: [] for name in sessions}
-        for _ in range(BLOCKS):
-            for name, session in sessions.items():
-                time.sleep(PAUSE_S)
-                classify(session, x)
-                times[name] += [timed_ms(session, x) for _ in range(RUNS)]
-        cpu, npu = (statistics.median(times[name]) for name in ("CPU", "NPU"))
-        print(f"  {threads} thread{'s' if threads > 1 else ' '}: CPU provider {cpu:6.2f} ms, NPU {npu:6.2f} ms")
-
-
-def timed_ms(session: ort.InferenceSession, x: np.ndarray) -> float:
-    start = time.perf_counter()
-    classify(session, x)
-    return 1e3 * (time.perf_counter() - start)
+        times = latency.compare(cpu_session(model, threads), npu_session(model, threads), x)
+        print(f"  {threads} thread{'s' if threads > 1 else ' '}: CPU provider {times.cpu:6.2f} ms, NPU {times.npu:6.2f} ms")

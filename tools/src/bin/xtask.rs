@@ -37,6 +37,8 @@ struct Arguments {
 enum Task {
     /// Classify labelled photographs in ONNX Runtime, on the NPU and on the CPU, and compare.
     Demo,
+    /// Latency of every model beside the CPU provider's.
+    Bench,
     /// Everything that CI runs, with a table of counts and times.
     Test,
     /// Check the rings in every interleaving.
@@ -58,6 +60,7 @@ enum Task {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
         Task::Demo => demo::run()?,
+        Task::Bench => demo::bench()?,
         Task::Test => return test::run(),
         Task::Loom { weaken } => loom::run(weaken)?,
         Task::Book { check } => book::run(&setup::root(), check)?,

@@ -62,7 +62,9 @@ fn main() -> Result<ExitCode> {
         Task::Demo => demo::run()?,
         Task::Bench => demo::bench()?,
         Task::Test => return test::run(),
-        Task::Loom { weaken } => loom::run(weaken)?,
+        Task::Loom { weaken } => {
+            loom::run(weaken)?;
+        }
         Task::Book { check } => book::run(&setup::root(), check)?,
         Task::Models => models::run()?,
     }

@@ -25,8 +25,9 @@ const MODEL_LIMIT: Duration = Duration::from_secs(120);
 /// Where the models lie among the tests of `npu-uapi`.
 const MODELS: &str = "ring::model::";
 
-/// Runs the ring models; with `weaken`, then each memory ordering weakened, which must be caught.
-pub(crate) fn run(weaken: bool) -> Result<()> {
+/// Runs the ring models, or with `weaken` after them each memory ordering weakened, which must be
+/// caught; returns how many models, or orderings, it was.
+pub(crate) fn run(weaken: bool) -> Result<usize> {
     let program = build()?;
     let models = list(&program)?;
     for claim in order::ALL {
@@ -47,11 +48,11 @@ pub(crate) fn run(weaken: bool) -> Result<()> {
             Outcome::Failed(cause) => bail!("the model {model} fails: {cause}"),
         }
     }
-    if weaken { check_weakened(&program) } else { Ok(()) }
+    if weaken { check_weakened(&program) } else { Ok(models.len()) }
 }
 
 /// Weakens each ordering alone and prints what its model reports.
-fn check_weakened(program: &Path) -> Result<()> {
+fn check_weakened(program: &Path) -> Result<usize> {
     let mut survivors = Vec::new();
     println!("\n{:<20} {:<12} reports", "weakened", "model");
     for &order::Claim { ordering, model } in order::ALL {
@@ -66,7 +67,7 @@ fn check_weakened(program: &Path) -> Result<()> {
     }
     ensure!(survivors.is_empty(), "weakened, but no model failed: {}", survivors.join(", "));
     println!("{} orderings, each needed", order::ALL.len());
-    Ok(())
+    Ok(order::ALL.len())
 }
 
 /// What a model has found.

@@ -17,6 +17,11 @@ impl Tally {
     /// One check that passed.
     pub(crate) const ONE: Self = Self { passed: 1, failed: 0, skipped: 0 };
 
+    /// As many that passed.
+    pub(crate) fn of(passed: usize) -> Self {
+        Self { passed: u32::try_from(passed).unwrap_or(u32::MAX), ..Self::default() }
+    }
+
     /// Adds up the `test result:` lines of `cargo test`.
     pub(crate) fn of_cargo(output: &str) -> Self {
         let mut total = Self::default();

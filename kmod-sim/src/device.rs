@@ -6,12 +6,12 @@
 //!   map / unmap           memory               unmap ends the jobs that use it, then returns
 //! ```
 //!
-//! The function has no thread. One of the threads that wait executes the job that runs, command by
+//! The function has no thread. One of the threads that wait, or one that only [serves](Function::serve), executes the job that runs, command by
 //! command, with the lock released; all others can still read registers, abort and reset.
 
 use crate::config::Config;
 use crate::guest::MapError;
-use crate::interrupt::{Signals, Turn};
+use crate::interrupt::{InterruptSink, Signals, Turn};
 use crate::kernel::{self, Control, Isa, IsaError};
 use crate::pci::Effect;
 use crate::state::{Ended, State, Step};
@@ -263,6 +263,31 @@ impl Function {
             }
             driving.found_work();
         }
+    }
+
+    /// Passes raised vectors to `sink` from now on, besides counting them; whether there was none before.
+    pub fn connect_interrupts(&self, sink: Arc<dyn InterruptSink>) -> bool {
+        self.signals.connect(sink)
+    }
+
+    /// Drives the device until [`Function::stop`], asleep while there is nothing to do: for a function
+    /// that has a thread of its own, since its driver lives elsewhere.
+    pub fn serve(&self, workers: &dyn Workers) {
+        while let Some(driving) = self.signals.wait_to_drive() {
+            while !driving.is_stopped() {
+                driving.looks();
+                if !self.step(workers) {
+                    break;
+                }
+                driving.found_work();
+            }
+        }
+    }
+
+    /// Ends [`Function::serve`] for ever, after the command that executes. Reset the function first to
+    /// end that command soon.
+    pub fn stop(&self) {
+        self.signals.stop();
     }
 
     /// Does the next thing; false when there is nothing until a kick.

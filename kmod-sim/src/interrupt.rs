@@ -3,14 +3,22 @@
 //! The device has no thread: of those that wait, one drives it and the others sleep here until an
 //! interrupt is theirs or it is their turn to drive.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
+
+/// Told of every raised vector besides the count: whoever passes interrupts out of the process.
+pub trait InterruptSink: fmt::Debug + Send + Sync {
+    /// `vector` was raised. The function is locked meanwhile: this must neither wait nor call it.
+    fn raised(&self, vector: u16);
+}
 
 /// Counts of raised vectors, and who drives.
 #[derive(Debug)]
 pub(crate) struct Signals {
     state: Mutex<State>,
     changed: Condvar,
+    sink: OnceLock<Arc<dyn InterruptSink>>,
 }
 
 #[derive(Debug)]
@@ -21,6 +29,8 @@ struct State {
     is_driven: bool,
     /// Whether there may be something to do: set by a kick, cleared before a look that found nothing.
     has_work: bool,
+    /// Whether threads that only drive are to end.
+    is_stopped: bool,
     /// Threads that sleep on `changed`; without any, nobody needs to be woken.
     sleepers: usize,
 }
@@ -44,9 +54,14 @@ pub(crate) struct Driving<'a> {
 
 impl Signals {
     pub(crate) fn new(vectors: usize) -> Self {
-        let state =
-            State { raised: vec![0; vectors], is_driven: false, has_work: false, sleepers: 0 };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        let state = State {
+            raised: vec![0; vectors],
+            is_driven: false,
+            has_work: false,
+            is_stopped: false,
+            sleepers: 0,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new(), sink: OnceLock::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -66,7 +81,16 @@ impl Signals {
         if let Some(count) = state.raised.get_mut(usize::from(vector)) {
             *count = count.wrapping_add(1);
             self.wake(&state);
+            drop(state);
+            if let Some(sink) = self.sink.get() {
+                sink.raised(vector);
+            }
         }
+    }
+
+    /// Passes raised vectors to `sink` from now on; whether there was none before.
+    pub(crate) fn connect(&self, sink: Arc<dyn InterruptSink>) -> bool {
+        self.sink.set(sink).is_ok()
     }
 
     /// How often `vector` was raised.
@@ -106,6 +130,30 @@ impl Signals {
         }
     }
 
+    /// Waits, without a deadline, until there may be work and nobody drives; `None` once stopped.
+    pub(crate) fn wait_to_drive(&self) -> Option<Driving<'_>> {
+        let mut state = self.lock();
+        loop {
+            if state.is_stopped {
+                return None;
+            }
+            if state.has_work && !state.is_driven {
+                state.is_driven = true;
+                return Some(Driving { signals: self });
+            }
+            state.sleepers += 1;
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.sleepers -= 1;
+        }
+    }
+
+    /// Ends [`Signals::wait_to_drive`], now and for ever.
+    pub(crate) fn stop(&self) {
+        let mut state = self.lock();
+        state.is_stopped = true;
+        self.wake(&state);
+    }
+
     /// The right to drive, if nobody has it.
     pub(crate) fn try_drive(&self) -> Option<Driving<'_>> {
         let mut state = self.lock();
@@ -122,6 +170,11 @@ impl Driving<'_> {
     pub(crate) fn goes_on(&self, vector: u16, seen: u64) -> bool {
         let state = self.signals.lock();
         state.raised.get(usize::from(vector)).is_some_and(|&count| count == seen)
+    }
+
+    /// Whether [`Signals::stop`] was called.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.signals.lock().is_stopped
     }
 
     /// About to look for work: what is kicked from now on is not missed.
@@ -177,5 +230,44 @@ mod tests {
             assert!(waiter.join().unwrap());
         });
         assert!(signals.try_drive().is_some());
+    }
+
+    #[test]
+    fn a_thread_that_only_drives_sleeps_until_there_is_work_or_it_is_stopped() {
+        let signals = Signals::new(1);
+        std::thread::scope(|scope| {
+            let engine = scope.spawn(|| {
+                let mut turns = 0;
+                while let Some(driving) = signals.wait_to_drive() {
+                    driving.looks();
+                    turns += 1;
+                    signals.raise(0);
+                }
+                turns
+            });
+            signals.kick();
+            assert!(matches!(signals.wait(0, 0, far()), Turn::Raised(1) | Turn::Drive(_)));
+            signals.stop();
+            assert!(engine.join().unwrap() <= 1);
+        });
+        assert!(signals.wait_to_drive().is_none());
+    }
+
+    #[test]
+    fn a_sink_is_told_of_what_is_raised_and_not_of_vectors_that_do_not_exist() {
+        #[derive(Debug, Default)]
+        struct Log(Mutex<Vec<u16>>);
+        impl InterruptSink for Log {
+            fn raised(&self, vector: u16) {
+                self.0.lock().unwrap().push(vector);
+            }
+        }
+        let (signals, log) = (Signals::new(2), Arc::new(Log::default()));
+        signals.raise(0);
+        assert!(signals.connect(Arc::<Log>::clone(&log)));
+        assert!(!signals.connect(Arc::<Log>::clone(&log)), "there is one already");
+        signals.raise(1);
+        signals.raise(2);
+        assert_eq!(*log.0.lock().unwrap(), [1]);
     }
 }

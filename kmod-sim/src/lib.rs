@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Knows nothing of the driver: what passes between the two is [`npu_uapi`]'s. The entry is
-//! [`Function`]; a driver in the same process calls it directly, others will through a socket.
+//! [`Function`]; a driver in the same process calls it directly, others through a socket
+//! (module `server`, with feature `server`).
 
 mod config;
 mod counters;
@@ -26,6 +27,8 @@ pub mod pci;
 mod program;
 mod queue;
 mod regs;
+#[cfg(feature = "server")]
+pub mod server;
 mod slots;
 mod sram;
 mod state;
@@ -35,3 +38,4 @@ pub mod walker;
 pub use config::{Config, ConfigError, OPTIONS};
 pub use device::Function;
 pub use guest::MapError;
+pub use interrupt::InterruptSink;

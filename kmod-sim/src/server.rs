@@ -1,0 +1,327 @@
+//! The device in a process of its own: a vfio-user server on a UNIX socket.
+//!
+//! ```text
+//!   accept ──> client (a thread each) ──> session: one command in, one reply out
+//!                │ socket: framing, fds      ├─ regions   registers, configuration space, MSI-X table
+//!                │                           ├─ memory    files of the client, mapped for the device
+//!                └─ engine thread            └─ vectors   eventfds
+//!                   drives the function
+//! ```
+//!
+//! Each connection is a PCI function of its own: nothing that one client does reaches another, but for
+//! the time that both spend on the same processors. A message that makes no sense is refused with an
+//! error number; one whose size makes no sense ends the connection; neither ends the server. When a
+//! client goes, its jobs are aborted, its memory unmapped, its descriptors closed and its threads joined.
+//!
+//! Not there yet: memory without a file is noted but not reached (DMA_READ and DMA_WRITE), files that are
+//! not sealed are refused, and functions share the processors as the system's scheduler has it.
+
+mod client;
+mod memory;
+mod message;
+mod regions;
+mod session;
+mod socket;
+mod vectors;
+
+use crate::config::Config;
+use crate::kernel::{Isa, IsaError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use npu_uapi::vfio_user::errno;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How long a client that is refused has for its first message, so that the refusal can answer it.
+const REFUSAL_PATIENCE: Duration = Duration::from_millis(500);
+/// Refusals under way at once; more are closed without a word.
+const MAX_REFUSALS: usize = 16;
+/// How long to wait for descriptors to come free when the process has none left to accept with.
+const ACCEPT_BACKOFF_MS: u8 = 50;
+
+/// What a server offers.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// What each client's function is made of.
+    pub config: Config,
+    /// Most clients at a time.
+    pub max_clients: usize,
+    /// Whether refused commands and broken connections are told on standard error.
+    pub is_verbose: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { config: Config::default(), max_clients: 64, is_verbose: false }
+    }
+}
+
+/// Why a server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Somebody else has the socket.
+    #[error("a server listens on {} already; stop it or choose another path", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// There is something else at its path.
+    #[error("{} exists and is not a socket; remove it or choose another path", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Connections can no longer be accepted.
+    #[error("cannot accept connections")]
+    Accept {
+        /// Why not.
+        source: io::Error,
+    },
+    /// No kernels.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+}
+
+/// A socket that serves virtual devices. Dropping it removes the socket's file.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket's file, so that another's is not removed.
+    identity: (u64, u64),
+    options: Options,
+    stop: Arc<EventFd>,
+    clients: Mutex<Clients>,
+}
+
+/// Ends [`Server::run`], from any thread.
+#[derive(Clone, Debug)]
+pub struct Stopper(Arc<EventFd>);
+
+impl Stopper {
+    /// Asks for the end; does not wait for it.
+    pub fn stop(&self) {
+        // Fails only when it was asked for 2^64 times.
+        let _ = self.0.write(1);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Clients {
+    streams: BTreeMap<u64, Arc<UnixStream>>,
+    refusals: usize,
+    accepted: u64,
+}
+
+impl Server {
+    /// Listens on `path`. The file of a server that is gone is replaced.
+    ///
+    /// # Errors
+    /// Another server listens there, or the socket or its device cannot be made.
+    pub fn bind(path: &Path, options: Options) -> Result<Self, ServerError> {
+        Isa::detect()?;
+        let listen = |source| ServerError::Listen { path: path.to_owned(), source };
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(listen)?;
+        let found = fs::symlink_metadata(path).map_err(listen)?;
+        let identity = (found.dev(), found.ino());
+        listener.set_nonblocking(true).map_err(listen)?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let stop = EventFd::from_flags(flags).map_err(|error| listen(error.into()))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            identity,
+            options,
+            stop: Arc::new(stop),
+            clients: Mutex::default(),
+        })
+    }
+
+    /// What ends [`Server::run`].
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.stop))
+    }
+
+    /// How many clients there are.
+    pub fn clients(&self) -> usize {
+        self.lock().admitted()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self, what: &str) {
+        if self.options.is_verbose {
+            eprintln!("npu-sim: {what}");
+        }
+    }
+
+    /// Serves clients until [`Stopper::stop`]; then ends every connection, and returns when nothing of
+    /// them is left.
+    ///
+    /// # Errors
+    /// The listening socket broke.
+    pub fn run(&self) -> Result<(), ServerError> {
+        thread::scope(|scope| {
+            let result = loop {
+                match self.next_stream() {
+                    Ok(Some(stream)) => self.admit(scope, stream),
+                    Ok(None) => break Ok(()),
+                    Err(source) => break Err(ServerError::Accept { source }),
+                }
+            };
+            for stream in self.lock().streams.values() {
+                // Its thread sees the end of the stream. An error says that it has ended already.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            result
+        })
+    }
+
+    /// The next connection; `None` when the server is to stop.
+    fn next_stream(&self) -> io::Result<Option<UnixStream>> {
+        loop {
+            let mut fds = [
+                PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if fds[0].any() == Some(true) {
+                return Ok(None);
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => return Ok(Some(stream)),
+                Err(error) => self.check_accept(error)?,
+            }
+        }
+    }
+
+    /// Passes on errors of the listener; those of one connection, or of too few descriptors, it outlives.
+    fn check_accept(&self, error: io::Error) -> io::Result<()> {
+        use nix::errno::Errno;
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => Ok(()),
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                self.log(&format!("cannot accept for now: {error}"));
+                // The connection stays in the backlog, so waiting for the listener would not wait.
+                let mut stop = [PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut stop, PollTimeout::from(ACCEPT_BACKOFF_MS));
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Gives a connection its thread, or refuses it.
+    fn admit<'scope>(&'scope self, scope: &'scope thread::Scope<'scope, '_>, stream: UnixStream) {
+        let mut clients = self.lock();
+        let is_refused = clients.admitted() >= self.options.max_clients;
+        if is_refused && clients.refusals >= MAX_REFUSALS {
+            return;
+        }
+        clients.refusals += usize::from(is_refused);
+        clients.accepted += 1;
+        let (id, stream) = (clients.accepted, Arc::new(stream));
+        clients.streams.insert(id, Arc::clone(&stream));
+        drop(clients);
+        // Moves into the thread, and is dropped with the closure if there is none.
+        let leaving = Leaving { server: self, id, is_refused };
+        let builder = thread::Builder::new().name(format!("npu-client-{id}"));
+        let spawned = builder.spawn_scoped(scope, move || leaving.server.attend(&leaving, &stream));
+        if let Err(error) = spawned {
+            self.log(&format!("no thread for client {id}: {error}"));
+        }
+    }
+
+    /// What the thread of a connection does.
+    fn attend(&self, leaving: &Leaving<'_>, stream: &UnixStream) {
+        let log = |what: &str| self.log(&format!("client {}: {what}", leaving.id));
+        let ended = if leaving.is_refused {
+            log("refused: too many clients");
+            refuse(stream).map_err(client::ClientError::from)
+        } else {
+            client::serve(stream, self.options.config, &log)
+        };
+        if let Err(error) = ended {
+            log(&error.to_string());
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let found = fs::symlink_metadata(&self.path);
+        if found.is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
+            // Without permission it stays, and the next server replaces it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Clients {
+    fn admitted(&self) -> usize {
+        self.streams.len().saturating_sub(self.refusals)
+    }
+}
+
+/// Takes a connection off the list when its thread ends, however it does.
+#[derive(Debug)]
+struct Leaving<'a> {
+    server: &'a Server,
+    id: u64,
+    is_refused: bool,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut clients = self.server.lock();
+        clients.streams.remove(&self.id);
+        clients.refusals -= usize::from(self.is_refused);
+    }
+}
+
+/// Answers the first message of a client for which there is no room.
+fn refuse(stream: &UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(REFUSAL_PATIENCE))?;
+    match socket::receive(stream)? {
+        Some(message) => socket::send(stream, message.header.error_reply(errno::EUSERS), &[]),
+        None => Ok(()),
+    }
+}
+
+/// Removes the socket of a server that is gone.
+fn remove_stale(path: &Path) -> Result<(), ServerError> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !found.file_type().is_socket() {
+        return Err(ServerError::NotASocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|source| ServerError::Listen { path: path.to_owned(), source }),
+        // A full backlog, or no permission, is somebody who lives.
+        _ => Err(ServerError::InUse { path: path.to_owned() }),
+    }
+}

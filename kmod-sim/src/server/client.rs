@@ -1,0 +1,108 @@
+//! One connection from its first message to the last trace of it: a function, an engine thread that
+//! drives it, and the thread that answers messages.
+//!
+//! The answering thread never waits for a command of the device, but for the end of jobs in DMA_UNMAP.
+
+use super::message::Message;
+use super::session::Session;
+use super::socket;
+use crate::config::Config;
+use crate::device::Function;
+use crate::kernel::IsaError;
+use crate::pci::{FUNCTION_RESET, offset};
+use npu_uapi::vfio_user::flags;
+use npu_uapi::workers::{Caller, Workers};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+/// Why a connection ended, other than by the client's wish.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// The stream broke, or what came cannot be a message.
+    #[error("the connection broke: {0}")]
+    Stream(#[from] io::Error),
+    /// There are no kernels for the function.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+}
+
+/// Serves `stream` until it ends. When this returns, nothing of the client is left.
+pub(crate) fn serve(
+    stream: &UnixStream,
+    config: Config,
+    log: &(dyn Fn(&str) + Sync),
+) -> Result<(), ClientError> {
+    let function = Arc::new(Function::new(config)?);
+    // Outlives the engine, and unmaps the client's memory when it goes.
+    let mut session = Session::new(Arc::clone(&function));
+    thread::scope(|scope| {
+        // Also when this thread panics: the scope would wait for ever.
+        let ending = Ending(&function);
+        thread::Builder::new()
+            .name("npu-engine".into())
+            .spawn_scoped(scope, || drive(&function, &Caller, log))?;
+        let ended = answer_all(stream, &mut session, log);
+        drop(ending);
+        ended
+    })
+}
+
+/// Ends what the function does, and its engine thread.
+struct Ending<'a>(&'a Function);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.config_write(offset::DEVICE_CONTROL, FUNCTION_RESET);
+        self.0.stop();
+    }
+}
+
+fn drive(function: &Function, workers: &dyn Workers, log: &dyn Fn(&str)) {
+    // A kernel that panics has ended its job with `INTERNAL`; the function goes on.
+    while catch_unwind(AssertUnwindSafe(|| function.serve(workers))).is_err() {
+        log("a kernel panicked; its job ended with INTERNAL");
+    }
+}
+
+fn answer_all(
+    stream: &UnixStream,
+    session: &mut Session,
+    log: &dyn Fn(&str),
+) -> Result<(), ClientError> {
+    while let Some(message) = socket::receive(stream)? {
+        if message.header.is_reply() {
+            // We have asked for nothing. A client that answers all the same harms only itself.
+            continue;
+        }
+        answer(stream, session, message, log)?;
+    }
+    Ok(())
+}
+
+fn answer(
+    stream: &UnixStream,
+    session: &mut Session,
+    message: Message,
+    log: &dyn Fn(&str),
+) -> Result<(), ClientError> {
+    let header = message.header;
+    let answer = session.answer(message);
+    if let Err(refusal) = &answer {
+        log(&format!("refused command {}: {}", header.command, refusal.why));
+    }
+    if header.flags & flags::NO_REPLY != 0 {
+        return Ok(());
+    }
+    let too_long = || io::Error::from(io::ErrorKind::InvalidData);
+    match answer {
+        Ok(body) => {
+            let reply = header.reply(body.len()).ok_or_else(too_long)?;
+            socket::send(stream, reply, &body)?;
+        }
+        Err(refusal) => socket::send(stream, header.error_reply(refusal.errno), &[])?,
+    }
+    Ok(())
+}

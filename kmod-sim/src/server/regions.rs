@@ -1,0 +1,120 @@
+//! Regions of the function: which there are, and reads and writes of any width as the device has them.
+
+use super::message::Refusal;
+use super::vectors::Vectors;
+use crate::device::Function;
+use crate::pci::{BAR2_BYTES, CONFIG_BYTES, offset};
+use npu_uapi::regs::pci::BAR0_BYTES;
+use npu_uapi::vfio_user::{
+    MAX_TRANSFER_BYTES, RegionAccess, RegionInfo, errno, region, region_flags,
+};
+
+/// DEVICE_GET_REGION_INFO.
+pub(crate) fn info(index: u32) -> Result<RegionInfo, Refusal> {
+    if index >= region::COUNT {
+        return Err(Refusal::invalid("there is no such region"));
+    }
+    let size = size(index);
+    let flags = if size > 0 { region_flags::READ | region_flags::WRITE } else { 0 };
+    // 32 bytes: nothing can be mapped, so there are no capabilities.
+    Ok(RegionInfo { argsz: 32, flags, index, cap_offset: 0, size: size.into(), offset: 0 })
+}
+
+fn size(index: u32) -> u32 {
+    match index {
+        region::BAR0 => BAR0_BYTES,
+        region::BAR2 => BAR2_BYTES,
+        region::CONFIG => CONFIG_BYTES,
+        _ => 0,
+    }
+}
+
+/// Where an access begins, once it is known to lie in its region.
+fn check(access: &RegionAccess) -> Result<u32, Refusal> {
+    if access.region >= region::COUNT {
+        return Err(Refusal::invalid("there is no such region"));
+    }
+    if access.count > MAX_TRANSFER_BYTES {
+        return Err(Refusal::new(errno::E2BIG, "more bytes than were negotiated"));
+    }
+    let end = access.offset.checked_add(access.count.into());
+    if end.is_none_or(|end| end > size(access.region).into()) {
+        return Err(Refusal::invalid("the access lies beyond the region"));
+    }
+    let is_dwords = access.offset.is_multiple_of(4) && access.count.is_multiple_of(4);
+    if access.region != region::CONFIG && !is_dwords {
+        return Err(Refusal::invalid("registers are 32 bits wide"));
+    }
+    u32::try_from(access.offset).map_err(|_| Refusal::invalid("the access lies beyond the region"))
+}
+
+/// REGION_READ: the bytes.
+pub(crate) fn read(function: &Function, access: &RegionAccess) -> Result<Vec<u8>, Refusal> {
+    let start = check(access)?;
+    if access.region == region::CONFIG {
+        // Reading it changes nothing, so each byte may read its dword.
+        let bytes = start..start + access.count;
+        return Ok(bytes.map(|at| byte(function.config_read(at & !3), at)).collect());
+    }
+    let dwords = (start..start + access.count).step_by(4);
+    let read = |at| match access.region {
+        region::BAR0 => function.read32(at),
+        _ => function.msix_read(at),
+    };
+    Ok(dwords.flat_map(|at| read(at).to_le_bytes()).collect())
+}
+
+fn byte(dword: u32, at: u32) -> u8 {
+    let [a, b, c, d] = dword.to_le_bytes();
+    match at & 3 {
+        0 => a,
+        1 => b,
+        2 => c,
+        _ => d,
+    }
+}
+
+/// REGION_WRITE of `bytes`, which are as many as `access` says.
+pub(crate) fn write(
+    function: &Function,
+    vectors: &Vectors,
+    access: &RegionAccess,
+    bytes: &[u8],
+) -> Result<(), Refusal> {
+    let start = check(access)?;
+    if usize::try_from(access.count).ok() != Some(bytes.len()) {
+        return Err(Refusal::invalid("the count is not that of the bytes"));
+    }
+    if access.region == region::CONFIG {
+        write_config(function, vectors, start, bytes);
+        return Ok(());
+    }
+    for (at, chunk) in (start..).step_by(4).zip(bytes.chunks_exact(4)) {
+        let mut dword = [0; 4];
+        dword.copy_from_slice(chunk);
+        match access.region {
+            region::BAR0 => function.write32(at, u32::from_le_bytes(dword)),
+            _ => function.msix_write(at, u32::from_le_bytes(dword)),
+        }
+    }
+    Ok(())
+}
+
+/// Configuration space is written in dwords, so the bytes around those that are meant are kept.
+fn write_config(function: &Function, vectors: &Vectors, start: u32, bytes: &[u8]) {
+    let mut at = start;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let within = usize::try_from(at & 3).unwrap_or(0);
+        let (now, later) = rest.split_at(rest.len().min(4 - within));
+        let mut dword = function.config_read(at & !3).to_le_bytes();
+        dword[within..within + now.len()].copy_from_slice(now);
+        let value = u32::from_le_bytes(dword);
+        function.config_write(at & !3, value);
+        if at & !3 == offset::DEVICE_CONTROL && value & crate::pci::FUNCTION_RESET != 0 {
+            vectors.open(function);
+        }
+        at = (at & !3) + 4;
+        rest = later;
+    }
+}

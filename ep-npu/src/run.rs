@@ -14,17 +14,20 @@ mod tensor;
 pub use tensor::{Outputs, OwnedOutputs, TensorRef};
 
 use crate::emit;
-use crate::graph::{Dim, ElementType, Graph};
+use crate::graph::{Dim, ElementType, Graph, ValueId};
 use crate::program::{self, CompileError, Compiled, Edge};
 use crate::quantize::Units;
 use crate::shape::Assignment;
 use cache::Cache;
-use libnpu::{Context, Device, Program, Workers};
+use libnpu::{Context, Device, Job, Program, Workers};
 use memory::{Bound, Scratch};
 use npu_uapi::addr::SlotId;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// How long a device may take to end a job that is aborted.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How an [`Executable`] runs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -172,7 +175,7 @@ impl Executable {
         workers: &dyn Workers,
     ) -> Result<RunReport, RunError> {
         let shapes = self.check(inputs)?;
-        let loaded = self.program(&shapes)?;
+        let loaded = self.program_for(inputs, &shapes)?;
         let mut bound = Bound::new(&self.device);
         for (slot, (tensor, edge)) in
             (emit::EDGE_SLOTS_FROM..).zip(inputs.iter().zip(&loaded.inputs))
@@ -190,10 +193,33 @@ impl Executable {
         }
         let table = loaded.constants.as_ref().map(|constants| constants.table());
         let job = self.context.exec(&loaded.program, table, bound.overlay())?;
-        let done = job.wait(workers, self.options.timeout)?;
+        let done = match job.wait(workers, self.options.timeout) {
+            Ok(done) => done,
+            Err(error) => {
+                if bound.is_in_place() {
+                    self.end(&job, workers);
+                }
+                return Err(error.into());
+            }
+        };
         self.scratch.give_back(scratch);
         let copied_bytes = bound.finish()?;
         Ok(RunReport { cycles: done.cycles, copied_bytes })
+    }
+
+    /// Ends `job`, which is given up, before its tensors go back to the caller.
+    fn end(&self, job: &Job, workers: &dyn Workers) {
+        if job.poll().is_some() {
+            return;
+        }
+        let is_ended = self.context.abort().is_ok() && {
+            let waited = job.wait(workers, ABORT_TIMEOUT);
+            !matches!(waited, Err(libnpu::Error::Timeout(_)))
+        };
+        if !is_ended {
+            // When this fails too, the device is gone.
+            let _ = self.device.reset();
+        }
     }
 
     /// The part that it runs.
@@ -201,28 +227,57 @@ impl Executable {
         &self.part
     }
 
-    /// Holds the inputs to what the part declares; gives their shapes.
+    /// Holds the inputs to the rank that the part declares; gives their shapes.
+    ///
+    /// Declared lengths bind nobody: ONNX Runtime holds a caller to those of the model's inputs, and
+    /// those in the middle of a model can be wrong, as inference rounds a pool up that the CPU's
+    /// kernel rounds down.
     fn check(&self, inputs: &[TensorRef<'_>]) -> Result<Vec<Vec<usize>>, RunError> {
         let declared = self.part.inputs();
         if inputs.len() != declared.len() {
             return Err(RunError::Inputs { found: inputs.len(), want: declared.len() });
         }
         for (tensor, &input) in inputs.iter().zip(declared) {
-            let value = self.part.value(input);
-            let Some(want) = value.ty.as_ref().and_then(|ty| ty.shape.as_ref()) else { continue };
-            let fits = |(dim, len): (&Dim, &usize)| match dim {
-                Dim::Known(known) => known == len,
-                Dim::Symbol(_) => true,
-            };
-            if want.len() != tensor.shape().len() || !want.iter().zip(tensor.shape()).all(fits) {
-                return Err(RunError::Shape {
-                    input: value.name.clone(),
-                    found: tensor.shape().to_vec(),
-                    want: crate::graph::shape_text(want),
-                });
+            if self.declared(input).is_some_and(|want| want.len() != tensor.shape().len()) {
+                return Err(self.wrong_shape(tensor, input));
             }
         }
         Ok(inputs.iter().map(|tensor| tensor.shape().to_vec()).collect())
+    }
+
+    /// The program for the shapes of `inputs`, which the units may refuse.
+    fn program_for(
+        &self,
+        inputs: &[TensorRef<'_>],
+        shapes: &[Vec<usize>],
+    ) -> Result<Arc<Loaded>, RunError> {
+        let refusal = match self.program(shapes) {
+            Err(refusal @ CompileError::Refused(_)) => refusal,
+            other => return Ok(other?),
+        };
+        let fits = |(dim, len): (&Dim, &usize)| match dim {
+            Dim::Known(known) => known == len,
+            Dim::Symbol(_) => true,
+        };
+        for (tensor, &input) in inputs.iter().zip(self.part.inputs()) {
+            let want = self.declared(input).unwrap_or_default();
+            if !want.iter().zip(tensor.shape()).all(fits) {
+                return Err(self.wrong_shape(tensor, input));
+            }
+        }
+        Err(refusal.into())
+    }
+
+    fn declared(&self, input: ValueId) -> Option<&[Dim]> {
+        self.part.value(input).ty.as_ref()?.shape.as_deref()
+    }
+
+    fn wrong_shape(&self, tensor: &TensorRef<'_>, input: ValueId) -> RunError {
+        RunError::Shape {
+            input: self.part.value(input).name.clone(),
+            found: tensor.shape().to_vec(),
+            want: crate::graph::shape_text(self.declared(input).unwrap_or_default()),
+        }
     }
 
     /// The program for these input shapes, compiled if need be.

@@ -86,7 +86,8 @@ impl Import {
 
     fn node(&mut self, node: view::Node<'_>) -> Result<(), Failure> {
         let mut inputs = Vec::new();
-        for input in node.inputs()? {
+        // What the body of an If reads is read by the If: whoever writes it has one reader more.
+        for input in node.inputs()?.into_iter().chain(node.implicit_inputs()?) {
             let id = input.map(|info| self.value(info)).transpose()?;
             // Values from the graph around this one, and constants that a caller may override.
             if let Some(id) = id.filter(|id| !self.given.contains(id)) {

@@ -155,6 +155,12 @@ impl<'a> Node<'a> {
         Ok(self.lend_all(list))
     }
 
+    /// What the bodies of an If, Loop or Scan read of the graph around them.
+    pub(crate) fn implicit_inputs(self) -> Result<Vec<Option<ValueInfo<'a>>>, Failure> {
+        let list = list_of!(self, Node_GetNumImplicitInputs, Node_GetImplicitInputs)?;
+        Ok(self.lend_all(list))
+    }
+
     /// Outputs, `None` for an absent optional one.
     pub(crate) fn outputs(self) -> Result<Vec<Option<ValueInfo<'a>>>, Failure> {
         let list = list_of!(self, Node_GetNumOutputs, Node_GetOutputs)?;

@@ -5,7 +5,8 @@ use crate::foreign::{Foreign, Lease};
 use crate::heap::{Heap, Piece};
 use crate::transport::Access;
 use npu_uapi::addr::Iova;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Device-visible memory, zeroed, 64-byte aligned. A clone is the same memory; the last one frees it.
 ///
@@ -23,14 +24,48 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.heap.free(&self.piece);
+        if self.heap.check_process().is_ok() {
+            self.heap.known.lock().remove(&self.address());
+            self.heap.free(&self.piece);
+        }
+    }
+}
+
+impl Inner {
+    /// Where this process finds it.
+    fn address(&self) -> usize {
+        self.piece.memory.as_ptr().addr() + self.piece.offset
+    }
+}
+
+/// The buffers of a device by address, to find the one that a pointer leads into.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Mutex<BTreeMap<usize, Weak<Inner>>>);
+
+impl Known {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Weak<Inner>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Buffer {
     pub(crate) fn new(heap: &Arc<Heap>, len: usize) -> Result<Self, Error> {
         let piece = heap.allocate(len)?;
-        Ok(Self(Arc::new(Inner { heap: Arc::clone(heap), piece, len })))
+        let inner = Arc::new(Inner { heap: Arc::clone(heap), piece, len });
+        heap.known.lock().insert(inner.address(), Arc::downgrade(&inner));
+        Ok(Self(inner))
+    }
+
+    /// The buffer of `heap` that has all of the `len` bytes at `start`, and which of its bytes they are.
+    pub(crate) fn find(heap: &Heap, start: *const u8, len: usize) -> Option<(Self, usize)> {
+        heap.check_process().ok()?;
+        let address = start.addr();
+        let below = heap.known.lock().range(..=address).next_back().map(|(_, weak)| weak.clone());
+        // Unlocked: dropping the last buffer takes the lock.
+        let buffer = Self(below?.upgrade()?);
+        let at = address - buffer.0.address();
+        let is_inside = at.checked_add(len).is_some_and(|end| end <= buffer.len());
+        is_inside.then_some((buffer, at))
     }
 
     /// Bytes.
@@ -56,8 +91,10 @@ impl Buffer {
     /// Copies `bytes` to byte `offset`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`].
+    /// [`Error::OutOfRange`], [`Error::Forked`].
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        // A forked child would write its parent's memory where it is shared.
+        self.0.heap.check_process()?;
         self.check(offset, bytes.len())?;
         self.0.piece.memory.write(self.0.piece.offset + offset, bytes);
         Ok(())

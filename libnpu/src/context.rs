@@ -377,7 +377,8 @@ impl Drop for Owner {
         let is_ended = inner.destroy(opcode::DESTROY_QUEUE, inner.queue.id.into()).is_ok();
         inner.queue.poll();
         inner.queue.lose(Loss::Destroyed);
-        if is_ended {
+        if is_ended || inner.device.heap.transport.is_gone() {
+            // A device that is gone was another process: it keeps what it mapped, whatever is freed here.
             inner.queue.release();
         } else {
             // The device may still use what is in flight: better never freed than too early.

@@ -1,6 +1,6 @@
 //! A device: found, checked, started; its admin queue, memory and limits.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Memory};
 use crate::context::Context;
 use crate::device_string::DeviceString;
 use crate::error::{Error, Fault, Loss};
@@ -76,7 +76,8 @@ impl Device {
         let mut open = lock(&OPEN);
         let open = open.get_or_insert_default();
         let key = (std::process::id(), name.to_owned());
-        if let Some(inner) = open.get(&key).and_then(Weak::upgrade) {
+        let known = open.get(&key).and_then(Weak::upgrade);
+        if let Some(inner) = known.filter(|inner| !inner.heap.transport.is_gone()) {
             return Ok(Self(inner));
         }
         let transport = connect(&parsed, name)?;
@@ -154,6 +155,13 @@ impl Device {
         Buffer::new(&self.0.heap, len)
     }
 
+    /// The `len` bytes at `start` where they are part of a [`Buffer`] of this device: they need neither
+    /// a mapping nor a copy. What is returned keeps the buffer.
+    pub fn buffer_at(&self, start: *const u8, len: usize, access: Access) -> Option<Memory> {
+        let (buffer, at) = Buffer::find(&self.0.heap, start, len)?;
+        Memory::buffer(&buffer, at as u64, len as u64, access).ok()
+    }
+
     /// Lets the device use `len` bytes at `start` in place.
     ///
     /// # Safety
@@ -210,8 +218,8 @@ fn connect(parsed: &DeviceString, name: &str) -> Result<Arc<dyn Transport>, Erro
         DeviceString::Sim { .. } => {
             Err(unsupported("this build has no emulator; build with the feature `sim`"))
         }
-        DeviceString::VfioUser { .. } => {
-            Err(unsupported("vfio-user sockets are not in this version; use `sim`"))
+        DeviceString::VfioUser { path } => {
+            Ok(Arc::new(crate::transport::vfio_user::VfioUser::connect(path.as_ref())?))
         }
         DeviceString::Pci { .. } => {
             Err(unsupported("kernel VFIO is not in this version; use `sim`"))

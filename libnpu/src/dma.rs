@@ -5,6 +5,12 @@
 
 use crate::error::Error;
 use memmap2::{Advice, MmapMut};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::unistd::ftruncate;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -18,6 +24,8 @@ pub struct DmaMemory {
     len: usize,
     /// Whose it is; `None` when it is lent.
     _mapping: Option<MmapMut>,
+    /// The file that it is all of; `None` when it is private.
+    file: Option<OwnedFd>,
 }
 
 // SAFETY: the memory is only accessed through raw pointers and atomics, which any thread may use.
@@ -28,15 +36,42 @@ unsafe impl Sync for DmaMemory {}
 impl DmaMemory {
     /// `len` zeroed bytes, private to this process, 2 MiB aligned, on huge pages where there are some.
     pub(crate) fn anonymous(len: usize) -> Result<Self, Error> {
-        let out_of = |why: String| Error::OutOfMemory { bytes: len as u64, why };
-        let padded = len.checked_add(ARENA_ALIGN).ok_or_else(|| out_of("too many".into()))?;
-        let mut mapping = MmapMut::map_anon(padded).map_err(|error| out_of(error.to_string()))?;
+        let (mapping, start) = aligned(len)?;
         // Without huge pages it is only slower.
         let _ = mapping.advise(Advice::HugePage);
-        let first = mapping.as_mut_ptr();
-        let aligned = first.wrapping_add(first.align_offset(ARENA_ALIGN));
-        let start = NonNull::new(aligned).ok_or_else(|| out_of("the mapping is null".into()))?;
-        Ok(Self { start, len, _mapping: Some(mapping) })
+        Ok(Self { start, len, _mapping: Some(mapping), file: None })
+    }
+
+    /// `len` zeroed bytes, 2 MiB aligned, in a file without a name that another process can map. Its
+    /// size is sealed: nobody can take bytes away under whoever maps it.
+    pub(crate) fn shared(len: usize) -> Result<Self, Error> {
+        let out_of = |why: String| Error::OutOfMemory { bytes: len as u64, why };
+        let failed = |what: &str, error: nix::Error| out_of(format!("{what}: {error}"));
+        let size = NonZeroUsize::new(len).ok_or_else(|| out_of("none was asked for".into()))?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(c"npu-arena", flags)
+            .map_err(|error| failed("cannot make a memfd", error))?;
+        let bytes = i64::try_from(len).map_err(|_| out_of("more than a file holds".into()))?;
+        ftruncate(&file, bytes).map_err(|error| failed("cannot size a memfd", error))?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
+            .map_err(|error| failed("cannot seal a memfd", error))?;
+        let (mapping, start) = aligned(len)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        let at = NonZeroUsize::new(start.as_ptr().addr());
+        // SAFETY: the range lies in `mapping`, which is new and which nothing else refers to; what
+        // replaces it there goes with it, when it is unmapped as a whole.
+        unsafe { mmap(at, size, access, flags, &file, 0) }
+            .map_err(|error| failed("cannot map a memfd", error))?;
+        // Without huge pages it is only slower.
+        let _ = mapping.advise(Advice::HugePage);
+        Ok(Self { start, len, _mapping: Some(mapping), file: Some(file) })
+    }
+
+    /// The file that holds these bytes, from its first byte on, for whoever is to map it elsewhere.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
     }
 
     /// Memory of somebody else.
@@ -46,7 +81,7 @@ impl DmaMemory {
     /// `len` bytes at `start` are valid for reads and writes for as long as the value lives, and the
     /// process holds no references to them while a device may access them.
     pub(crate) unsafe fn lent(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len, _mapping: None }
+        Self { start, len, _mapping: None, file: None }
     }
 
     /// Bytes.
@@ -115,6 +150,17 @@ impl DmaMemory {
     }
 }
 
+/// Address space for `len` bytes from a 2 MiB boundary on, mapped private and zeroed.
+fn aligned(len: usize) -> Result<(MmapMut, NonNull<u8>), Error> {
+    let out_of = |why: String| Error::OutOfMemory { bytes: len as u64, why };
+    let padded = len.checked_add(ARENA_ALIGN).ok_or_else(|| out_of("too many".into()))?;
+    let mut mapping = MmapMut::map_anon(padded).map_err(|error| out_of(error.to_string()))?;
+    let first = mapping.as_mut_ptr();
+    let aligned = first.wrapping_add(first.align_offset(ARENA_ALIGN));
+    let start = NonNull::new(aligned).ok_or_else(|| out_of("the mapping is null".into()))?;
+    Ok((mapping, start))
+}
+
 /// The byte `index` behind `base`, which `checked` gave for more bytes than that.
 fn byte_at<'a>(base: *mut u8, index: usize) -> &'a AtomicU8 {
     // SAFETY: the callers stay within what `checked` has shown to be inside living memory.
@@ -134,8 +180,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn shared_memory_is_a_file_that_another_mapping_sees_and_nobody_can_cut() {
+        let len = ARENA_ALIGN * 2;
+        let memory = DmaMemory::shared(len).unwrap();
+        memory.write(len - 3, &[7; 3]);
+        let file = memory.file().unwrap();
+        // SAFETY: the file cannot shrink, and only atomics write it.
+        let other = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+        assert_eq!((other.len(), &other[len - 4..]), (len, &[0, 7, 7, 7][..]));
+        assert_eq!(ftruncate(file, 4096), Err(nix::Error::EPERM));
+        assert_eq!(ftruncate(file, 1 << 40), Err(nix::Error::EPERM));
+        assert!(DmaMemory::anonymous(4096).unwrap().file().is_none());
+        let error = DmaMemory::shared(1 << 62).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    }
+
+    #[test]
     fn memory_is_aligned_zeroed_and_keeps_what_is_written_at_any_offset() {
-        let memory = DmaMemory::anonymous(4096).unwrap();
+        for memory in [DmaMemory::anonymous(4096), DmaMemory::shared(4096)] {
+            check_bytes(&memory.unwrap());
+        }
+    }
+
+    fn check_bytes(memory: &DmaMemory) {
         assert!(memory.as_ptr().addr().is_multiple_of(ARENA_ALIGN));
         let bytes: Vec<u8> = (1..=40).collect();
         for at in 0..9 {

@@ -105,7 +105,7 @@ pub enum Error {
     #[error("{0}")]
     Timeout(Box<Stall>),
     /// The queue is gone: reset, destroyed, or broken by the device.
-    #[error("queue {queue} is lost: {why}; create a new context")]
+    #[error("queue {queue} is lost: {why}")]
     Lost {
         /// The queue.
         queue: u16,
@@ -123,24 +123,27 @@ pub enum Error {
 }
 
 /// How a queue was lost.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Loss {
     /// The device was reset.
-    #[error("the device was reset")]
+    #[error("the device was reset; create a new context")]
     Reset,
     /// The queue was destroyed with its context.
-    #[error("its context is gone")]
+    #[error("its context is gone; create a new one")]
     Destroyed,
     /// The device broke the rules of the rings.
-    #[error("{0}")]
+    #[error("{0}; create a new context")]
     Ring(RingError),
     /// The device posted a completion that answers nothing.
-    #[error("the device answered job {job}, which is not in flight")]
+    #[error("the device answered job {job}, which is not in flight; create a new context")]
     Stray {
         /// The job it named.
         job: u32,
     },
+    /// The device is gone.
+    #[error("{0}")]
+    Gone(TransportError),
 }
 
 /// A failed entry, with what the device recorded of it.

@@ -1,5 +1,6 @@
 //! Device memory: arenas, mapped once and given out in pieces. Never one mapping a tensor.
 
+use crate::buffer::Known;
 use crate::dma::{ARENA_ALIGN, DmaMemory};
 use crate::error::Error;
 use crate::iova::Ranges;
@@ -18,6 +19,8 @@ pub(crate) struct Heap {
     pub(crate) transport: Arc<dyn Transport>,
     /// The process that opened the device.
     pub(crate) owner: u32,
+    /// What was given out, and as which buffer.
+    pub(crate) known: Known,
     state: Mutex<State>,
 }
 
@@ -51,7 +54,7 @@ impl Heap {
     pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
         let iovas = Ranges::new(transport.iova_ranges());
         let state = Mutex::new(State { iovas, arenas: Vec::new() });
-        Self { transport, owner: std::process::id(), state }
+        Self { transport, owner: std::process::id(), known: Known::default(), state }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -102,7 +105,13 @@ impl Heap {
     fn make_arena(&self, bytes: u64, iova: u64) -> Result<Arena, Error> {
         let len = usize::try_from(bytes)
             .map_err(|_| Error::OutOfMemory { bytes, why: "more than a pointer holds".into() })?;
-        let memory = Arc::new(DmaMemory::anonymous(len)?);
+        // Private where it can be: then a forked child never writes its parent's tensors.
+        let memory = if self.transport.reaches_process_memory() {
+            DmaMemory::anonymous(len)?
+        } else {
+            DmaMemory::shared(len)?
+        };
+        let memory = Arc::new(memory);
         self.transport.map(Arc::clone(&memory), Iova::new(iova), Access::ReadWrite)?;
         Ok(Arena { memory, iova, free: Ranges::new(std::iter::once(0..bytes)), touched: 0 })
     }

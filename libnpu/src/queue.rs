@@ -38,7 +38,7 @@ pub(crate) struct Ticket {
 impl Ticket {
     /// The completion, or how the queue was lost before it came; `None` while it is awaited.
     pub(crate) fn outcome(&self) -> Option<Result<Completion, Loss>> {
-        self.outcome.get().copied()
+        self.outcome.get().cloned()
     }
 }
 
@@ -113,7 +113,7 @@ impl Queue {
         let mut state = self.lock();
         let freed = state.reap();
         self.wake_followers(&state);
-        if let Some(why) = state.lost {
+        if let Some(why) = state.lost.clone() {
             return Err(self.lost(why));
         }
         let job = state.next_job();
@@ -170,9 +170,6 @@ impl Queue {
             if Instant::now() >= deadline {
                 break Err(self.stall(&state, started, beat));
             }
-            if beat.is_none() {
-                beat = self.beat();
-            }
             if state.has_leader {
                 state.followers += 1;
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -183,6 +180,10 @@ impl Queue {
             }
             if self.heap.transport.runs_by_itself() && state.spin() {
                 continue;
+            }
+            if beat.is_none() {
+                // Not before the spin: this may be a round trip to another process.
+                beat = self.beat();
             }
             // In this order: a vector that is raised after the count was read ends the wait, one that
             // was raised before stands for a completion that the last look sees.
@@ -200,9 +201,15 @@ impl Queue {
             state.has_leader = true;
             drop(state);
             let leader = Leader(self);
-            self.heap.transport.wait(self.vector, seen, deadline, workers);
+            let waited = self.heap.transport.wait(self.vector, seen, deadline, workers);
             drop(leader);
             state = self.lock();
+            if let Err(error) = waited {
+                // What it completed before it went counts.
+                garbage.append(&mut state.reap());
+                state.lose(Loss::Gone(error));
+                self.changed.notify_all();
+            }
         };
         self.wake_followers(&state);
         drop(state);
@@ -310,9 +317,9 @@ impl State {
     }
 
     fn lose(&mut self, why: Loss) {
-        let why = *self.lost.get_or_insert(why);
+        let why = self.lost.get_or_insert(why);
         for (ticket, _) in self.pending.values() {
-            let _ = ticket.outcome.set(Err(why));
+            let _ = ticket.outcome.set(Err(why.clone()));
         }
     }
 

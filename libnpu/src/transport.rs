@@ -7,18 +7,67 @@ use npu_uapi::workers::Workers;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[cfg(feature = "sim")]
 pub mod inproc;
+pub mod vfio_user;
 
 /// Why the device could not be reached.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// The other end is gone.
-    #[error("the device went away; open it again")]
-    Gone,
+    /// The other end is gone, or was given up: nothing is asked of it any more.
+    #[error("device `{device}` went away: {why}; open it again")]
+    Gone {
+        /// The device string.
+        device: String,
+        /// What was seen of it last.
+        why: String,
+    },
+    /// The device answered a request with an error. It can be asked other things.
+    #[error("device `{device}` refused {command}: {why}")]
+    Refused {
+        /// The device string.
+        device: String,
+        /// The request.
+        command: &'static str,
+        /// The error it gave.
+        why: String,
+    },
+    /// The device answered what no device may answer. It is given up.
+    #[error(
+        "device `{device}` answered {command} with {found} where {expected} was expected; it is \
+         broken, or no NPU"
+    )]
+    Protocol {
+        /// The device string.
+        device: String,
+        /// The request.
+        command: &'static str,
+        /// What a device may answer.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// The device did not answer. It is given up.
+    #[error("device `{device}` did not answer {command} within {waited:?}; restart it")]
+    Silent {
+        /// The device string.
+        device: String,
+        /// The request.
+        command: &'static str,
+        /// How long it was given.
+        waited: Duration,
+    },
+    /// The connection was inherited by a forked child, which must not speak in its parent's name.
+    #[error(
+        "the device was opened by process {owner}, before a fork; open it again in this process"
+    )]
+    Forked {
+        /// Who opened it.
+        owner: u32,
+    },
     /// It could not be started.
     #[error("cannot start the device: {why}")]
     Start {
@@ -90,13 +139,25 @@ pub trait Transport: fmt::Debug + Send + Sync {
 
     /// Waits until that count differs from `seen`, or `deadline`; returns it. A device in this process
     /// is driven by the threads that wait, with `workers`.
-    fn wait(&self, vector: u16, seen: u64, deadline: Instant, workers: &dyn Workers) -> u64;
+    ///
+    /// # Errors
+    /// The device is gone: nothing will come.
+    fn wait(
+        &self,
+        vector: u16,
+        seen: u64,
+        deadline: Instant,
+        workers: &dyn Workers,
+    ) -> Result<u64, TransportError>;
 
     /// Ends the waits for `vector`, without the device.
     fn wake(&self, vector: u16);
 
     /// Resets the function from outside and sets configuration space up again.
     fn reset(&self) -> Result<(), TransportError>;
+
+    /// Whether the device can never answer again, so that opening it anew makes another connection.
+    fn is_gone(&self) -> bool;
 
     /// Threads that the device string asks for.
     fn threads(&self) -> Option<usize>;

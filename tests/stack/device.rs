@@ -52,7 +52,13 @@ impl Transport for Lying {
     fn interrupts(&self, vector: u16) -> u64 {
         self.device.interrupts(vector)
     }
-    fn wait(&self, vector: u16, seen: u64, deadline: Instant, workers: &dyn Workers) -> u64 {
+    fn wait(
+        &self,
+        vector: u16,
+        seen: u64,
+        deadline: Instant,
+        workers: &dyn Workers,
+    ) -> Result<u64, TransportError> {
         self.device.wait(vector, seen, deadline, workers)
     }
     fn wake(&self, vector: u16) {
@@ -60,6 +66,9 @@ impl Transport for Lying {
     }
     fn reset(&self) -> Result<(), TransportError> {
         self.device.reset()
+    }
+    fn is_gone(&self) -> bool {
+        self.device.is_gone()
     }
     fn threads(&self) -> Option<usize> {
         self.device.threads()
@@ -102,7 +111,7 @@ fn device_strings_that_cannot_be_opened_say_what_to_write() {
         ("npu", "it must begin with"),
         ("sim:macs=0", "16 to 65536"),
         ("sim:speed=9", "the options are macs, sram, mhz, threads, strict"),
-        ("vfio-user:/tmp/x", "not in this version"),
+        ("vfio-user:/nowhere/npu.sock", "cannot connect to `/nowhere/npu.sock`"),
         ("pci:0000:00:02.0", "not in this version"),
     ] {
         let message = Device::open(name).unwrap_err().to_string();

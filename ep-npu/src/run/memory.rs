@@ -17,6 +17,8 @@ pub(super) struct Bound<'d> {
     mapped: Vec<Foreign>,
     staged: Vec<Staged>,
     copied_bytes: u64,
+    /// Whether tensors lie in the device's own memory and are used there.
+    is_in_place: bool,
 }
 
 /// An output in a buffer, and where the caller wants it.
@@ -33,6 +35,7 @@ impl<'d> Bound<'d> {
             mapped: Vec::new(),
             staged: Vec::new(),
             copied_bytes: 0,
+            is_in_place: false,
         }
     }
 
@@ -92,7 +95,12 @@ impl<'d> Bound<'d> {
         Ok(self.copied_bytes)
     }
 
-    /// Maps the caller's memory; `false` when this device does not reach it.
+    /// Whether a job that is given up could go on to use the caller's tensors: it must be ended.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.is_in_place
+    }
+
+    /// Uses the caller's memory where it lies; `false` when this device does not reach it.
     fn map(
         &mut self,
         slot: SlotId,
@@ -100,6 +108,11 @@ impl<'d> Bound<'d> {
         len_bytes: usize,
         access: Access,
     ) -> Result<bool, RunError> {
+        if let Some(memory) = self.device.buffer_at(data, len_bytes, access) {
+            self.overlay.push((slot, memory));
+            self.is_in_place = true;
+            return Ok(true);
+        }
         // SAFETY: the caller's tensors are valid until the run returns, and the mapping, which is in
         // `self`, ends before that.
         let foreign = match unsafe { self.device.map_foreign(data, len_bytes, access) } {

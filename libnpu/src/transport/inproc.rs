@@ -101,8 +101,14 @@ impl Transport for InProcess {
         self.function.interrupts(vector)
     }
 
-    fn wait(&self, vector: u16, seen: u64, deadline: Instant, workers: &dyn Workers) -> u64 {
-        self.function.wait(vector, seen, deadline, workers)
+    fn wait(
+        &self,
+        vector: u16,
+        seen: u64,
+        deadline: Instant,
+        workers: &dyn Workers,
+    ) -> Result<u64, TransportError> {
+        Ok(self.function.wait(vector, seen, deadline, workers))
     }
 
     fn wake(&self, vector: u16) {
@@ -113,6 +119,10 @@ impl Transport for InProcess {
         self.function.config_write(offset::DEVICE_CONTROL, pci::FUNCTION_RESET);
         self.set_up();
         Ok(())
+    }
+
+    fn is_gone(&self) -> bool {
+        false
     }
 
     fn threads(&self) -> Option<usize> {

@@ -176,3 +176,18 @@ def test_a_shape_that_inference_got_wrong_in_the_middle():
     y = layer.node("Conv", [y, layer.weights([4, 4, 1, 1], 0, np.float32(0.01))])
     model = layer.model(layer.dequantise(layer.quantise(y, codes), codes)).SerializeToString()
     compare(sessions.by_name(model), sessions.cpu(model), {"x": layer.input(codes)})
+
+
+@pytest.mark.parametrize("padding", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("kind", ["Conv", "AveragePool"])
+def test_steps_wider_than_the_window_with_automatic_padding(kind, padding):
+    """The CPU's pools take the padding for negative then, and its convolutions for none."""
+    layer = Layer(np.random.default_rng(3), [1, 4, 9, 12])
+    codes = (np.float32(0.02), 7)
+    inputs = [layer.dequantise(layer.quantise("x", codes), codes)]
+    if kind == "Conv":
+        inputs.append(layer.weights([4, 4, 2, 1], 0, np.float32(0.01)))
+    y = layer.quantise(layer.node(kind, inputs, kernel_shape=[2, 1], strides=[4, 3], auto_pad=padding), codes)
+    y = layer.node("Conv", [layer.dequantise(y, codes), layer.weights([4, 4, 1, 1], 0, np.float32(0.01))])
+    model = layer.model(layer.dequantise(layer.quantise(y, codes), codes)).SerializeToString()
+    compare(sessions.by_name(model), sessions.cpu(model), {"x": layer.input(codes)})

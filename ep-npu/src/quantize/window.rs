@@ -12,6 +12,8 @@ pub struct WindowSpec {
     dilations: [usize; 2],
     padding: Padding,
     ceil: bool,
+    /// Whether it is a pool's, not a convolution's.
+    is_pool: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -40,6 +42,7 @@ pub struct Placed {
 impl WindowSpec {
     /// Reads the attributes of `node`; `kernel` is what the weights say, for a convolution.
     pub fn read(node: &Node, kernel: Option<[usize; 2]>) -> Result<Self, Refusal> {
+        let is_pool = kernel.is_none();
         let given = pair(node, "kernel_shape", 1)?;
         let kernel = match (kernel, given) {
             (Some(kernel), Some(given)) if kernel != given => {
@@ -67,7 +70,7 @@ impl WindowSpec {
             );
         }
         let ceil = node.int("ceil_mode").unwrap_or(0) != 0;
-        Ok(Self { kernel, strides, dilations, padding, ceil })
+        Ok(Self { kernel, strides, dilations, padding, ceil, is_pool })
     }
 
     /// Elements that a window covers.
@@ -107,7 +110,15 @@ impl WindowSpec {
         let (kernel, stride) = (self.kernel[axis], self.strides[axis]);
         let dilation = self.dilations[axis];
         let reach = (kernel - 1) * dilation + 1;
-        let same = || ((len.div_ceil(stride).max(1) - 1) * stride + reach).saturating_sub(len);
+        let covered = (len.div_ceil(stride).max(1) - 1) * stride + reach;
+        let same = || covered.saturating_sub(len);
+        if self.is_pool && covered < len && !matches!(self.padding, Padding::Explicit(_)) {
+            // There the CPU's padding is negative: its average crops, its maximum fails.
+            return refuse!(
+                ATTRIBUTE,
+                "{node} has auto_pad SAME, and windows of {reach} by steps of {stride} leave some of {len} out; give explicit pads"
+            );
+        }
         let (before, after) = match self.padding {
             Padding::Explicit(pads) => (pads[axis], pads[axis + 2]),
             Padding::SameUpper => (same() / 2, same() - same() / 2),

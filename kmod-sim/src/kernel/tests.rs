@@ -5,6 +5,7 @@
 
 mod conv;
 mod elementwise;
+mod far;
 mod machine;
 mod pool;
 

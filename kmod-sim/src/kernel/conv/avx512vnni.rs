@@ -220,10 +220,8 @@ impl Plan {
         let first_panel = chunk % self.chunks_of_panels() * self.panels_a_chunk;
         let stage = Stage::new(&job.problem.stage);
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
-            // Tiles differ by one pixel at most.
-            let (start, end) =
-                (tile * job.pixels / self.tiles, (tile + 1) * job.pixels / self.tiles);
-            let pixels = Pixels::new(job, start, end - start);
+            let (start, count) = span(tile, self.tiles, job.pixels);
+            let pixels = Pixels::new(job, start, count);
             for panel in first_panel..(first_panel + self.panels_a_chunk).min(self.panels) {
                 let group = panel / self.panels_a_group;
                 let mut block = panel % self.panels_a_group * self.blocks_a_panel;
@@ -242,6 +240,14 @@ impl Plan {
             }
         }
     }
+}
+
+/// First pixel of `tile` of `tiles`, and how many it has: tiles differ by one pixel at most.
+///
+/// Without a product of the two, which overflows where a hostile program has 2^40 pixels.
+fn span(tile: i64, tiles: i64, pixels: i64) -> (i64, i64) {
+    let (each, over) = (pixels / tiles, pixels % tiles);
+    (tile * each + tile.min(over), each + i64::from(tile < over))
 }
 
 /// Kernels by log2 of blocks and by pixels less one.
@@ -455,6 +461,29 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
             let bytes = _mm512_cvtepi32_epi8(codes);
             // SAFETY: the real lanes of a pixel of the output.
             unsafe { store_16(pixels.out[r].wrapping_offset(at), mask, bytes) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_every_pixel_once_however_many_there_are() {
+        for pixels in [1, 13, 14, 15, 1000, 12_345, (1 << 40) + 5, 1 << 48] {
+            let most = i64::try_from(MOST_PIXELS).unwrap();
+            let tiles = (pixels + most - 1) / most;
+            for tile in [0, 1, tiles / 3, tiles / 2, tiles - 2, tiles - 1] {
+                if !(0..tiles).contains(&tile) {
+                    continue;
+                }
+                let (start, count) = span(tile, tiles, pixels);
+                assert!((1..=most).contains(&count), "{count} pixels in tile {tile} of {pixels}");
+                let next = if tile + 1 < tiles { span(tile + 1, tiles, pixels).0 } else { pixels };
+                assert_eq!(start + count, next, "tile {tile} of {pixels}");
+                assert!(tile > 0 || start == 0);
+            }
         }
     }
 }

@@ -131,7 +131,7 @@ impl Pci {
 
     /// A read of BAR2.
     pub(crate) fn read_bar2(&self, offset: u32) -> u32 {
-        if !offset.is_multiple_of(4) {
+        if !offset.is_multiple_of(4) || offset >= BAR2_BYTES {
             return 0;
         }
         if offset >= offset::PENDING {
@@ -244,6 +244,16 @@ mod tests {
         assert_eq!(pci.read_bar2(offset::PENDING + 4), 0);
         assert!(pci.raise(33));
         assert!(!pci.raise(40), "there is no such vector");
+    }
+
+    #[test]
+    fn accesses_behind_the_end_of_bar2_read_zero_and_write_nothing() {
+        let mut pci = Pci::new(128);
+        assert!(!pci.raise(0));
+        for offset in [BAR2_BYTES, BAR2_BYTES + offset::PENDING, 0x2000_0800, u32::MAX - 3] {
+            assert_eq!(pci.read_bar2(offset), 0, "{offset:#x}");
+            assert_eq!(pci.write_bar2(offset, 1), Effect::Nothing);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! 0    ContainerHeader, 64 bytes; its hash covers the whole file, itself taken as zeros
 //! 64   `sections` x SectionEntry, 32 bytes each
-//! ..   section data, each at a multiple of 64, zeros between
+//! ..   section data in the table's order, each at a multiple of 64, zeros between
 //! ```
 //!
 //! A reader takes any minor version of its major one: older files lack sections, newer ones have
@@ -11,6 +11,7 @@
 
 use crate::addr::SlotId;
 use crate::image::{Image, ImageError};
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem::offset_of;
@@ -237,14 +238,18 @@ impl Container {
         let (entries, _) = <[SectionEntry]>::ref_from_prefix_with_elems(rest, count)
             .map_err(|_| malformed("the section table passes the end of the file"))?;
         let mut container = Self::default();
-        let mut seen = Vec::new();
+        let mut seen = BTreeSet::new();
+        // Sections lie in the order of their table, so that what is read is no larger than the file.
+        let mut free = (size_of::<ContainerHeader>() + size_of_val(entries)) as u64;
         for entry in entries {
             let bytes = section_bytes(file, entry)?;
-            let once = (entry.kind, entry.slot);
-            if seen.contains(&once) {
+            if entry.offset < free {
+                return Err(malformed("a section overlaps what is before it"));
+            }
+            free = entry.offset + entry.len;
+            if !seen.insert((entry.kind, entry.slot)) {
                 return Err(malformed("a section is there twice"));
             }
-            seen.push(once);
             container.take(entry, bytes, header.minor)?;
         }
         match seen.contains(&(section::IMAGE, SlotId(0))) {
@@ -462,6 +467,30 @@ mod tests {
         file[6] = 1;
         let read = Container::from_bytes(&rehash(file)).unwrap();
         assert_eq!(read, Container { names: Vec::new(), ..container() });
+    }
+
+    /// `file` with word `at` of entry `index` of its section table changed.
+    fn with_entry(mut file: Vec<u8>, index: usize, at: usize, value: u64) -> Vec<u8> {
+        let at = 64 + index * size_of::<SectionEntry>() + at;
+        file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        rehash(file)
+    }
+
+    #[test]
+    fn sections_that_share_bytes_are_refused_before_they_are_copied() {
+        let twice = Container {
+            constants: alloc::vec![(SlotId(0), alloc::vec![7; 100]), (SlotId(1), Vec::new())],
+            ..container()
+        };
+        let file = twice.to_bytes();
+        let (offset, len) = (offset_of!(SectionEntry, offset), offset_of!(SectionEntry, len));
+        let (entry, _) = SectionEntry::read_from_prefix(&file[64 + 32..]).unwrap();
+        // The second constants are the first once more; then a section that is the table.
+        let file = with_entry(with_entry(file, 2, offset, entry.offset), 2, len, entry.len);
+        let error = Container::from_bytes(&file).unwrap_err();
+        assert_eq!(error, malformed("a section overlaps what is before it"));
+        let error = Container::from_bytes(&with_entry(container().to_bytes(), 0, offset, 64));
+        assert_eq!(error.unwrap_err(), malformed("a section overlaps what is before it"));
     }
 
     proptest! {

@@ -77,7 +77,17 @@ impl NodeProgram {
         let run =
             |workers: &dyn libnpu::Workers| self.executable.run(&inputs, &mut outputs, workers);
         let report = self.threads.with(api, context, run);
-        report.map(drop).map_err(|error| Failure::from_error(kind_of(&error), &error))
+        report.map(drop).map_err(|error| failure_of(&error))
+    }
+}
+
+fn failure_of(error: &RunError) -> Failure {
+    let failure = Failure::from_error(kind_of(error), error);
+    match error {
+        RunError::Device(libnpu::Error::Timeout(_)) => {
+            failure.within("NPU option `timeout_ms` sets how long a run may take")
+        }
+        _ => failure,
     }
 }
 

@@ -19,15 +19,16 @@ pub(super) struct Bound {
 #[derive(Debug)]
 struct Uploaded {
     buffer: Buffer,
-    // Keeps the device open, whose handle others get by the same string.
+    // Keeps the device open, so that nothing else gets its address.
     _device: Device,
 }
 
 /// What is uploaded, by device and content. Sessions of one model share their weights through it.
 static UPLOADED: Mutex<BTreeMap<Key, Weak<Uploaded>>> = Mutex::new(BTreeMap::new());
 
-/// Device string and SHA-256 of the content.
-type Key = (String, [u8; 32]);
+/// Which device, by the address of its transport, and SHA-256 of the content. A name would not do: in
+/// a forked child, or when a device has gone, the same name opens another.
+type Key = (usize, [u8; 32]);
 
 impl Bound {
     /// Packs, uploads and binds the constants of `compiled`.
@@ -56,7 +57,8 @@ impl Bound {
 }
 
 fn upload(device: &Device, bytes: &[u8]) -> Result<Arc<Uploaded>, libnpu::Error> {
-    let key = (device.name().to_owned(), Sha256::digest(bytes).into());
+    let device_address = Arc::as_ptr(device.transport()).cast::<()>().addr();
+    let key = (device_address, Sha256::digest(bytes).into());
     // Held over the upload, so that two sessions that start together upload once.
     let mut all = UPLOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(uploaded) = all.get(&key).and_then(Weak::upgrade) {

@@ -195,11 +195,11 @@ fn a_run_names_the_input_that_is_wrong() {
     };
     let codes = [0_u8; 8 * 16];
     assert!(matches!(run(&[]), RunError::Inputs { found: 0, want: 1 }));
-    let error = run(&[TensorRef::from_u8(&[1, 8, 4, 5], &codes)]);
-    assert_eq!(
-        error.to_string(),
-        "input `input1` has shape [1, 8, 4, 5], the model takes [batch, 8, 4, 4]"
-    );
+    for shape in [&[1, 7, 4, 4][..], &[8, 4, 4]] {
+        let error = run(&[TensorRef::from_u8(shape, &codes[..shape.iter().product()])]);
+        let want = format!("input `input1` has shape {shape:?}, the model takes [batch, 8, 4, 4]");
+        assert_eq!(error.to_string(), want);
+    }
     assert!(matches!(run(&[TensorRef::from_u8(&SHAPE, &codes[1..])]), RunError::Bytes { .. }));
     let floats = [0.0; 8 * 16];
     assert!(matches!(run(&[TensorRef::from_f32(&SHAPE, &floats)]), RunError::Element { .. }));

@@ -1,26 +1,64 @@
 //! What the whole-stack tests share: devices over every transport, and small programs built by hand.
 
+mod simulator;
+
+pub use simulator::Simulator;
+
 use libnpu::{Device, Error};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, End, Fill, Flags, Header, MatMul, Stage, opcode, record_bytes};
 use npu_uapi::image::{Image, SlotDecl, slot_kind};
 use std::time::Duration;
 
-/// The device strings that each test runs over.
-pub const DEVICES: &[&str] = &["sim", "sim:strict=1,macs=256,sram=512K"];
+/// The device options that each test runs with, over each transport.
+pub const OPTIONS: &[&str] = &["", "strict=1,macs=256,sram=512K"];
 
 /// A deadline far above what any step takes: a hang fails a test, it does not stop it.
 pub const HANG: Duration = Duration::from_secs(120);
 
-/// Runs `test` over every transport, on a device of its own.
+/// A way to a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// The device in this process.
+    Sim,
+    /// The device in a process of its own.
+    VfioUser,
+}
+
+/// Runs `test` with each of [`OPTIONS`], on a device of its own.
 ///
 /// # Panics
-/// Where `test` does, after it printed the device string.
-pub fn over_each(test: impl Fn(&Device) -> Result<(), Error>) {
-    for name in DEVICES {
-        let device = Device::open_private(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-        test(&device).unwrap_or_else(|error| panic!("{name}: {error}"));
+/// Where `test` does or fails, with the device string.
+pub fn over(way: Way, test: impl Fn(&Device) -> Result<(), Error>) {
+    for options in OPTIONS {
+        let server = (way == Way::VfioUser).then(|| Simulator::shared(options));
+        let name = match &server {
+            Some(server) => server.device(),
+            None => format!("sim:{options}"),
+        };
+        let device = Device::open_private(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        test(&device).unwrap_or_else(|error| panic!("{name} ({options}): {error}"));
     }
+}
+
+/// Makes tests of functions that take a device: `sim::NAME` and `vfio_user::NAME`, so that a run
+/// shows for each way to a device what passed.
+#[macro_export]
+macro_rules! over_each_transport {
+    ($($test:ident),+ $(,)?) => {
+        mod sim {
+            $(#[test]
+            fn $test() {
+                $crate::over($crate::Way::Sim, super::$test);
+            })+
+        }
+        mod vfio_user {
+            $(#[test]
+            fn $test() {
+                $crate::over($crate::Way::VfioUser, super::$test);
+            })+
+        }
+    };
 }
 
 /// The image of `commands`, END appended, on `slots` of `(kind, bytes)`.

@@ -1,61 +1,61 @@
 //! Memory that driver and device share.
 
 use libnpu::{Access, Caller, Device, Error, Memory};
-use npu_tests::{HANG, over_each};
+use npu_tests::{HANG, Way, over, over_each_transport};
 use npu_uapi::status::Status;
 
-#[test]
-fn buffers_of_many_sizes_are_apart_and_zeroed() {
-    over_each(|device| {
-        for _ in 0..2 {
-            let sizes = [0, 1, 63, 64, 65, 4096, 70_000, (2 << 20) + 1, 65 << 20];
-            let buffers =
-                sizes.iter().map(|&size| device.allocate(size)).collect::<Result<Vec<_>, _>>()?;
-            for (buffer, &size) in buffers.iter().zip(&sizes) {
-                assert_eq!((buffer.len(), buffer.iova().raw() % 64), (size, 0));
-                if size > 0 {
-                    let mut ends = [9; 2];
-                    buffer.read(0, &mut ends[..1])?;
-                    buffer.read(size - 1, &mut ends[1..])?;
-                    assert_eq!(ends, [0; 2]);
-                    buffer.write(0, &[0xee])?;
-                    buffer.write(size - 1, &[0xee])?;
-                }
-                let outside = buffer.write(size, &[1]).unwrap_err();
-                assert!(matches!(outside, Error::OutOfRange { .. }));
-            }
-        }
-        let error = device.allocate(usize::MAX).unwrap_err();
-        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
-        Ok(())
-    });
+over_each_transport! {
+    buffers_of_many_sizes_are_apart_and_zeroed,
+    copies_and_fills_of_any_size_and_alignment_move_exactly_their_bytes,
 }
 
-#[test]
-fn copies_and_fills_of_any_size_and_alignment_move_exactly_their_bytes() {
-    over_each(|device| {
-        let context = device.create_context()?;
-        let (from, to) = (device.allocate(20_000)?, device.allocate(20_000)?);
-        let pattern: Vec<u8> = (0..20_000_u32).map(|i| (i * 7 % 251) as u8).collect();
-        from.write(0, &pattern)?;
-        for (src, dst, len) in [(0, 0, 1), (1, 3, 63), (64, 64, 64), (5, 0, 4097), (17, 33, 15_000)]
-        {
-            context.fill(&Memory::from(&to), 0xc3)?.wait(&Caller, HANG)?;
-            let source = Memory::buffer(&from, src, len, Access::Read)?;
-            let target = Memory::buffer(&to, dst, len, Access::Write)?;
-            context.copy(&source, &target)?.wait(&Caller, HANG)?;
-            let [src, dst, len] = [src, dst, len].map(|x| usize::try_from(x).unwrap());
-            let mut want = vec![0xc3; 20_000];
-            want[dst..dst + len].copy_from_slice(&pattern[src..src + len]);
-            assert!(to.to_vec() == want, "{len} bytes from {src} to {dst}");
+fn buffers_of_many_sizes_are_apart_and_zeroed(device: &Device) -> Result<(), Error> {
+    for _ in 0..2 {
+        let sizes = [0, 1, 63, 64, 65, 4096, 70_000, (2 << 20) + 1, 65 << 20];
+        let buffers =
+            sizes.iter().map(|&size| device.allocate(size)).collect::<Result<Vec<_>, _>>()?;
+        for (buffer, &size) in buffers.iter().zip(&sizes) {
+            assert_eq!((buffer.len(), buffer.iova().raw() % 64), (size, 0));
+            if size > 0 {
+                let mut ends = [9; 2];
+                buffer.read(0, &mut ends[..1])?;
+                buffer.read(size - 1, &mut ends[1..])?;
+                assert_eq!(ends, [0; 2]);
+                buffer.write(0, &[0xee])?;
+                buffer.write(size - 1, &[0xee])?;
+            }
+            let outside = buffer.write(size, &[1]).unwrap_err();
+            assert!(matches!(outside, Error::OutOfRange { .. }));
         }
-        Ok(())
-    });
+    }
+    let error = device.allocate(usize::MAX).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    Ok(())
+}
+
+fn copies_and_fills_of_any_size_and_alignment_move_exactly_their_bytes(
+    device: &Device,
+) -> Result<(), Error> {
+    let context = device.create_context()?;
+    let (from, to) = (device.allocate(20_000)?, device.allocate(20_000)?);
+    let pattern: Vec<u8> = (0..20_000_u32).map(|i| (i * 7 % 251) as u8).collect();
+    from.write(0, &pattern)?;
+    for (src, dst, len) in [(0, 0, 1), (1, 3, 63), (64, 64, 64), (5, 0, 4097), (17, 33, 15_000)] {
+        context.fill(&Memory::from(&to), 0xc3)?.wait(&Caller, HANG)?;
+        let source = Memory::buffer(&from, src, len, Access::Read)?;
+        let target = Memory::buffer(&to, dst, len, Access::Write)?;
+        context.copy(&source, &target)?.wait(&Caller, HANG)?;
+        let [src, dst, len] = [src, dst, len].map(|x| usize::try_from(x).unwrap());
+        let mut want = vec![0xc3; 20_000];
+        want[dst..dst + len].copy_from_slice(&pattern[src..src + len]);
+        assert!(to.to_vec() == want, "{len} bytes from {src} to {dst}");
+    }
+    Ok(())
 }
 
 #[test]
 fn foreign_memory_is_used_in_place_and_let_go() {
-    over_each(|device| {
+    over(Way::Sim, |device| {
         let context = device.create_context()?;
         let mut memory = vec![0_u8; 5000];
         let start = memory.as_mut_ptr().wrapping_add(3);
@@ -75,7 +75,7 @@ fn foreign_memory_is_used_in_place_and_let_go() {
 
 #[test]
 fn foreign_memory_that_the_device_may_only_read_is_not_written() {
-    over_each(|device| {
+    over(Way::Sim, |device| {
         let context = device.create_context()?;
         let mut memory = vec![1_u8; 100];
         // SAFETY: the vector outlives the mapping and is not touched meanwhile.

@@ -5,13 +5,21 @@ use libnpu::{
     Access, Caller, Device, DmaMemory, Error, Loss, Memory, Transport, TransportError,
     TransportExt, Workers,
 };
-use npu_tests::{HANG, over_each};
+use npu_tests::{HANG, over_each_transport};
 use npu_uapi::addr::Iova;
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{self, AbiRange, FaultHead, HeartbeatLow, Kick, Magic, Scratch, state};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+over_each_transport! {
+    a_write_that_the_register_map_forbids_is_dropped_and_recorded,
+    a_masked_vector_is_held_back_until_it_is_unmasked,
+    a_reset_ends_contexts_and_jobs_and_the_device_starts_anew,
+    a_function_level_reset_under_the_driver_is_reported_and_recovered_from,
+    counters_count_what_was_done,
+}
 
 /// A device whose driver reads `value` at `offset` of BAR0, whatever is there.
 #[derive(Debug)]
@@ -119,99 +127,88 @@ fn device_strings_that_cannot_be_opened_say_what_to_write() {
     }
 }
 
-#[test]
-fn a_write_that_the_register_map_forbids_is_dropped_and_recorded() {
-    over_each(|device| {
-        let transport = device.transport();
-        let before = device.faults()?.len();
-        transport.write32(Magic::OFFSET, 0)?;
-        transport.write32(regs::Ctrl::OFFSET, 0xff00)?;
-        transport.write32(0x0ffc, 1)?;
-        let faults = device.faults()?;
-        let offsets: Vec<u64> = faults[before..].iter().map(|fault| fault.offset).collect();
-        assert_eq!(offsets, [0, 0x10, 0xffc]);
-        assert_eq!(transport.read::<Magic>()?.raw(), regs::MAGIC);
-        assert_eq!(transport.read32(Kick::OFFSET)?, 0);
-        assert_eq!(transport.read32(0x0ffc)?, 0);
-        device.create_context()?.nop()?.wait(&Caller, HANG)?;
-        Ok(())
-    });
+fn a_write_that_the_register_map_forbids_is_dropped_and_recorded(
+    device: &Device,
+) -> Result<(), Error> {
+    let transport = device.transport();
+    let before = device.faults()?.len();
+    transport.write32(Magic::OFFSET, 0)?;
+    transport.write32(regs::Ctrl::OFFSET, 0xff00)?;
+    transport.write32(0x0ffc, 1)?;
+    let faults = device.faults()?;
+    let offsets: Vec<u64> = faults[before..].iter().map(|fault| fault.offset).collect();
+    assert_eq!(offsets, [0, 0x10, 0xffc]);
+    assert_eq!(transport.read::<Magic>()?.raw(), regs::MAGIC);
+    assert_eq!(transport.read32(Kick::OFFSET)?, 0);
+    assert_eq!(transport.read32(0x0ffc)?, 0);
+    device.create_context()?.nop()?.wait(&Caller, HANG)?;
+    Ok(())
 }
 
-#[test]
-fn a_masked_vector_is_held_back_until_it_is_unmasked() {
+fn a_masked_vector_is_held_back_until_it_is_unmasked(device: &Device) -> Result<(), Error> {
     use kmod_sim::pci::{MSIX_ENABLE, MSIX_MASK_ALL, offset};
-    over_each(|device| {
-        let transport = device.transport();
-        transport.write(regs::IrqMask::default().with(regs::IrqMask::FAULT, true))?;
-        transport.write(regs::IrqStatus::from_raw(7))?;
-        transport.config_write(offset::MSIX, MSIX_ENABLE | MSIX_MASK_ALL)?;
-        let before = transport.interrupts(0);
-        transport.write32(0x0ffc, 0)?;
-        assert_eq!(transport.interrupts(0), before, "masked");
-        transport.config_write(offset::MSIX, MSIX_ENABLE)?;
-        assert_eq!(transport.interrupts(0), before + 1, "delivered late");
-        transport.write32(0x0ffc, 0)?;
-        assert_eq!(transport.interrupts(0), before + 1, "the cause is still pending");
-        transport.write(regs::IrqStatus::from_raw(7))?;
-        transport.write32(0x0ffc, 0)?;
-        assert_eq!(transport.interrupts(0), before + 2);
-        Ok(())
-    });
+    let transport = device.transport();
+    transport.write(regs::IrqMask::default().with(regs::IrqMask::FAULT, true))?;
+    transport.write(regs::IrqStatus::from_raw(7))?;
+    transport.config_write(offset::MSIX, MSIX_ENABLE | MSIX_MASK_ALL)?;
+    let before = transport.interrupts(0);
+    transport.write32(0x0ffc, 0)?;
+    assert_eq!(transport.interrupts(0), before, "masked");
+    transport.config_write(offset::MSIX, MSIX_ENABLE)?;
+    assert_eq!(transport.interrupts(0), before + 1, "delivered late");
+    transport.write32(0x0ffc, 0)?;
+    assert_eq!(transport.interrupts(0), before + 1, "the cause is still pending");
+    transport.write(regs::IrqStatus::from_raw(7))?;
+    transport.write32(0x0ffc, 0)?;
+    assert_eq!(transport.interrupts(0), before + 2);
+    Ok(())
 }
 
-#[test]
-fn a_reset_ends_contexts_and_jobs_and_the_device_starts_anew() {
-    over_each(|device| {
-        let context = device.create_context()?;
-        let job = context.nop()?;
-        let resets = device.transport().read::<regs::Status>()?.get(regs::Status::RESETS);
-        device.reset()?;
-        let after = device.transport().read::<regs::Status>()?;
-        assert_eq!(after.get(regs::Status::RESETS), (resets + 1) % 256);
-        assert_eq!(after.get(regs::Status::STATE), state::READY);
-        let error = job.wait(&Caller, HANG).unwrap_err();
-        assert!(matches!(error, Error::Lost { why: Loss::Reset, .. }), "{error}");
-        let error = context.nop().unwrap_err();
-        assert!(matches!(error, Error::Lost { why: Loss::Reset, .. }), "{error}");
-        assert_eq!(device.counters()?.jobs, 0);
-        device.create_context()?.nop()?.wait(&Caller, HANG)?;
-        Ok(())
-    });
+fn a_reset_ends_contexts_and_jobs_and_the_device_starts_anew(device: &Device) -> Result<(), Error> {
+    let context = device.create_context()?;
+    let job = context.nop()?;
+    let resets = device.transport().read::<regs::Status>()?.get(regs::Status::RESETS);
+    device.reset()?;
+    let after = device.transport().read::<regs::Status>()?;
+    assert_eq!(after.get(regs::Status::RESETS), (resets + 1) % 256);
+    assert_eq!(after.get(regs::Status::STATE), state::READY);
+    let error = job.wait(&Caller, HANG).unwrap_err();
+    assert!(matches!(error, Error::Lost { why: Loss::Reset, .. }), "{error}");
+    let error = context.nop().unwrap_err();
+    assert!(matches!(error, Error::Lost { why: Loss::Reset, .. }), "{error}");
+    assert_eq!(device.counters()?.jobs, 0);
+    device.create_context()?.nop()?.wait(&Caller, HANG)?;
+    Ok(())
 }
 
-#[test]
-fn a_function_level_reset_under_the_driver_is_reported_and_recovered_from() {
-    over_each(|device| {
-        let context = device.create_context()?;
-        device.transport().reset()?;
-        let state = device.transport().read::<regs::Status>()?;
-        assert_eq!(state.get(regs::Status::STATE), state::RESET);
-        let error = context.nop()?.wait(&Caller, Duration::from_millis(20)).unwrap_err();
-        let Error::Timeout(stall) = &error else { panic!("{error}") };
-        assert_eq!((stall.state, stall.has_moved), (Some(state::RESET), false));
-        assert!(error.to_string().contains("reset the device"), "{error}");
-        device.reset()?;
-        device.create_context()?.nop()?.wait(&Caller, HANG)?;
-        Ok(())
-    });
+fn a_function_level_reset_under_the_driver_is_reported_and_recovered_from(
+    device: &Device,
+) -> Result<(), Error> {
+    let context = device.create_context()?;
+    device.transport().reset()?;
+    let state = device.transport().read::<regs::Status>()?;
+    assert_eq!(state.get(regs::Status::STATE), state::RESET);
+    let error = context.nop()?.wait(&Caller, Duration::from_millis(20)).unwrap_err();
+    let Error::Timeout(stall) = &error else { panic!("{error}") };
+    assert_eq!((stall.state, stall.has_moved), (Some(state::RESET), false));
+    assert!(error.to_string().contains("reset the device"), "{error}");
+    device.reset()?;
+    device.create_context()?.nop()?.wait(&Caller, HANG)?;
+    Ok(())
 }
 
-#[test]
-fn counters_count_what_was_done() {
-    over_each(|device| {
-        let (context, buffer) = (device.create_context()?, device.allocate(4096)?);
-        let before = device.counters()?;
-        let beat = device.transport().read::<HeartbeatLow>()?.raw();
-        context.fill(&Memory::from(&buffer), 3)?.wait(&Caller, HANG)?;
-        let stamp = context.timestamp()?.wait(&Caller, HANG)?;
-        let after = device.counters()?;
-        assert_eq!((after.jobs - before.jobs, after.commands - before.commands), (1, 1));
-        assert_eq!(after.dram_written - before.dram_written, 4096);
-        assert_eq!(stamp.cycles, after.cycles);
-        assert!(after.cycles > before.cycles);
-        assert_ne!(device.transport().read::<HeartbeatLow>()?.raw(), beat);
-        assert_eq!(device.transport().read::<FaultHead>()?.raw(), 0);
-        Ok(())
-    });
+fn counters_count_what_was_done(device: &Device) -> Result<(), Error> {
+    let (context, buffer) = (device.create_context()?, device.allocate(4096)?);
+    let before = device.counters()?;
+    let beat = device.transport().read::<HeartbeatLow>()?.raw();
+    context.fill(&Memory::from(&buffer), 3)?.wait(&Caller, HANG)?;
+    let stamp = context.timestamp()?.wait(&Caller, HANG)?;
+    let after = device.counters()?;
+    assert_eq!((after.jobs - before.jobs, after.commands - before.commands), (1, 1));
+    assert_eq!(after.dram_written - before.dram_written, 4096);
+    assert_eq!(stamp.cycles, after.cycles);
+    assert!(after.cycles > before.cycles);
+    assert_ne!(device.transport().read::<HeartbeatLow>()?.raw(), beat);
+    assert_eq!(device.transport().read::<FaultHead>()?.raw(), 0);
+    Ok(())
 }

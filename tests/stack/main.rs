@@ -12,4 +12,6 @@ mod guarded;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
+mod process;
+#[cfg(test)]
 mod queue;

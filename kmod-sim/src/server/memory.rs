@@ -129,6 +129,21 @@ impl ClientMemory {
         inside.into_iter().try_for_each(|at| self.end(at))
     }
 
+    /// How many mappings there are.
+    #[cfg(test)]
+    pub(crate) fn ranges(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// What holds between any two commands.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        let ends = self.ranges.values().map(|range| range.last);
+        assert!(ends.zip(self.ranges.keys().skip(1)).all(|(last, &next)| last < next));
+        let mapped = self.ranges.values().filter_map(|range| range.mapping.as_ref());
+        assert_eq!(mapped.map(|mapping| mapping.len() as u64).sum::<u64>(), self.mapped_bytes);
+    }
+
     /// Ends the mapping at `at`.
     fn end(&mut self, at: u64) -> Result<(), Refusal> {
         let Some(range) = self.ranges.get(&at) else { return Ok(()) };

@@ -180,3 +180,290 @@ fn check_capabilities(data: &[u8]) -> Result<(), Refusal> {
     // The replies here are small, and no command comes with descriptors: limits of the client do not bind.
     if json.is_object() { Ok(()) } else { Err(Refusal::invalid("version data are no object")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use arbitrary::Unstructured;
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::eventfd::EventFd;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use npu_uapi::addr::Iova;
+    use npu_uapi::regs::MAGIC;
+    use npu_uapi::vfio_user::{Header, IrqSet, dma_map_flags, dma_unmap_flags, irq_set as set};
+    use npu_uapi::workers::Caller;
+    use std::os::fd::OwnedFd;
+
+    fn new() -> Session {
+        let config = Config::parse("sram=0").unwrap();
+        Session::new(Arc::new(Function::new(config).unwrap()))
+    }
+
+    fn message(command: u16, body: &[u8], fds: Vec<OwnedFd>) -> Message {
+        let header = Header::command(1, command, body.len()).unwrap();
+        Message { header, body: body.to_vec(), fds, has_lost_fds: false }
+    }
+
+    fn open() -> Session {
+        let mut session = new();
+        session.answer(message(command::VERSION, &[0; 4], Vec::new())).unwrap();
+        session
+    }
+
+    fn memfd(bytes: i64, is_sealed: bool) -> OwnedFd {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(c"test", flags).unwrap();
+        nix::unistd::ftruncate(&file, bytes).unwrap();
+        if is_sealed {
+            fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        }
+        file
+    }
+
+    fn eventfd() -> (EventFd, OwnedFd) {
+        let ours = EventFd::new().unwrap();
+        let theirs = std::os::fd::AsFd::as_fd(&ours).try_clone_to_owned().unwrap();
+        (ours, theirs)
+    }
+
+    fn map(session: &mut Session, at: u64, size: u64, fds: Vec<OwnedFd>) -> Result<(), u32> {
+        let flags = dma_map_flags::READ | dma_map_flags::WRITE;
+        let request = DmaMap { argsz: 32, flags, offset: 0, address: Iova::new(at), size };
+        let answer = session.answer(message(command::DMA_MAP, request.as_bytes(), fds));
+        answer.map(|_| ()).map_err(|refusal| refusal.errno)
+    }
+
+    fn unmap(session: &mut Session, flags: u32, at: u64, size: u64) -> Result<(), u32> {
+        let request = DmaUnmap { argsz: 24, flags, address: Iova::new(at), size };
+        let answer = session.answer(message(command::DMA_UNMAP, request.as_bytes(), Vec::new()));
+        answer.map(|body| assert_eq!(body, request.as_bytes())).map_err(|refusal| refusal.errno)
+    }
+
+    fn set_irqs(session: &mut Session, request: IrqSet, fds: Vec<OwnedFd>) -> Result<(), u32> {
+        let answer = session.answer(message(command::DEVICE_SET_IRQS, request.as_bytes(), fds));
+        answer.map(|_| ()).map_err(|refusal| refusal.errno)
+    }
+
+    fn magic(session: &mut Session) -> Vec<u8> {
+        let access = RegionAccess { offset: 0, region: region::BAR0, count: 4 };
+        let reply = session.answer(message(command::REGION_READ, access.as_bytes(), Vec::new()));
+        reply.unwrap()[16..].to_vec()
+    }
+
+    #[test]
+    fn the_version_comes_first_and_once_and_its_data_are_json_with_a_nul() {
+        let mut session = new();
+        let refused = session.answer(message(command::DEVICE_RESET, &[], Vec::new())).unwrap_err();
+        assert_eq!(refused.errno, errno::EPERM);
+        let bad: [&[u8]; 7] = [
+            b"",
+            b"\0\0",
+            b"\x01\0\0\0{}\0",
+            b"\0\0\x01\0{}",
+            b"\0\0\x01\0{\0",
+            b"\0\0\x01\0[]\0",
+            b"\0\0\x01\0{}\0\0",
+        ];
+        for body in bad {
+            let refused = session.answer(message(command::VERSION, body, Vec::new())).unwrap_err();
+            assert_eq!(refused.errno, errno::EINVAL, "{body:?}");
+        }
+        let good = message(command::VERSION, b"\0\0\x09\0{\"capabilities\":{}}\0", Vec::new());
+        let reply = session.answer(good).unwrap();
+        assert_eq!(&reply[..4], [0, 0, 1, 0], "no newer than ours");
+        assert_eq!(reply.last(), Some(&0));
+        let again = message(command::VERSION, &[0; 4], Vec::new());
+        assert_eq!(session.answer(again).unwrap_err().errno, errno::EINVAL);
+        assert_eq!(magic(&mut session), MAGIC.to_le_bytes());
+    }
+
+    #[test]
+    fn unmapping_ends_whole_mappings_only() {
+        let mut session = open();
+        let file = || vec![memfd(0x3000, true)];
+        map(&mut session, 0x10_0000, 0x3000, file()).unwrap();
+        map(&mut session, 0x20_0000, 0x1000, Vec::new()).unwrap();
+        for (at, size) in [(0x10_0000, 0x1000), (0xf_f000, 0x2000), (0x10_2000, 0x1000)] {
+            assert_eq!(map(&mut session, at, size, file()), Err(errno::EEXIST), "{at:#x}");
+            assert_eq!(unmap(&mut session, 0, at, size), Err(errno::EINVAL), "{at:#x}");
+        }
+        unmap(&mut session, 0, 0x30_0000, 0x1000).unwrap();
+        unmap(&mut session, 0, 1 << 63, 1 << 63).unwrap();
+        assert_eq!(unmap(&mut session, 0, 1 << 63, (1 << 63) + 1), Err(errno::EINVAL));
+        assert_eq!(session.memory.ranges(), 2);
+        unmap(&mut session, 0, 0, 1 << 21 | 0x1000).unwrap();
+        assert_eq!(session.memory.ranges(), 0);
+        let last_page = 0_u64.wrapping_sub(0x1000);
+        // The device has no number for the end of such a range.
+        assert_eq!(map(&mut session, last_page, 0x1000, file()), Err(errno::EINVAL));
+        map(&mut session, last_page, 0x1000, Vec::new()).unwrap();
+        assert_eq!(unmap(&mut session, dma_unmap_flags::ALL, 0, 1), Err(errno::EINVAL));
+        unmap(&mut session, dma_unmap_flags::ALL, 0, 0).unwrap();
+        assert_eq!(session.memory.ranges(), 0);
+    }
+
+    #[test]
+    fn memory_that_could_go_away_or_is_not_there_is_refused() {
+        let mut session = open();
+        let (_ours, eventfd) = eventfd();
+        assert_eq!(map(&mut session, 0, 0x1000, vec![memfd(0x1000, false)]), Err(errno::EACCES));
+        assert_eq!(map(&mut session, 0, 0x2000, vec![memfd(0x1000, true)]), Err(errno::EINVAL));
+        assert_eq!(map(&mut session, 0, 0x1000, vec![eventfd]), Err(errno::EBADF));
+        let two = vec![memfd(0x1000, true), memfd(0x1000, true)];
+        assert_eq!(map(&mut session, 0, 0x1000, two), Err(errno::EINVAL));
+        for (at, size) in [(0, 0), (1, 0x1000), (0, 0xfff), (1 << 63, 1 << 63 | 0x1000)] {
+            assert_eq!(map(&mut session, at, size, Vec::new()), Err(errno::EINVAL), "{at:#x}");
+        }
+        let large = vec![memfd(1 << 41, true)];
+        assert_eq!(map(&mut session, 0, 1 << 41, large), Err(errno::ENOSPC));
+        assert_eq!(session.memory.ranges(), 0);
+        map(&mut session, 0, 0x1000, vec![memfd(0x1000, true)]).unwrap();
+    }
+
+    #[test]
+    fn an_eventfd_is_woken_by_its_vector_until_it_is_taken_away() {
+        let mut session = open();
+        let msix =
+            |flags, start, count| IrqSet { argsz: 20, flags, index: irq::MSIX, start, count };
+        let assign = set::DATA_EVENTFD | set::TRIGGER;
+        let (event, fd) = eventfd();
+        set_irqs(&mut session, msix(assign, 1, 1), vec![fd]).unwrap();
+        set_irqs(&mut session, msix(set::DATA_NONE | set::TRIGGER, 0, 2), Vec::new()).unwrap();
+        assert_eq!(event.read(), Ok(1));
+        // The eventfd of the first vector is set with the cause already pending.
+        let write = |session: &mut Session, offset: u64, value: u32| {
+            let access = RegionAccess { offset, region: region::BAR0, count: 4 };
+            let body = [access.as_bytes(), value.as_bytes()].concat();
+            session.answer(message(command::REGION_WRITE, &body, Vec::new())).unwrap();
+        };
+        write(&mut session, 0x64, 2);
+        write(&mut session, 0x0, 1);
+        let (first, fd) = eventfd();
+        set_irqs(&mut session, msix(assign, 0, 1), vec![fd]).unwrap();
+        assert_eq!(first.read(), Ok(1));
+        set_irqs(&mut session, msix(set::DATA_NONE | set::TRIGGER, 0, 0), Vec::new()).unwrap();
+        set_irqs(&mut session, msix(set::DATA_NONE | set::TRIGGER, 1, 1), Vec::new()).unwrap();
+        assert!(event.read().is_err(), "it would wait");
+    }
+
+    #[test]
+    fn nonsense_about_interrupts_is_refused() {
+        let mut session = open();
+        let fd = || eventfd().1;
+        let request = |flags, index, start, count| IrqSet { argsz: 20, flags, index, start, count };
+        let assign = set::DATA_EVENTFD | set::TRIGGER;
+        let cases = [
+            (request(assign, irq::MSIX, 0, 2), vec![fd()], errno::EINVAL),
+            (request(assign, irq::MSIX, 0, 0), vec![], errno::EINVAL),
+            (request(assign, irq::MSIX, 0, u32::MAX), vec![fd()], errno::EINVAL),
+            (request(assign, irq::MSIX, u32::MAX, 1), vec![fd()], errno::EINVAL),
+            (request(assign, irq::MSIX, u32::MAX, 0), vec![], errno::EINVAL),
+            (request(assign, 0, 0, 1), vec![fd()], errno::EINVAL),
+            (request(assign, irq::COUNT, 0, 1), vec![fd()], errno::EINVAL),
+            (request(assign, irq::MSIX, 0, 1), vec![memfd(8, true)], errno::EBADF),
+            (request(set::TRIGGER, irq::MSIX, 0, 1), vec![], errno::EINVAL),
+            (request(set::DATA_NONE, irq::MSIX, 0, 1), vec![], errno::EINVAL),
+            (request(assign | set::DATA_NONE, irq::MSIX, 0, 1), vec![fd()], errno::EINVAL),
+            (request(assign | set::MASK, irq::MSIX, 0, 1), vec![fd()], errno::EINVAL),
+            (request(assign | 64, irq::MSIX, 0, 1), vec![fd()], errno::EINVAL),
+            (request(set::DATA_NONE | set::TRIGGER, irq::MSIX, 0, 1), vec![fd()], errno::EINVAL),
+            (request(set::DATA_BOOL | set::TRIGGER, irq::MSIX, 0, 1), vec![], errno::EINVAL),
+            (request(set::DATA_NONE | set::MASK, irq::MSIX, 0, 1), vec![], errno::ENOTSUP),
+            (IrqSet { argsz: 19, ..request(assign, irq::MSIX, 0, 1) }, vec![fd()], errno::EINVAL),
+        ];
+        for (request, fds, expected) in cases {
+            assert_eq!(set_irqs(&mut session, request, fds), Err(expected), "{request:?}");
+        }
+        set_irqs(&mut session, request(set::DATA_NONE | set::TRIGGER, 0, 0, 0), vec![]).unwrap();
+    }
+
+    /// A body that is near to one that makes sense, so that the checks behind the first are reached.
+    fn arbitrary_message(u: &mut Unstructured<'_>) -> arbitrary::Result<Message> {
+        let page = |u: &mut Unstructured<'_>| Ok(u64::from(u.int_in_range(0..=7_u8)?) << 12);
+        let number = |u: &mut Unstructured<'_>| match u.int_in_range(0..=5)? {
+            0 => u.arbitrary::<u32>(),
+            _ => u.int_in_range(0..=40),
+        };
+        let command = u.int_in_range(0..=17)?;
+        let mut body = match command {
+            command::VERSION => b"\0\0\x01\0{\"capabilities\":{}}\0".to_vec(),
+            command::DMA_MAP => {
+                let (address, size) = (Iova::new(page(u)?), page(u)?);
+                let (flags, offset) = (u.int_in_range(0..=4)?, page(u)?);
+                DmaMap { argsz: 32, flags, offset, address, size }.as_bytes().to_vec()
+            }
+            command::DMA_UNMAP => {
+                let (address, size) = (Iova::new(page(u)?), page(u)?);
+                DmaUnmap { argsz: 24, flags: u.int_in_range(0..=3)?, address, size }
+                    .as_bytes()
+                    .to_vec()
+            }
+            command::DEVICE_SET_IRQS => {
+                let (kind, action) = (1 << u.int_in_range(0..=2)?, 1 << u.int_in_range(3..=5)?);
+                let (index, start, count) = (u.int_in_range(1..=3)?, number(u)?, number(u)?);
+                IrqSet { argsz: 20, flags: kind | action, index, start, count }.as_bytes().to_vec()
+            }
+            command::REGION_READ | command::REGION_WRITE => {
+                let region = *u.choose(&[region::BAR0, region::BAR2, region::CONFIG, 1])?;
+                let offset = u64::from(number(u)?) * 4;
+                let access = RegionAccess { offset, region, count: number(u)? };
+                let mut body = access.as_bytes().to_vec();
+                if command == command::REGION_WRITE {
+                    let len = usize::try_from(access.count % 256).unwrap();
+                    let value =
+                        if u.ratio(1, 2)? { u.arbitrary()? } else { 1 << u.int_in_range(0..=7)? };
+                    body.extend((0..len).map(|at| if at % 4 == 0 { value } else { 0 }));
+                }
+                body
+            }
+            command::DEVICE_RESET => Vec::new(),
+            _ => vec![0; u.int_in_range(0..=40)?],
+        };
+        if u.ratio(1, 8)? {
+            body.resize(u.int_in_range(0..=64)?, 0xff);
+        }
+        if u.ratio(1, 8)? && !body.is_empty() {
+            let at = u.choose_index(body.len())?;
+            body[at] = u.arbitrary()?;
+        }
+        let fds = if u.ratio(1, 2)? {
+            let count = u.int_in_range(1..=2)?;
+            let kind = u.int_in_range(0..=4_u8)?;
+            let one = |_| match kind {
+                0 => memfd(0x4000, false),
+                1 | 2 => memfd(0x4000, true),
+                _ => eventfd().1,
+            };
+            (0..count).map(one).collect()
+        } else {
+            Vec::new()
+        };
+        let mut message = message(command, &body, fds);
+        message.has_lost_fds = u.ratio(1, 32)?;
+        message.header.flags = if u.ratio(1, 16)? { u.arbitrary()? } else { 0 };
+        Ok(message)
+    }
+
+    #[test]
+    fn no_sequence_of_messages_breaks_a_session() {
+        arbtest::arbtest(|u| {
+            let mut session = new();
+            for _ in 0..u.int_in_range(0..=30)? {
+                if let Err(refusal) = session.answer(arbitrary_message(u)?) {
+                    assert_ne!(refusal.errno, 0, "zero would say success");
+                }
+                session.function.drive(&Caller);
+                session.memory.check();
+            }
+            if !session.is_open {
+                session.answer(message(command::VERSION, &[0; 4], Vec::new())).unwrap();
+            }
+            assert_eq!(magic(&mut session), MAGIC.to_le_bytes());
+            unmap(&mut session, dma_unmap_flags::ALL, 0, 0).unwrap();
+            map(&mut session, 0, 0x1000, vec![memfd(0x1000, true)]).unwrap();
+            Ok(())
+        })
+        .budget_ms(2000);
+    }
+}

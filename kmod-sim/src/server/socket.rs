@@ -178,12 +178,13 @@ mod tests {
         let (watched, end) = UnixStream::pair().unwrap();
         let header = Header::command(3, command::DMA_MAP, 0).unwrap();
         send_with(&theirs, header.as_bytes(), &[end.as_raw_fd()]);
-        let message = receive(&ours).unwrap().unwrap();
-        assert_eq!((message.fds.len(), message.has_lost_fds), (1, false));
+        let one = receive(&ours).unwrap().unwrap();
+        assert_eq!((one.fds.len(), one.has_lost_fds), (1, false));
         send_with(&theirs, header.as_bytes(), &[end.as_raw_fd(); 40]);
-        let message = receive(&ours).unwrap().unwrap();
-        assert_eq!((message.fds.len(), message.has_lost_fds), (MAX_FDS, true));
-        drop((end, message));
+        let many = receive(&ours).unwrap().unwrap();
+        assert_eq!((many.fds.len(), many.has_lost_fds), (MAX_FDS, true));
+        drop((end, one, many));
+        watched.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
         // Only when every copy is closed does the other end see the end of the stream.
         assert_eq!(std::io::Read::read(&mut &watched, &mut [0]).unwrap(), 0);
     }

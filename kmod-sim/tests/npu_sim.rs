@@ -226,6 +226,9 @@ fn each_client_has_a_device_of_its_own() {
     check_good(&one);
 }
 
+/// What it is, command, body, descriptors, and the error number that it gets.
+type Case = (&'static str, u16, Vec<u8>, Vec<RawFd>, u32);
+
 #[test]
 fn malformed_messages_are_refused_by_number_and_the_client_goes_on() {
     let sim = Sim::start("malformed", &[]);
@@ -246,7 +249,7 @@ fn malformed_messages_are_refused_by_number_and_the_client_goes_on() {
     let client = sim.client();
     client.map(0x10_0000, 8192, &file).unwrap();
     let long = [access(region::BAR0, 0, 4), vec![0; 5]].concat();
-    let cases: Vec<(&str, u16, Vec<u8>, Vec<RawFd>, u32)> = vec![
+    let cases: Vec<Case> = vec![
         ("version twice", command::VERSION, vec![0; 4], vec![], errno::EINVAL),
         ("unknown command", 77, vec![1; 300], vec![], errno::ENOTSUP),
         ("command zero", 0, vec![], vec![], errno::ENOTSUP),

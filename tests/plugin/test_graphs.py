@@ -171,7 +171,8 @@ def test_a_shape_that_inference_got_wrong_in_the_middle():
     layer = Layer(np.random.default_rng(2), [1, 4, 5, 5])
     codes = (np.float32(0.02), 7)
     before = layer.dequantise(layer.quantise("x", codes), codes)
-    y = layer.node("AveragePool", [before], kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1)
+    refused = {"ceil_mode": 1, "count_include_pad": 1}
+    y = layer.node("AveragePool", [before], kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 1, 1], **refused)
     y = layer.dequantise(layer.quantise(y, codes), codes)
     y = layer.node("Conv", [y, layer.weights([4, 4, 1, 1], 0, np.float32(0.01))])
     model = layer.model(layer.dequantise(layer.quantise(y, codes), codes)).SerializeToString()
@@ -191,3 +192,19 @@ def test_steps_wider_than_the_window_with_automatic_padding(kind, padding):
     y = layer.node("Conv", [layer.dequantise(y, codes), layer.weights([4, 4, 1, 1], 0, np.float32(0.01))])
     model = layer.model(layer.dequantise(layer.quantise(y, codes), codes)).SerializeToString()
     compare(sessions.by_name(model), sessions.cpu(model), {"x": layer.input(codes)})
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_last_window_that_is_cut_off(seed, kind):
+    layer = Layer(np.random.default_rng([seed, 101]), [2, 5, 7 + seed % 5, 11])
+    codes = layer.codes(0.02)
+    kernel, strides = layer.random.integers(1, 5, 2), layer.random.integers(1, 5, 2)
+    pads = [int(layer.random.integers(k)) for k in [*kernel, *kernel]]
+    attributes = {"kernel_shape": kernel.tolist(), "strides": strides.tolist(), "pads": pads, "ceil_mode": 1}
+    y = layer.node(kind, [layer.dequantise(layer.quantise("x", codes), codes)], **attributes)
+    result = codes if kind == "MaxPool" else layer.codes(0.02)
+    model = layer.model(layer.dequantise(layer.quantise(y, result), result)).SerializeToString()
+    npu = sessions.by_name(model)
+    sessions.assert_all_on_npu(npu)
+    compare(npu, sessions.cpu(model), {"x": layer.input(codes)})

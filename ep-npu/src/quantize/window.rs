@@ -14,6 +14,8 @@ pub struct WindowSpec {
     ceil: bool,
     /// Whether it is a pool's, not a convolution's.
     is_pool: bool,
+    /// Whether padding counts in a mean.
+    counts_padding: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -70,7 +72,8 @@ impl WindowSpec {
             );
         }
         let ceil = node.int("ceil_mode").unwrap_or(0) != 0;
-        Ok(Self { kernel, strides, dilations, padding, ceil, is_pool })
+        let counts_padding = node.int("count_include_pad").unwrap_or(0) != 0;
+        Ok(Self { kernel, strides, dilations, padding, ceil, is_pool, counts_padding })
     }
 
     /// Elements that a window covers.
@@ -119,7 +122,7 @@ impl WindowSpec {
                 "{node} has auto_pad SAME, and windows of {reach} by steps of {stride} leave some of {len} out; give explicit pads"
             );
         }
-        let (before, after) = match self.padding {
+        let (before, mut after) = match self.padding {
             Padding::Explicit(pads) => (pads[axis], pads[axis + 2]),
             Padding::SameUpper => (same() / 2, same() - same() / 2),
             Padding::SameLower => (same() - same() / 2, same() / 2),
@@ -136,11 +139,17 @@ impl WindowSpec {
                 "{node} has pads {before} and {after}, as wide as its window of {reach}; pads below that are taken"
             );
         }
-        if self.ceil && room % stride != 0 {
-            return refuse!(
-                ATTRIBUTE,
-                "{node} has ceil_mode 1 and a last window that is cut off; set ceil_mode 0"
-            );
+        let mut out = room / stride + 1;
+        // As on the CPU, the window that ceil_mode adds begins before the padding behind the input.
+        if self.ceil && room % stride != 0 && out * stride < len + before {
+            if self.counts_padding {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} has ceil_mode 1, count_include_pad 1 and a last window that is cut off; set one to 0"
+                );
+            }
+            after = out * stride + reach - len - before;
+            out += 1;
         }
         let narrow = |name: &str, value: usize| match u16::try_from(value) {
             Ok(value) => Ok(value),
@@ -152,7 +161,7 @@ impl WindowSpec {
             dilation: narrow("dilations", dilation)?,
             before: narrow("pads", before)?,
             after: narrow("pads", after)?,
-            out: room / stride + 1,
+            out,
         })
     }
 }

@@ -200,7 +200,8 @@ impl Function {
         let deadline = Instant::now() + UNMAP_PATIENCE;
         let range = (iova.raw(), len);
         let mut state = self.lock();
-        state.guest.check_mapped(iova, len)?;
+        // First, so that nothing new begins to use it, however fast the driver submits.
+        let mapping = state.guest.take(iova, len)?;
         while state.running.as_ref().is_some_and(|running| running.work.uses(range)) {
             if !state.end_running(Status::ABORTED) {
                 continue;
@@ -208,6 +209,7 @@ impl Function {
             self.abort.store(true, Ordering::Relaxed);
             let now = Instant::now();
             if now >= deadline {
+                state.guest.put_back(iova, mapping);
                 return Err(MapError::Busy { iova });
             }
             let waited = self.ended.wait_timeout(state, deadline - now);
@@ -217,7 +219,6 @@ impl Function {
         if state.running.as_ref().is_some_and(|running| running.end.is_some()) {
             self.abort.store(true, Ordering::Relaxed);
         }
-        state.guest.unmap(iova);
         Ok(())
     }
 

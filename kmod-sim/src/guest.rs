@@ -73,8 +73,9 @@ pub(crate) struct Unreachable {
     pub(crate) access: u8,
 }
 
+/// Host memory that the device may reach.
 #[derive(Clone, Copy, Debug)]
-struct Mapping {
+pub(crate) struct Mapping {
     host: NonNull<u8>,
     len: u64,
     access: u8,
@@ -107,33 +108,41 @@ impl Guest {
         let len = len as u64;
         let bad = MapError::Range { iova, len };
         let host = NonNull::new(host).ok_or(bad)?;
-        let end = iova.checked_add(len).ok_or(bad)?;
+        iova.checked_add(len).ok_or(bad)?;
         if len == 0 || isize::try_from(len).is_err() {
             return Err(bad);
         }
         if access == 0 || access & !(access::READ | access::WRITE) != 0 {
             return Err(MapError::Access { found: access });
         }
-        if let Some((&at, other)) = self.mappings.range(..end.raw()).next_back()
-            && at + other.len > iova.raw()
-        {
-            return Err(MapError::Overlap { iova, len, other: Iova::new(at) });
+        if let Some(other) = self.overlapped(iova, len) {
+            return Err(MapError::Overlap { iova, len, other });
         }
         self.mappings.insert(iova.raw(), Mapping { host, len, access });
         Ok(())
     }
 
-    /// Whether exactly this was mapped.
-    pub(crate) fn check_mapped(&self, iova: Iova, len: u64) -> Result<(), MapError> {
+    /// Takes the mapping of exactly `len` bytes at `iova` out of the table: nothing finds it any more. The
+    /// memory must stay valid until what found it before is done with it.
+    pub(crate) fn take(&mut self, iova: Iova, len: u64) -> Result<Mapping, MapError> {
         match self.mappings.get(&iova.raw()) {
-            Some(mapping) if mapping.len == len => Ok(()),
-            _ => Err(MapError::NotMapped { iova, len }),
+            Some(mapping) if mapping.len == len => {}
+            _ => return Err(MapError::NotMapped { iova, len }),
+        }
+        self.mappings.remove(&iova.raw()).ok_or(MapError::NotMapped { iova, len })
+    }
+
+    /// Undoes [`Guest::take`], unless its place was taken meanwhile.
+    pub(crate) fn put_back(&mut self, iova: Iova, mapping: Mapping) {
+        if self.overlapped(iova, mapping.len).is_none() {
+            self.mappings.insert(iova.raw(), mapping);
         }
     }
 
-    /// Ends the mapping that begins at `iova`. The caller has seen to it that nothing uses it.
-    pub(crate) fn unmap(&mut self, iova: Iova) {
-        self.mappings.remove(&iova.raw());
+    /// Where a mapping begins that has a byte of `iova .. iova + len`, which do not wrap.
+    fn overlapped(&self, iova: Iova, len: u64) -> Option<Iova> {
+        let (&at, last) = self.mappings.range(..iova.raw() + len).next_back()?;
+        (at + last.len > iova.raw()).then_some(Iova::new(at))
     }
 
     /// Host memory of `len > 0` bytes at `iova`, all of which allow `access`.
@@ -267,10 +276,15 @@ mod tests {
             let overlap = map(&mut guest, at, &mut [0; 64][..len], RW);
             assert!(matches!(overlap, Err(MapError::Overlap { .. })), "{at:#x}");
         }
-        assert!(guest.check_mapped(Iova::new(0x100), 32).is_err());
-        guest.check_mapped(Iova::new(0x100), 64).unwrap();
-        guest.unmap(Iova::new(0x100));
+        assert!(guest.take(Iova::new(0x100), 32).is_err());
+        let taken = guest.take(Iova::new(0x100), 64).unwrap();
+        assert!(guest.extent(Iova::new(0x100), 1, access::READ).is_err());
+        guest.put_back(Iova::new(0x100), taken);
+        let taken = guest.take(Iova::new(0x100), 64).unwrap();
         map(&mut guest, 0x100, &mut memory, RW).unwrap();
+        guest.put_back(Iova::new(0x100), taken);
+        guest.put_back(Iova::new(0x13f), taken);
+        assert!(guest.extent(Iova::new(0x140), 1, access::READ).is_err(), "its place is taken");
         let wraps = map(&mut guest, u64::MAX - 3, &mut memory, RW);
         assert!(matches!(wraps, Err(MapError::Range { .. })));
         assert!(matches!(map(&mut guest, 0, &mut memory, 4), Err(MapError::Access { found: 4 })));

@@ -169,7 +169,7 @@ impl Driving<'_> {
     /// Whether to go on driving on behalf of a thread that waits for `vector`.
     pub(crate) fn goes_on(&self, vector: u16, seen: u64) -> bool {
         let state = self.signals.lock();
-        state.raised.get(usize::from(vector)).is_some_and(|&count| count == seen)
+        state.raised.get(usize::from(vector)).is_none_or(|&count| count == seen)
     }
 
     /// Whether [`Signals::stop`] was called.
@@ -216,6 +216,14 @@ mod tests {
         assert_eq!(signals.count(1), 2);
         assert!(matches!(signals.wait(1, 0, far()), Turn::Raised(2)));
         assert!(matches!(signals.wait(0, 0, Instant::now()), Turn::TimedOut));
+    }
+
+    #[test]
+    fn a_wait_for_a_vector_that_does_not_exist_drives_like_any_other() {
+        let signals = Signals::new(1);
+        signals.kick();
+        let Turn::Drive(driving) = signals.wait(9, 0, far()) else { panic!("nobody drives") };
+        assert!(driving.goes_on(9, 0), "else the wait would spin: its turn comes again at once");
     }
 
     #[test]

@@ -290,3 +290,31 @@ fn foreign_memory_taken_away_from_a_job_that_runs_ends_the_job_first() {
         })
     });
 }
+
+#[test]
+fn foreign_memory_is_taken_away_from_all_jobs_at_once_however_many_are_queued() {
+    over(Way::Sim, |device| {
+        let context = device.create_context()?;
+        let mut output = vec![0_u8; 1 << 20];
+        let (start, len) = (output.as_mut_ptr(), output.len());
+        // SAFETY: the vector outlives the mapping and is not touched meanwhile.
+        let foreign = unsafe { device.map_foreign(start, len, Access::ReadWrite) }?;
+        let submit = |_| submit_long_to(device, &context, Some(Memory::from(&foreign)));
+        let jobs = (0..20).map(submit).collect::<Result<Vec<_>, _>>()?;
+        let statuses = std::thread::scope(|scope| {
+            let waiter = scope.spawn(move || {
+                let status = |job: Job| {
+                    let error = job.wait(&Caller, HANG).expect_err("its memory is gone");
+                    error.fault().map(|fault| fault.status)
+                };
+                jobs.into_iter().map(status).collect::<Vec<_>>()
+            });
+            until_it_beats(device);
+            foreign.unmap()?;
+            Ok::<_, Error>(waiter.join().unwrap())
+        })?;
+        assert_eq!(statuses[0], Some(Status::ABORTED));
+        assert_eq!(statuses[1..], [Some(Status::UNMAPPED_IOVA); 19], "they find nothing mapped");
+        Ok(())
+    });
+}

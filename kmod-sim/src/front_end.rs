@@ -19,6 +19,10 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
+/// How many programs of the largest size a function holds, or more of smaller ones: decoded, a command
+/// takes more memory than its image, and the driver lends that many times over.
+const LARGEST_PROGRAMS: usize = 16;
+
 /// What an entry that did its work is answered with.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Answer {
@@ -213,6 +217,12 @@ impl State {
         let image = (entry.image, entry.len);
         let limits = &self.config.limits;
         let program = Program::load(&self.guest, image, entry.context, limits)?;
+        let commands = |program: &Program| program.verified().commands().len();
+        let loaded: usize = self.programs.values().map(|program| commands(program)).sum();
+        let most = usize::try_from(limits.commands).unwrap_or(usize::MAX);
+        if loaded + commands(&program) > most.saturating_mul(LARGEST_PROGRAMS) {
+            return Err(Problem::new(Status::NO_RESOURCES));
+        }
         let id = self.new_id(|state, id| state.programs.contains_key(&id));
         self.programs.insert(id, Arc::new(program));
         Ok(Answer { value: id, ..Answer::default() })

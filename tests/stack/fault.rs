@@ -244,6 +244,25 @@ fn limits_are_refused_and_what_is_given_back_can_be_had_again(
     context.load(&program).map(drop)
 }
 
+#[test]
+fn programs_that_together_take_too_much_memory_are_refused() {
+    let device = Device::open_private("sim").unwrap();
+    let context = device.create_context().unwrap();
+    let commands = usize::try_from(device.limits().commands).unwrap();
+    let largest = image(&[(slot_kind::OUTPUT, 1)], &vec![fill(0, 0, 1, 0, 0); commands - 1]);
+    let mut programs = Vec::new();
+    let error = loop {
+        match context.load(&largest) {
+            Ok(program) => programs.push(program),
+            Err(error) => break error,
+        }
+        assert!(programs.len() <= 16, "each of them takes megabytes of the device's host");
+    };
+    assert_eq!(error.fault().map(|fault| fault.status), Some(Status::NO_RESOURCES), "{error}");
+    programs.pop();
+    context.load(&largest).unwrap();
+}
+
 fn a_full_fault_ring_loses_records_but_no_answers(device: &Device) -> Result<(), Error> {
     let context = device.create_context()?;
     for _ in 0..3 {

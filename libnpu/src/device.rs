@@ -66,8 +66,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Device {
-    /// Opens the device that `name` names: `sim`, or `sim:macs=256,sram=512K`. One name is one device
-    /// in a process: whoever opens it again shares it.
+    /// Opens the device that `name` names: `sim`, `sim:macs=256,sram=512K`, or `vfio-user:PATH` for one
+    /// behind a socket. One name is one device in a process: whoever opens it again shares it, unless
+    /// it went away.
     ///
     /// # Errors
     /// The name cannot be read or reached, or what is there is no NPU that this library can drive.

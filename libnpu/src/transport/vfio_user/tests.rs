@@ -387,6 +387,22 @@ fn interrupts_are_counted_and_end_every_wait_for_their_vector() {
     server.join().unwrap();
 }
 
+#[test]
+fn a_device_that_makes_reads_of_its_interrupts_sleep_holds_nobody_up() {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (device, events, _end, server) = interrupting();
+    fcntl(&events[1], FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    assert_eq!(device.interrupts(1), 0);
+    let most = u64::MAX - 1;
+    nix::unistd::write(&events[1], &most.to_ne_bytes()).unwrap();
+    device.wake(1);
+    assert_eq!(device.interrupts(1), most);
+    let soon = Instant::now() + SHORT;
+    assert_eq!(device.wait(1, most, soon, &npu_uapi::workers::Caller), Ok(most));
+    drop(device);
+    server.join().unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 

@@ -61,8 +61,7 @@ impl Vectors {
     /// Ends the waits for `vector`.
     pub(super) fn wake(&self, vector: u16) {
         if let Some(vector) = self.0.get(usize::from(vector)) {
-            // It can only be full, and then it wakes as well.
-            let _ = vector.event.write(1);
+            vector.raise();
         }
     }
 
@@ -123,14 +122,27 @@ impl Vector {
 
     /// Adds to the count what the eventfd has.
     fn take_in(&self, state: &mut State) {
-        // Fails when there is nothing.
+        // Asked first: the device has the same file, and could make it one whose reads sleep.
+        if !self.is_ready(PollFlags::POLLIN) {
+            return;
+        }
         let Ok(raised) = self.event.read() else { return };
         state.count = state.count.wrapping_add(raised.saturating_sub(state.nudges));
         state.nudges = 0;
         if state.is_polled {
             // Whoever polls was woken, but would find nothing and sleep on.
-            state.nudges = u64::from(self.event.write(1).is_ok());
+            state.nudges = u64::from(self.raise());
         }
+    }
+
+    /// Wakes whoever polls; whether that added one to the eventfd. A full one wakes as well.
+    fn raise(&self) -> bool {
+        self.is_ready(PollFlags::POLLOUT) && self.event.write(1).is_ok()
+    }
+
+    fn is_ready(&self, what: PollFlags) -> bool {
+        let mut fds = [PollFd::new(self.event.as_fd(), what)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any() == Some(true)
     }
 }
 

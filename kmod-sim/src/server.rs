@@ -14,7 +14,8 @@
 //! client goes, its jobs are aborted, its memory unmapped, its descriptors closed and its threads joined.
 //!
 //! Not there yet: memory without a file is noted but not reached (DMA_READ and DMA_WRITE), files that are
-//! not sealed are refused, and functions share the processors as the system's scheduler has it.
+//! not sealed are refused, and each function computes on one thread, so that functions share the
+//! processors as the system's scheduler has it.
 
 mod client;
 mod memory;

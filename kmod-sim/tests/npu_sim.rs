@@ -372,7 +372,7 @@ fn a_signal_ends_it_with_clients_connected_and_removes_the_socket() {
 }
 
 #[test]
-fn the_socket_of_a_dead_server_is_replaced_and_that_of_a_live_one_is_not() {
+fn what_cannot_be_served_is_refused_and_only_the_socket_of_a_dead_server_is_replaced() {
     let mut sim = Sim::start("stale", &[]);
     let second = spawn(&sim.socket, &[]).wait_with_output().unwrap();
     let message = String::from_utf8(second.stderr).unwrap();
@@ -384,6 +384,9 @@ fn the_socket_of_a_dead_server_is_replaced_and_that_of_a_live_one_is_not() {
     sim.child = spawn(&sim.socket, &[]);
     let sim = Sim::wait_until_ready(sim);
     check_good(&sim.client());
+    let threads = spawn(&sim.socket.with_extension("new"), &["--device", "threads=2"]);
+    let threads = threads.wait_with_output().unwrap();
+    assert!(!threads.status.success(), "an option that would do nothing is refused");
     let file = sim.socket.with_extension("file");
     fs::write(&file, "kept").unwrap();
     let other = spawn(&file, &[]).wait_with_output().unwrap();

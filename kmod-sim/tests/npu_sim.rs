@@ -316,22 +316,17 @@ fn a_broken_stream_ends_its_connection_and_no_other() {
 #[test]
 fn a_client_that_is_gone_leaves_nothing_behind() {
     let sim = Sim::start("gone", &[]);
-    drop(sim.client());
-    let deadline = Instant::now() + DEADLINE;
-    while sim.holdings().1 > 2 {
-        assert!(Instant::now() < deadline, "threads: {:?}", sim.holdings());
-        std::thread::yield_now();
-    }
+    // Nothing starts or ends now, so that one look tells.
     let before = sim.holdings();
-    for round in 0..20 {
+    for _ in 0..20 {
         let clients: Vec<Client> = (0..4).map(|_| sim.client()).collect();
         for client in &clients {
             let file = sealed(1 << 20);
             client.map(0x10_0000, 1 << 20, &file).unwrap();
             client.interrupt();
         }
-        let (fds, threads, maps) = sim.holdings();
-        assert_eq!((fds - before.0, threads - before.1, maps), (8, 8, 4), "round {round}");
+        // While threads come and go a look at all of them may miss one.
+        sim.wait_for_holdings((before.0 + 8, before.1 + 8, 4));
         // The last is in the middle of a message.
         let header = Header::command(1, command::DMA_MAP, 32).unwrap();
         (&clients[3].stream).write_all(header.as_bytes()).unwrap();

@@ -9,14 +9,16 @@ pub(crate) mod stage;
 
 use npu_uapi::requantise::AddTerms;
 use std::arch::x86_64::{
-    __m128i, __m512, __m512i, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
-    _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
-    _mm512_castsi128_si512, _mm512_castsi512_ps, _mm512_castsi512_si128, _mm512_castsi512_si256,
-    _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32,
-    _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_blend_epi8,
-    _mm512_mask_storeu_epi8, _mm512_mask_test_epi32_mask, _mm512_maskz_loadu_epi8, _mm512_max_ps,
-    _mm512_min_ps, _mm512_movepi8_mask, _mm512_mul_ps, _mm512_packus_epi16, _mm512_packus_epi32,
-    _mm512_permutex2var_epi8, _mm512_permutex2var_epi32, _mm512_permutexvar_epi32,
+    __m128i, __m256i, __m512, __m512i, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
+    _mm_storeu_si128, _mm256_loadu_si256, _mm256_mask_storeu_epi8, _mm256_storeu_si256,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_adds_epi16, _mm512_and_si512, _mm512_castsi512_ps,
+    _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+    _mm512_cvtps_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_loadu_si512,
+    _mm512_mask_blend_epi8, _mm512_mask_cmpge_epi32_mask, _mm512_mask_storeu_epi8,
+    _mm512_mask_test_epi32_mask, _mm512_maskz_loadu_epi8, _mm512_max_epu8, _mm512_max_ps,
+    _mm512_min_epu8, _mm512_min_ps, _mm512_movepi8_mask, _mm512_mul_ps, _mm512_packs_epi32,
+    _mm512_packus_epi16, _mm512_packus_epi32, _mm512_permutex2var_epi8, _mm512_permutex2var_epi32,
+    _mm512_permutexvar_epi32, _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi16,
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512,
     _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_zextsi128_si512, _mm512_zextsi256_si512,
 };
@@ -130,6 +132,23 @@ pub(crate) unsafe fn store_16(to: *mut u8, mask: u16, bytes: __m128i) {
     }
 }
 
+/// Stores the bytes of the first two of `masks` of `bytes`.
+///
+/// # Safety
+/// The bytes of the masks must be writable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) unsafe fn store_32(to: *mut u8, [low, high, ..]: [u16; 4], bytes: __m256i) {
+    if high == u16::MAX {
+        // SAFETY: the caller's promise, for all 32; lanes exist from the first on.
+        unsafe { _mm256_storeu_si256(to.cast(), bytes) }
+    } else {
+        let mask = u32::from(high) << 16 | u32::from(low);
+        // SAFETY: the caller's promise; masked-out lanes are not accessed.
+        unsafe { _mm256_mask_storeu_epi8(to.cast(), mask, bytes) }
+    }
+}
+
 /// Stores the bytes of `mask` of `bytes`.
 ///
 /// # Safety
@@ -177,30 +196,51 @@ pub(crate) unsafe fn load_records(from: *const u8) -> (__m512i, __m512) {
     (bias, _mm512_castsi512_ps(multiplier))
 }
 
-/// Whether the weight zero points of `count` records at `from` are all zero.
+/// What a kernel may take for granted about the channels of a command.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Channels {
+    /// All weight zero points are zero.
+    pub(crate) symmetric: bool,
+    /// All multipliers lie between -1 and 1, so that products with integers stay in their range.
+    pub(crate) small: bool,
+}
+
+/// Looks through `count` records at `from`.
 ///
 /// # Safety
 /// Vector instructions present; the records, rounded up to 16, must be readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-pub(crate) unsafe fn weights_are_symmetric(from: *const u8, count: usize) -> bool {
+pub(crate) unsafe fn channels(from: *const u8, count: usize) -> Channels {
+    const SECOND_OF_FOUR: u16 = 0x2222;
     const THIRD_OF_FOUR: u16 = 0x4444;
-    let mut any = 0;
+    let no_sign = _mm512_set1_epi32(i32::MAX);
+    let one = _mm512_set1_epi32(1f32.to_bits().cast_signed());
+    let (mut zero_points, mut large) = (0, 0);
     for first in (0..count).step_by(4) {
         let used = u16::MAX >> (16 - 4 * (count - first).min(4));
         // SAFETY: the caller's promise; records come in sixteens, so four from any used one exist.
         let four = unsafe { load_64(from.wrapping_add(first * 16)) };
-        any |= _mm512_mask_test_epi32_mask(used & THIRD_OF_FOUR, four, four);
+        zero_points |= _mm512_mask_test_epi32_mask(used & THIRD_OF_FOUR, four, four);
+        // As integers, magnitudes of floats are in order, NaN last.
+        let magnitude = _mm512_and_si512(four, no_sign);
+        large |= _mm512_mask_cmpge_epi32_mask(used & SECOND_OF_FOUR, magnitude, one);
     }
-    any == 0
+    Channels { symmetric: zero_points == 0, small: large == 0 }
 }
 
 /// `requantise` and the clamp behind it, in one: rounding is monotonic and keeps integers, so the
-/// tighter bounds of the clamp may be applied before it.
+/// tighter bounds of the clamp may be applied before it, and all of them may be applied behind it to
+/// what saturates on its way to a byte.
 #[derive(Clone, Copy)]
 pub(crate) struct Requantise {
     low: __m512,
     high: __m512,
     zero_point: __m512i,
+    zero_point_16: __m512i,
+    low_8: __m512i,
+    high_8: __m512i,
+    /// Of [`Channels`]: products need no clamp to be rounded to integers.
+    small: bool,
 }
 
 impl Requantise {
@@ -213,7 +253,38 @@ impl Requantise {
             low: _mm512_set1_ps(less_zero_point(low)),
             high: _mm512_set1_ps(less_zero_point(high)),
             zero_point: _mm512_set1_epi32(zero_point.into()),
+            zero_point_16: _mm512_set1_epi16(zero_point.into()),
+            low_8: _mm512_set1_epi8(low.cast_signed()),
+            high_8: _mm512_set1_epi8(high.cast_signed()),
+            small: false,
         }
+    }
+
+    /// The same for multipliers of which [`Channels::small`] is known.
+    pub(crate) fn with_multipliers(self, channels: Channels) -> Self {
+        Self { small: channels.small, ..self }
+    }
+
+    /// 64 codes as bytes, in the order of [`pack_lanes`].
+    ///
+    /// A NaN, and what lies below all integers, rounds to the lowest integer, which saturates to the
+    /// lowest code, as the definition has it; what lies above all integers would too, so it is clamped.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn lanes(self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        let mut codes = sums;
+        for (code, multipliers) in codes.iter_mut().zip(multipliers) {
+            let mut product = _mm512_mul_ps(_mm512_cvtepi32_ps(*code), multipliers);
+            if !self.small {
+                product = _mm512_min_ps(self.high, product); // in this order, a NaN stays one
+            }
+            *code = _mm512_cvtps_epi32(product);
+        }
+        let [a, b, c, d] = codes;
+        let low = _mm512_adds_epi16(_mm512_packs_epi32(a, b), self.zero_point_16);
+        let high = _mm512_adds_epi16(_mm512_packs_epi32(c, d), self.zero_point_16);
+        let bytes = _mm512_packus_epi16(low, high);
+        _mm512_min_epu8(_mm512_max_epu8(bytes, self.low_8), self.high_8)
     }
 
     /// 16 codes, as integers.
@@ -222,6 +293,17 @@ impl Requantise {
     pub(crate) fn codes(self, accumulators: __m512i, multipliers: __m512) -> __m512i {
         let product = _mm512_mul_ps(_mm512_cvtepi32_ps(accumulators), multipliers);
         self.finish(product)
+    }
+
+    /// 16 codes as floats.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn floats(self, accumulators: __m512i, multipliers: __m512) -> __m512 {
+        const NEAREST_QUIETLY: i32 = 8;
+        let product = _mm512_mul_ps(_mm512_cvtepi32_ps(accumulators), multipliers);
+        let clamped = _mm512_min_ps(_mm512_max_ps(product, self.low), self.high);
+        let rounded = _mm512_roundscale_ps::<NEAREST_QUIETLY>(clamped);
+        _mm512_add_ps(rounded, _mm512_cvtepi32_ps(self.zero_point))
     }
 
     /// Rounds values that lack the zero point, saturated to the clamp.
@@ -255,6 +337,15 @@ impl Addition {
         }
     }
 
+    /// 16 sums of codes of 0..=255 as integers, to be saturated to bytes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn rounded(self, first: __m512, second: __m512) -> __m512i {
+        let inner = _mm512_fmadd_ps(second, self.second, self.offset);
+        let sum = _mm512_fmadd_ps(first, self.first, inner);
+        _mm512_cvtps_epi32(_mm512_min_ps(self.finish.high, sum)) // in this order, a NaN stays one
+    }
+
     /// 16 sums of codes, all as integers.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
@@ -268,8 +359,7 @@ impl Addition {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
 pub(crate) fn pack_64(codes: [__m512i; 4]) -> __m512i {
-    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_permutexvar_epi32(order, pack_lanes(codes))
+    in_order(pack_lanes(codes))
 }
 
 /// Four vectors of 16 codes as 64 bytes: 128-bit lane `i` holds lane `i` of each in turn.
@@ -277,6 +367,21 @@ pub(crate) fn pack_64(codes: [__m512i; 4]) -> __m512i {
 #[inline]
 pub(crate) fn pack_lanes([a, b, c, d]: [__m512i; 4]) -> __m512i {
     _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d))
+}
+
+/// The same for integers of any size, saturated to bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn saturate_lanes([a, b, c, d]: [__m512i; 4]) -> __m512i {
+    _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d))
+}
+
+/// The bytes of [`pack_lanes`], in order.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) fn in_order(lanes: __m512i) -> __m512i {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, lanes)
 }
 
 /// 64 bytes as four vectors of 16 codes, in order.
@@ -314,14 +419,6 @@ impl Lookup {
         let low = _mm512_permutex2var_epi8(self.0[0], codes, self.0[1]);
         let high = _mm512_permutex2var_epi8(self.0[2], codes, self.0[3]);
         _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high)
-    }
-
-    /// 16 lookups, as integers.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline]
-    pub(crate) fn codes(self, codes: __m512i) -> __m512i {
-        let bytes = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(codes));
-        _mm512_cvtepu8_epi32(_mm512_castsi512_si128(self.bytes(bytes)))
     }
 }
 

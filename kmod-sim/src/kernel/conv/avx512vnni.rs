@@ -7,9 +7,10 @@
 //!
 //! A tile of pixels times blocks stays in registers for its whole reduction and through the output
 //! stage, and is stored once. A step reads four channels of each pixel (one broadcast) and one vector of
-//! weights a block. There is no im2col: each tap finds the address of its pixels, and positions in the
-//! padding point at one row of zero points. Pixels run over all rows and images, so small feature maps
-//! fill tiles as well as large ones.
+//! weights a block. There is no im2col: the reduction is a list of runs, each with an address for every
+//! pixel, made once a tile for all blocks. Where windows reach into the padding, the rows that a tile
+//! covers are copied with zero points around them, or taps in the padding point at zero points. Pixels
+//! run over all rows and images, so small feature maps fill tiles as well as large ones.
 //!
 //! Takes: dense problems of any size, and grouped ones whose inputs a group are a multiple of 4 and
 //! outputs a multiple of 16; weight zero points of zero. Everything else is the scalar kernel's.
@@ -18,18 +19,27 @@ use crate::kernel::Stop;
 use crate::kernel::conv::{Problem, Taps};
 use crate::kernel::operand::Map;
 use crate::kernel::split::{POLL_MACS, Split};
-use crate::kernel::vector::stage::Stage;
+use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{
-    broadcast_4, load_64, load_records, mask_16, store_16, weights_are_symmetric,
+    Channels, broadcast_4, channels, load_64, load_records, mask_16, mask_64, store_16, store_32,
+    store_64,
 };
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    _mm512_cvtepi32_epi8, _mm512_dpbusd_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+    __m512, __m512i, _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_dpbusd_epi32,
+    _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_setzero_ps, _mm512_setzero_si512,
     _mm512_store_si512,
 };
+use std::mem::MaybeUninit;
 
 /// Most pixels of a tile: 14 x 2 accumulators, 2 vectors of weights and a broadcast fill 31 registers.
 const MOST_PIXELS: usize = 14;
+
+/// Places for pixels, so that whole fours of vectors can be counted in them.
+const ROOM: usize = 16;
+
+/// Most accumulators of a tile.
+const MOST_VECTORS: usize = 28;
 
 /// Most pixels of a tile of four blocks.
 const MOST_PIXELS_OF_FOUR: usize = 6;
@@ -37,6 +47,9 @@ const MOST_PIXELS_OF_FOUR: usize = 6;
 /// Bytes of weights that a chunk works on, about: they are read once for each tile of pixels, from the
 /// level-2 cache.
 const CHUNK_WEIGHTS: i64 = 256 << 10;
+
+/// Most bytes that are copied for a tile at the padding, of what its windows cover.
+const MOST_WINDOW: i64 = 64 << 10;
 
 /// Whether this kernel takes `problem`.
 pub(crate) fn takes(p: &Problem) -> bool {
@@ -54,13 +67,14 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
     let job = Job::new(p);
     let outputs = usize_of(p.outputs.unsigned_abs());
     // SAFETY: the processor is the caller's promise; the records were checked, in sixteens.
-    if !unsafe { weights_are_symmetric(job.records, outputs) } {
+    let channels = unsafe { channels(job.records, outputs) };
+    if !channels.symmetric {
         return None;
     }
     let plan = Plan::new(&job, split);
     Some(split.chunks(plan.chunks(), &|chunk, _| {
         // SAFETY: the caller's promise; a chunk is at most as large as `Plan::new` bounds it.
-        unsafe { plan.chunk(&job, chunk) };
+        unsafe { plan.chunk(&job, channels, chunk) };
         Ok(())
     }))
 }
@@ -161,7 +175,9 @@ impl<'a> Job<'a> {
             blocks: (p.group_outputs + 15) / 16,
             contiguous_rows: p.groups == 1 && w.dilation_w == 1 && p.ifm.pixel == 4 * steps,
             padding: if padded {
-                vec![p.input_zero_point; usize_of(4 * steps.unsigned_abs())]
+                // As long as a run, from the first channel of any group on.
+                let len = 4 * steps + (p.groups - 1) * p.group_inputs;
+                vec![p.input_zero_point; usize_of(len.unsigned_abs())]
             } else {
                 Vec::new()
             },
@@ -215,13 +231,15 @@ impl Plan {
     /// # Safety
     /// As of [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn chunk(&self, job: &Job<'_>, chunk: i64) {
+    unsafe fn chunk(&self, job: &Job<'_>, channels: Channels, chunk: i64) {
         let first_tile = chunk / self.chunks_of_panels() * self.tiles_a_chunk;
         let first_panel = chunk % self.chunks_of_panels() * self.panels_a_chunk;
-        let stage = Stage::new(&job.problem.stage);
+        let stage = Stage::new(&job.problem.stage, channels);
+        let (mut addresses, mut window) = (Vec::new(), Vec::new());
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
             let (start, count) = span(tile, self.tiles, job.pixels);
             let pixels = Pixels::new(job, start, count);
+            let runs = pixels.runs(job, &mut addresses, &mut window);
             for panel in first_panel..(first_panel + self.panels_a_chunk).min(self.panels) {
                 let group = panel / self.panels_a_group;
                 let mut block = panel % self.panels_a_group * self.blocks_a_panel;
@@ -234,7 +252,7 @@ impl Plan {
                     };
                     let kernel = TILES[width][pixels.count - 1];
                     // SAFETY: the pixels lie in the problem, and so do `1 << width` blocks.
-                    unsafe { kernel(job, &stage, &pixels, group, block) };
+                    unsafe { kernel(job, &stage, &pixels, &runs, [group, block]) };
                     block += 1 << width;
                 }
             }
@@ -251,7 +269,7 @@ fn span(tile: i64, tiles: i64, pixels: i64) -> (i64, i64) {
 }
 
 /// Kernels by log2 of blocks and by pixels less one.
-type Kernel = unsafe fn(&Job<'_>, &Stage, &Pixels, i64, i64);
+type Kernel = unsafe fn(&Job<'_>, &Stage, &Pixels, &Runs<'_>, [i64; 2]);
 macro_rules! kernels {
     ($blocks:literal: $($pixels:literal)*) => { [$(tile::<$pixels, $blocks> as Kernel),*] };
 }
@@ -271,8 +289,8 @@ struct Pixels {
     /// Row and column of that tap.
     y: [i64; MOST_PIXELS],
     x: [i64; MOST_PIXELS],
-    out: [*mut u8; MOST_PIXELS],
-    aux: [*const u8; MOST_PIXELS],
+    out: [*mut u8; ROOM],
+    aux: [*const u8; ROOM],
 }
 
 impl Pixels {
@@ -289,8 +307,8 @@ impl Pixels {
             input: [std::ptr::null(); MOST_PIXELS],
             y: [0; MOST_PIXELS],
             x: [0; MOST_PIXELS],
-            out: [std::ptr::null_mut(); MOST_PIXELS],
-            aux: [std::ptr::null(); MOST_PIXELS],
+            out: [std::ptr::null_mut(); ROOM],
+            aux: [std::ptr::null(); ROOM],
         };
         // By rows of the output: within one, addresses step by a stride.
         let input_step = isize_of(w.stride_w).wrapping_mul(job.ifm.pixel);
@@ -320,37 +338,111 @@ impl Pixels {
                 (oy, n) = (0, n + 1);
             }
         }
+        // What is read to fill a four of vectors is a pixel that exists.
+        let last = pixels.aux[pixels.count - 1];
+        pixels.aux[pixels.count..].fill(last);
         pixels
     }
 
-    /// Addresses of channel `first_channel` under tap `(ky, kx)`, or of the zero points in the padding.
-    #[inline(always)]
-    fn tap<const PIXELS: usize>(
+    /// The runs of a tile's reduction, in the order of the weights.
+    fn runs<'a>(
         &self,
         job: &Job<'_>,
-        ky: i64,
-        kx: i64,
-        first_channel: isize,
-    ) -> [*const u8; PIXELS] {
+        addresses: &'a mut Vec<[*const u8; MOST_PIXELS]>,
+        window: &mut Vec<u8>,
+    ) -> Runs<'a> {
+        let w = &job.window;
+        addresses.clear();
+        // Contiguous columns are one run.
+        let merged = job.contiguous_rows && (self.inside || self.copy(job, addresses, window));
+        let steps =
+            usize_of(if merged { job.steps * w.kernel_w } else { job.steps }.unsigned_abs());
+        if addresses.is_empty() {
+            let columns = if merged { 1 } else { w.kernel_w };
+            for ky in 0..w.kernel_h {
+                addresses.extend((0..columns).map(|kx| self.tap(job, ky, kx)));
+            }
+        }
+        Runs { addresses, steps }
+    }
+
+    /// Copies what the windows of a tile cover into `window`, with zero points for the padding, and puts
+    /// the addresses of each pixel's kernel rows into `addresses`; not when it is too much.
+    fn copy(
+        &self,
+        job: &Job<'_>,
+        addresses: &mut Vec<[*const u8; MOST_PIXELS]>,
+        window: &mut Vec<u8>,
+    ) -> bool {
+        let w = &job.window;
+        let pixel = 4 * job.steps;
+        // Pixels of one row of the output share what their windows cover.
+        let mut segments = [(0, 0); MOST_PIXELS];
+        let (mut count, mut len) = (0, 0);
+        for r in 0..self.count {
+            let next =
+                r > 0 && self.y[r] == self.y[r - 1] && self.x[r] == self.x[r - 1] + w.stride_w;
+            if !next {
+                segments[count].0 = r;
+                count += 1;
+                len += w.kernel_h * w.kernel_w * pixel;
+            } else {
+                len += w.kernel_h * w.stride_w * pixel;
+            }
+            segments[count - 1].1 = r + 1;
+        }
+        if len > MOST_WINDOW {
+            return false;
+        }
+        window.clear();
+        window.resize(usize_of(len.unsigned_abs()), job.problem.input_zero_point);
+        addresses.resize(usize_of(w.kernel_h.unsigned_abs()), [std::ptr::null(); MOST_PIXELS]);
+        let mut to = window.as_mut_ptr();
+        for &(first, end) in &segments[..count] {
+            let x = self.x[first];
+            let columns = self.x[end - 1] - x + w.kernel_w;
+            let (left, right) = ((-x).max(0), (job.ifm_w - x).min(columns));
+            for (ky, addresses) in (0..w.kernel_h).zip(addresses.iter_mut()) {
+                let dy = ky * w.dilation_h;
+                if (0..job.ifm_h).contains(&(self.y[first] + dy)) && left < right {
+                    let from = self.input[first]
+                        .wrapping_offset(isize_of(dy).wrapping_mul(job.ifm.row))
+                        .wrapping_offset(isize_of(left * pixel));
+                    let len = usize_of(((right - left) * pixel).unsigned_abs());
+                    // SAFETY: whole pixels of a row of the input; `len` above counts their places.
+                    unsafe {
+                        from.copy_to_nonoverlapping(to.wrapping_offset(isize_of(left * pixel)), len)
+                    };
+                }
+                for (address, at) in addresses[first..end].iter_mut().zip(&self.x[first..end]) {
+                    *address = to.wrapping_offset(isize_of((at - x) * pixel));
+                }
+                to = to.wrapping_offset(isize_of(columns * pixel));
+            }
+        }
+        true
+    }
+
+    /// Addresses under tap `(ky, kx)`, or of the zero points in the padding.
+    fn tap(&self, job: &Job<'_>, ky: i64, kx: i64) -> [*const u8; MOST_PIXELS] {
         let (dy, dx) = (ky * job.window.dilation_h, kx * job.window.dilation_w);
         let offset = isize_of(dy).wrapping_mul(job.ifm.row);
         let offset = offset.wrapping_add(isize_of(dx).wrapping_mul(job.ifm.pixel));
-        let offset = offset.wrapping_add(first_channel);
-        let mut at = [std::ptr::null(); PIXELS];
+        let mut at = self.input;
         for (r, at) in at.iter_mut().enumerate() {
-            *at = self.input[r].wrapping_offset(offset);
-        }
-        if !self.inside {
-            for (r, at) in at.iter_mut().enumerate() {
-                let outside = !(0..job.ifm_h).contains(&(self.y[r] + dy))
-                    || !(0..job.ifm_w).contains(&(self.x[r] + dx));
-                if outside {
-                    *at = job.padding.as_ptr();
-                }
-            }
+            let outside = !self.inside
+                && (!(0..job.ifm_h).contains(&(self.y[r] + dy))
+                    || !(0..job.ifm_w).contains(&(self.x[r] + dx)));
+            *at = if outside { job.padding.as_ptr() } else { at.wrapping_offset(offset) };
         }
         at
     }
+}
+
+/// What a tile's reduction reads: runs of steps, from an address for each pixel.
+struct Runs<'a> {
+    addresses: &'a [[*const u8; MOST_PIXELS]],
+    steps: usize,
 }
 
 /// One tile: `PIXELS` pixels by `BLOCKS` blocks of output channels, from `block` of `group` on.
@@ -362,8 +454,8 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
     job: &Job<'_>,
     stage: &Stage,
     pixels: &Pixels,
-    group: i64,
-    block: i64,
+    runs: &Runs<'_>,
+    [group, block]: [i64; 2],
 ) {
     let p = job.problem;
     let block_bytes = isize_of(job.block_bytes);
@@ -384,83 +476,126 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
         }
     }
 
-    // Inside, contiguous columns are one run.
-    let merged = job.contiguous_rows && pixels.inside;
-    let (columns, steps) = if merged {
-        (1, job.steps * job.window.kernel_w)
-    } else {
-        (job.window.kernel_w, job.steps)
-    };
-    for ky in 0..job.window.kernel_h {
-        for kx in 0..columns {
-            let at: [*const u8; PIXELS] = pixels.tap(job, ky, kx, first_input);
-            for step in 0..usize_of(steps.unsigned_abs()) {
-                let mut w = [_mm512_setzero_si512(); BLOCKS];
-                for (v, w) in (0..).zip(&mut w) {
-                    // SAFETY: the weights of this step of each block, within `weight_bytes`.
-                    *w = unsafe { load_64(weights.wrapping_offset(v * block_bytes)) };
-                }
-                for r in 0..PIXELS {
-                    // SAFETY: four channels of a pixel of the input, pad lanes included, or of the
-                    // padding, which is as long.
-                    let x = unsafe { broadcast_4(at[r].wrapping_add(4 * step)) };
-                    for v in 0..BLOCKS {
-                        acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], x, w[v]);
-                    }
-                }
-                weights = weights.wrapping_add(64);
+    for run in runs.addresses {
+        let at: [*const u8; PIXELS] = std::array::from_fn(|r| run[r].wrapping_offset(first_input));
+        for step in 0..runs.steps {
+            let mut w = [_mm512_setzero_si512(); BLOCKS];
+            for (v, w) in (0..).zip(&mut w) {
+                // SAFETY: the weights of this step of each block, within `weight_bytes`.
+                *w = unsafe { load_64(weights.wrapping_offset(v * block_bytes)) };
             }
+            for r in 0..PIXELS {
+                // SAFETY: four channels of a pixel of the input, pad lanes included, or of the
+                // padding, which is as long.
+                let x = unsafe { broadcast_4(at[r].wrapping_add(4 * step)) };
+                for v in 0..BLOCKS {
+                    acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], x, w[v]);
+                }
+            }
+            weights = weights.wrapping_add(64);
         }
     }
 
-    let lanes_left = p.group_outputs - block * 16;
-    if stage.plain {
-        // Written out, so that the accumulators stay in registers: one that is indexed in a loop, even
-        // behind the reduction, lives in memory from the start.
-        macro_rules! store {
-            ($v:literal: $($r:literal)*) => {
-                if $v < BLOCKS {
-                    let mask = mask_16(lanes_left - 16 * $v);
-                    let at = isize_of(first_output + 16 * $v);
-                    if mask == u16::MAX {
-                        $(store!($v, $r, at, u16::MAX);)*
-                    } else {
-                        $(store!($v, $r, at, mask);)*
-                    }
-                }
-            };
-            ($v:literal, $r:literal, $at:expr, $mask:expr) => {
-                if $r < PIXELS {
-                    let codes = stage.requantise.codes(acc[$r][$v], multipliers[$v]);
-                    let bytes = _mm512_cvtepi32_epi8(codes);
-                    // SAFETY: the real lanes of a pixel of the output.
-                    unsafe { store_16(pixels.out[$r].wrapping_offset($at), $mask, bytes) };
-                }
-            };
-        }
-        store!(0: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
-        store!(1: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
-        store!(2: 0 1 2 3 4 5);
-        store!(3: 0 1 2 3 4 5);
-        return;
-    }
-    let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
-    for r in 0..PIXELS {
-        for v in 0..BLOCKS {
-            // SAFETY: an element of a local array, aligned as its type is.
-            unsafe { _mm512_store_si512((&raw mut sums[r][v]).cast(), acc[r][v]) };
+    // Stored one by one: accumulators that are indexed in a loop live in memory from the start.
+    let mut sums = MaybeUninit::<[__m512i; MOST_VECTORS]>::uninit();
+    let to = sums.as_mut_ptr().cast::<__m512i>();
+    for (r, acc) in acc.iter().enumerate() {
+        for (v, acc) in acc.iter().enumerate() {
+            let to = to.wrapping_add(r * BLOCKS + v);
+            // SAFETY: an element of the local array, aligned as its type is.
+            unsafe { _mm512_store_si512(to.cast(), *acc) };
         }
     }
-    for (v, lane) in (0..BLOCKS).zip((0..).step_by(16)) {
-        let mask = mask_16(lanes_left - lane);
-        let at = isize_of(first_output + lane);
-        for (r, sums) in sums.iter().enumerate() {
-            let codes = stage.requantise.codes(sums[v], multipliers[v]);
-            // SAFETY: the real lanes of a pixel of the auxiliary tensor.
-            let codes = unsafe { stage.rest(codes, mask, pixels.aux[r].wrapping_offset(at)) };
-            let bytes = _mm512_cvtepi32_epi8(codes);
-            // SAFETY: the real lanes of a pixel of the output.
-            unsafe { store_16(pixels.out[r].wrapping_offset(at), mask, bytes) };
+    for i in PIXELS * BLOCKS..(PIXELS * BLOCKS).next_multiple_of(4) {
+        // Any vector fills the last four.
+        // SAFETY: as above.
+        unsafe { _mm512_store_si512(to.wrapping_add(i).cast(), acc[0][0]) };
+    }
+    // SAFETY: so many fours were stored above.
+    let sums = unsafe { std::slice::from_raw_parts(to.cast(), (PIXELS * BLOCKS).div_ceil(4)) };
+    let finish = match stage.kind() {
+        Kind::Plain => finish::<BLOCKS, PLAIN>,
+        Kind::Sum => finish::<BLOCKS, SUM>,
+        Kind::SumAuxFirst => finish::<BLOCKS, SUM_AUX_FIRST>,
+        Kind::Tables => finish::<BLOCKS, TABLES>,
+    };
+    let lanes = (first_output, p.group_outputs - block * 16);
+    // SAFETY: the pixels lie in the problem, and so do the blocks.
+    unsafe { finish(stage, sums, &multipliers, pixels, lanes) };
+}
+
+/// The kinds of stages, as parameters.
+const PLAIN: u8 = 0;
+const SUM: u8 = 1;
+const SUM_AUX_FIRST: u8 = 2;
+const TABLES: u8 = 3;
+
+/// Passes a tile's sums through the output stage, four vectors at a time. `lanes` says where in a pixel
+/// they go, and how many channels there are.
+///
+/// # Safety
+/// Vector instructions present; in each of `pixels`, the lanes that exist lie in the output, and with an
+/// addition in the auxiliary tensor.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline(never)]
+unsafe fn finish<const BLOCKS: usize, const KIND: u8>(
+    stage: &Stage,
+    sums: &[[__m512i; 4]],
+    multipliers: &[__m512; BLOCKS],
+    pixels: &Pixels,
+    (first_lane, lanes): (i64, i64),
+) {
+    let at = isize_of(first_lane);
+    let mask = mask_64(lanes) & (u64::MAX >> (64 - 16 * BLOCKS));
+    let multipliers = std::array::from_fn(|i| multipliers[i % BLOCKS]);
+    let mut masks = [u16::MAX; 4];
+    if mask != u64::MAX >> (64 - 16 * BLOCKS) {
+        masks = std::array::from_fn(|i| mask_16(lanes - [0, 16, 32, 48][i % BLOCKS]));
+    }
+    for (group, four) in sums.iter().enumerate() {
+        let first = group * (4 / BLOCKS);
+        let pixel = |i: usize| (first + i / BLOCKS) % ROOM;
+        let aux: [*const u8; 4] = std::array::from_fn(|i| {
+            pixels.aux[pixel(i)].wrapping_offset(at).wrapping_add(i % BLOCKS * 16)
+        });
+        let bytes = match KIND {
+            PLAIN => stage.plain_64(*four, multipliers),
+            // SAFETY: the caller's promise.
+            SUM => unsafe { stage.sum_64::<false>(*four, multipliers, masks, aux) },
+            // SAFETY: the caller's promise.
+            SUM_AUX_FIRST => unsafe { stage.sum_64::<true>(*four, multipliers, masks, aux) },
+            // SAFETY: the caller's promise.
+            _ => unsafe { stage.any_64(*four, multipliers, masks, aux) },
+        };
+        let out = |i: usize| pixels.out[(first + i) % ROOM].wrapping_offset(at);
+        let left = pixels.count - first;
+        match BLOCKS {
+            // SAFETY: the caller's promise; so for the stores below.
+            4 => unsafe { store_64(out(0), mask, bytes) },
+            2 => {
+                let low = _mm512_castsi512_si256(bytes);
+                // SAFETY: as above.
+                unsafe { store_32(out(0), masks, low) };
+                if left > 1 {
+                    let high = _mm512_extracti64x4_epi64::<1>(bytes);
+                    // SAFETY: as above.
+                    unsafe { store_32(out(1), masks, high) };
+                }
+            }
+            _ => {
+                let first = _mm512_castsi512_si128(bytes);
+                // SAFETY: as above.
+                unsafe { store_16(out(0), masks[0], first) };
+                let parts = [
+                    _mm512_extracti32x4_epi32::<1>(bytes),
+                    _mm512_extracti32x4_epi32::<2>(bytes),
+                    _mm512_extracti32x4_epi32::<3>(bytes),
+                ];
+                for (i, part) in (1..left).zip(parts) {
+                    // SAFETY: as above.
+                    unsafe { store_16(out(i), masks[0], part) };
+                }
+            }
         }
     }
 }

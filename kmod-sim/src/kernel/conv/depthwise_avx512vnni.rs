@@ -19,7 +19,7 @@ use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
 use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{
-    load_64, load_masked_64, load_records, mask_64, pack_lanes, store_64, weights_are_symmetric,
+    Channels, channels, load_64, load_masked_64, load_records, mask_64, store_64,
 };
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
@@ -58,7 +58,8 @@ pub(crate) fn takes(p: &Problem) -> bool {
 pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), Stop>> {
     let records = p.records.memory.pointer(p.records.start, 1);
     // SAFETY: the processor is the caller's promise; the records were checked, in sixteens.
-    if !unsafe { weights_are_symmetric(records, usize_of(p.outputs.unsigned_abs())) } {
+    let channels = unsafe { channels(records, usize_of(p.outputs.unsigned_abs())) };
+    if !channels.symmetric {
         return None;
     }
     let rows = p.images * p.ofm_h;
@@ -70,7 +71,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
     Some(split.chunks(bands * groups, &|chunk, budget| {
         let (first, group) = (chunk / groups * rows_a_chunk, chunk % groups);
         // SAFETY: the caller's promise.
-        let columns = unsafe { Columns::new(p, group * CHANNELS) };
+        let columns = unsafe { Columns::new(p, channels, group * CHANNELS) };
         for row in first..(first + rows_a_chunk).min(rows) {
             // SAFETY: the caller's promise.
             unsafe { columns.row(p, row / p.ofm_h, row % p.ofm_h, budget)? };
@@ -118,7 +119,7 @@ impl Columns {
     /// # Safety
     /// As of [`run`]; `first_channel` exists and is a multiple of 64.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn new(p: &Problem, first_channel: i64) -> Self {
+    unsafe fn new(p: &Problem, channels: Channels, first_channel: i64) -> Self {
         let w = &p.window;
         let (kernel_h, kernel_w) =
             (usize_of(w.kernel_h.unsigned_abs()), usize_of(w.kernel_w.unsigned_abs()));
@@ -153,7 +154,7 @@ impl Columns {
             *vector = transpose_lanes(*vector);
         }
         Self {
-            stage: Stage::new(&p.stage),
+            stage: Stage::new(&p.stage, channels),
             first_channel,
             mask: mask_64(p.outputs - first_channel),
             weights,
@@ -289,11 +290,7 @@ impl Columns {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     fn requantised(&self, sum: &[__m512i; 4]) -> __m512i {
-        let mut codes = *sum;
-        for j in 0..4 {
-            codes[j] = self.stage.requantise.codes(sum[j], self.multiplier[j]);
-        }
-        pack_lanes(codes)
+        self.stage.requantise.lanes(*sum, self.multiplier)
     }
 
     /// Four rows of input column `x`, interleaved; zero points outside the input.

@@ -1,8 +1,24 @@
 //! The output stage of CONV and MATMUL in registers: [`OutputStage`] on 16 or 64 lanes.
 
-use super::{Addition, Lookup, Requantise, load_codes, load_masked_64, pack_64, unpack_64};
+use super::{
+    Addition, Channels, Lookup, Requantise, in_order, load_codes, load_masked_64, pack_64,
+    saturate_lanes, unpack_64,
+};
 use crate::kernel::stage::OutputStage;
-use std::arch::x86_64::__m512i;
+use std::arch::x86_64::{__m512, __m512i, _mm512_cvtepi32_ps};
+
+/// What an output stage consists of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    /// Requantisation only.
+    Plain,
+    /// Requantisation, then the addition of the auxiliary tensor.
+    Sum,
+    /// Requantisation, then the addition to the auxiliary tensor.
+    SumAuxFirst,
+    /// Tables, and perhaps the addition.
+    Tables,
+}
 
 /// An output stage, its immediates spread over lanes.
 pub(crate) struct Stage {
@@ -17,9 +33,10 @@ pub(crate) struct Stage {
 
 impl Stage {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(crate) fn new(stage: &OutputStage) -> Self {
+    pub(crate) fn new(stage: &OutputStage, channels: Channels) -> Self {
         Self {
-            requantise: Requantise::new(stage.zero_point, stage.low, stage.high),
+            requantise: Requantise::new(stage.zero_point, stage.low, stage.high)
+                .with_multipliers(channels),
             table_0: stage.table_0.as_ref().map(|table| Lookup::new(table)),
             add: stage.add.map(|terms| Addition::new(terms, 0, 255)),
             aux_first: stage.aux_first,
@@ -28,25 +45,81 @@ impl Stage {
         }
     }
 
-    /// What comes behind requantisation, for 16 codes.
-    ///
-    /// # Safety
-    /// With an addition, the bytes of `mask` at `aux` must be readable.
+    pub(crate) fn kind(&self) -> Kind {
+        match (&self.table_0, &self.add, &self.table_1) {
+            (None, None, None) => Kind::Plain,
+            (None, Some(_), None) if self.aux_first => Kind::SumAuxFirst,
+            (None, Some(_), None) => Kind::Sum,
+            _ => Kind::Tables,
+        }
+    }
+
+    /// Requantisation of four vectors of 16 sums, as bytes in order.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    pub(crate) unsafe fn rest(&self, mut codes: __m512i, mask: u16, aux: *const u8) -> __m512i {
-        if let Some(table) = &self.table_0 {
-            codes = table.codes(codes);
-        }
-        if let Some(add) = &self.add {
+    pub(crate) fn plain_64(&self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        in_order(self.requantise.lanes(sums, multipliers))
+    }
+
+    /// The same and the addition behind it.
+    ///
+    /// # Safety
+    /// The bytes of `masks` at `aux` must be readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) unsafe fn sum_64<const AUX_FIRST: bool>(
+        &self,
+        sums: [__m512i; 4],
+        multipliers: [__m512; 4],
+        masks: [u16; 4],
+        aux: [*const u8; 4],
+    ) -> __m512i {
+        let Some(add) = self.add else { return self.plain_64(sums, multipliers) };
+        let mut codes = sums;
+        for i in 0..4 {
+            let code = self.requantise.floats(sums[i], multipliers[i]);
             // SAFETY: the caller's promise.
-            let other = unsafe { load_codes(mask, aux) };
-            codes = self.sums(add, codes, other);
+            let other = _mm512_cvtepi32_ps(unsafe { load_codes(masks[i], aux[i]) });
+            let (first, second) = if AUX_FIRST { (other, code) } else { (code, other) };
+            codes[i] = add.rounded(first, second);
         }
-        if let Some(table) = &self.table_1 {
-            codes = table.codes(codes);
+        in_order(saturate_lanes(codes))
+    }
+
+    /// The same with tables before and behind the addition, whichever there are.
+    ///
+    /// # Safety
+    /// With an addition, the bytes of `masks` at `aux` must be readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(crate) unsafe fn any_64(
+        &self,
+        sums: [__m512i; 4],
+        multipliers: [__m512; 4],
+        masks: [u16; 4],
+        aux: [*const u8; 4],
+    ) -> __m512i {
+        let mut bytes = match (&self.table_0, &self.add) {
+            (None, Some(_)) if self.aux_first => {
+                // SAFETY: the caller's promise.
+                unsafe { self.sum_64::<true>(sums, multipliers, masks, aux) }
+            }
+            // SAFETY: the caller's promise.
+            (None, Some(_)) => unsafe { self.sum_64::<false>(sums, multipliers, masks, aux) },
+            _ => self.plain_64(sums, multipliers),
+        };
+        if let Some(table) = &self.table_0 {
+            bytes = table.bytes(bytes);
+            if let Some(add) = &self.add {
+                let mut sums = unpack_64(bytes);
+                for i in 0..4 {
+                    // SAFETY: the caller's promise.
+                    let other = unsafe { load_codes(masks[i], aux[i]) };
+                    sums[i] = self.sums(add, sums[i], other);
+                }
+                bytes = pack_64(sums);
+            }
         }
-        codes
+        self.table_1.as_ref().map_or(bytes, |table| table.bytes(bytes))
     }
 
     /// What comes behind requantisation, for 64 codes as bytes.

@@ -13,8 +13,8 @@ use std::path::Path;
 pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let pages = [
         ("docs/registers.md", registers()),
-        ("docs/isa.md", structs(root, "command", "Command set")?),
-        ("docs/queues.md", structs(root, "queue", "Queue entries")?),
+        ("docs/isa.md", structs(root, &["command", "command/parts"], "Command set")?),
+        ("docs/queues.md", structs(root, &["queue"], "Queue entries")?),
     ];
     for (name, text) in pages {
         let path = root.join(name);
@@ -57,17 +57,20 @@ fn registers() -> String {
     page
 }
 
-/// The page of one source file: its module documentation, then each wire struct with byte offsets.
-fn structs(root: &Path, module: &str, title: &str) -> Result<String> {
-    let path = root.join("uapi/src").join(module).with_extension("rs");
-    let source =
-        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+/// The page of a module: the documentation of its first file, then each wire struct with byte offsets.
+/// Later files hold what the first is made of, so their structs come first.
+fn structs(root: &Path, files: &[&str], title: &str) -> Result<String> {
+    let read = |file: &&str| {
+        let path = root.join("uapi/src").join(file).with_extension("rs");
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let sources = files.iter().map(read).collect::<Result<Vec<_>>>()?;
     let mut page = format!("# {title}\n\n{NOTE}\n");
-    for line in source.lines().map_while(|line| line.strip_prefix("//!")) {
+    for line in sources[0].lines().map_while(|line| line.strip_prefix("//!")) {
         let _ = writeln!(page, "{}", plain(line.strip_prefix(' ').unwrap_or(line)));
     }
     let mut sizes = Sizes::default();
-    for item in items(&source) {
+    for item in sources.iter().rev().flat_map(|source| items(source)) {
         sizes.write(&mut page, &item)?;
     }
     Ok(page)

@@ -28,7 +28,7 @@ const STAGES: [Stage; 13] = [
     },
     Stage { name: "clippy", kind: "lint", run: clippy },
     Stage { name: "unit tests", kind: "unit", run: || some(tests(&["--lib", "--bins"])?) },
-    Stage { name: "stack tests", kind: "integration", run: || some(tests(&["--test", "*"])?) },
+    Stage { name: "stack tests", kind: "integration", run: stack },
     Stage { name: "doc tests", kind: "doc", run: || tests(&["--doc"]) },
     Stage { name: "rustdoc", kind: "lint", run: rustdoc },
     Stage {
@@ -101,12 +101,30 @@ fn plugin_tests() -> Result<Tally> {
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))
 }
 
+/// Driver against device; the tests that run over each transport must be as many over one as over
+/// the other.
+fn stack() -> Result<Tally> {
+    let finished = cargo_test(&["--test", "*"])?;
+    let over = |transport: &str| {
+        let is_pass = |line: &&str| line.contains(transport) && line.ends_with("... ok");
+        finished.stdout.lines().filter(is_pass).count()
+    };
+    let (sim, vfio_user) = (over("::sim::"), over("::vfio_user::"));
+    println!("passed over each transport: sim {sim}, vfio-user {vfio_user}");
+    ensure!(sim == vfio_user && sim > 0, "the transports did not pass the same tests");
+    some(Tally::of_cargo(&finished.stdout).unless_failed(finished.success))
+}
+
 /// The workspace's tests that `selection` picks, all of them even after a failure.
 fn tests(selection: &[&str]) -> Result<Tally> {
+    let finished = cargo_test(selection)?;
+    Ok(Tally::of_cargo(&finished.stdout).unless_failed(finished.success))
+}
+
+fn cargo_test(selection: &[&str]) -> Result<child::Finished> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).args(selection);
-    let finished = child::run(&mut command, minutes(20))?;
-    Ok(Tally::of_cargo(&finished.stdout).unless_failed(finished.success))
+    child::run(&mut command, minutes(20))
 }
 
 /// Refuses a stage that ran nothing: a filter or a path that went wrong must not look like success.

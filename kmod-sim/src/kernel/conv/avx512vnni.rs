@@ -48,8 +48,9 @@ const MOST_PIXELS_OF_FOUR: usize = 6;
 /// level-2 cache.
 const CHUNK_WEIGHTS: i64 = 256 << 10;
 
-/// Most bytes that are copied for a tile at the padding, of what its windows cover.
-const MOST_WINDOW: i64 = 64 << 10;
+/// Most bytes that are copied for a tile at the padding, of what its windows cover: a small part of the
+/// level-1 cache. Wider pixels make up for the shorter runs of single taps.
+const MOST_WINDOW: i64 = 8 << 10;
 
 /// Whether this kernel takes `problem`.
 pub(crate) fn takes(p: &Problem) -> bool {
@@ -218,12 +219,12 @@ impl Plan {
         Self { tiles, tiles_a_chunk, blocks_a_panel, panels_a_group, panels, panels_a_chunk }
     }
 
-    fn chunks_of_panels(&self) -> i64 {
-        (self.panels + self.panels_a_chunk - 1) / self.panels_a_chunk
+    fn chunks_of_tiles(&self) -> i64 {
+        (self.tiles + self.tiles_a_chunk - 1) / self.tiles_a_chunk
     }
 
     fn chunks(&self) -> i64 {
-        (self.tiles + self.tiles_a_chunk - 1) / self.tiles_a_chunk * self.chunks_of_panels()
+        (self.panels + self.panels_a_chunk - 1) / self.panels_a_chunk * self.chunks_of_tiles()
     }
 
     /// Computes one chunk.
@@ -232,8 +233,10 @@ impl Plan {
     /// As of [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn chunk(&self, job: &Job<'_>, channels: Channels, chunk: i64) {
-        let first_tile = chunk / self.chunks_of_panels() * self.tiles_a_chunk;
-        let first_panel = chunk % self.chunks_of_panels() * self.panels_a_chunk;
+        // All tiles pass by before the next weights are fetched, which are the larger part of a deep
+        // layer's memory.
+        let first_panel = chunk / self.chunks_of_tiles() * self.panels_a_chunk;
+        let first_tile = chunk % self.chunks_of_tiles() * self.tiles_a_chunk;
         let stage = Stage::new(&job.problem.stage, channels);
         let (mut addresses, mut window) = (Vec::new(), Vec::new());
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
@@ -357,7 +360,9 @@ impl Pixels {
         let merged = job.contiguous_rows && (self.inside || self.copy(job, addresses, window));
         let steps =
             usize_of(if merged { job.steps * w.kernel_w } else { job.steps }.unsigned_abs());
-        if addresses.is_empty() {
+        if merged && w.kernel_h == 1 && self.inside {
+            addresses.push(self.input);
+        } else if addresses.is_empty() {
             let columns = if merged { 1 } else { w.kernel_w };
             for ky in 0..w.kernel_h {
                 addresses.extend((0..columns).map(|kx| self.tap(job, ky, kx)));
@@ -586,14 +591,20 @@ unsafe fn finish<const BLOCKS: usize, const KIND: u8>(
                 let first = _mm512_castsi512_si128(bytes);
                 // SAFETY: as above.
                 unsafe { store_16(out(0), masks[0], first) };
-                let parts = [
-                    _mm512_extracti32x4_epi32::<1>(bytes),
-                    _mm512_extracti32x4_epi32::<2>(bytes),
-                    _mm512_extracti32x4_epi32::<3>(bytes),
-                ];
-                for (i, part) in (1..left).zip(parts) {
+                if left > 1 {
+                    let part = _mm512_extracti32x4_epi32::<1>(bytes);
                     // SAFETY: as above.
-                    unsafe { store_16(out(i), masks[0], part) };
+                    unsafe { store_16(out(1), masks[0], part) };
+                }
+                if left > 2 {
+                    let part = _mm512_extracti32x4_epi32::<2>(bytes);
+                    // SAFETY: as above.
+                    unsafe { store_16(out(2), masks[0], part) };
+                }
+                if left > 3 {
+                    let part = _mm512_extracti32x4_epi32::<3>(bytes);
+                    // SAFETY: as above.
+                    unsafe { store_16(out(3), masks[0], part) };
                 }
             }
         }

@@ -26,9 +26,9 @@ use crate::kernel::vector::{
 };
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_dpbusd_epi32,
-    _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_store_si512,
+    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_castsi512_si128, _mm512_castsi512_si256,
+    _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_store_si512,
 };
 use std::mem::MaybeUninit;
 
@@ -242,11 +242,15 @@ impl Plan {
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
             let (start, count) = span(tile, self.tiles, job.pixels);
             let pixels = Pixels::new(job, start, count);
-            let runs = pixels.runs(job, &mut addresses, &mut window);
+            let mut runs = pixels.runs(job, &mut addresses, &mut window);
             for panel in first_panel..(first_panel + self.panels_a_chunk).min(self.panels) {
                 let group = panel / self.panels_a_group;
                 let mut block = panel % self.panels_a_group * self.blocks_a_panel;
                 let end = (block + self.blocks_a_panel).min(job.blocks);
+                // Each tile asks for a block of the weights that follow when all tiles have passed by.
+                let next = block + self.panels_a_chunk * self.blocks_a_panel;
+                let next = group * job.blocks + next + tile % self.blocks_a_panel;
+                runs.next = job.weights.wrapping_offset(isize_of(next * job.block_bytes));
                 while block < end {
                     let width = match end - block {
                         4.. => 2,
@@ -368,7 +372,7 @@ impl Pixels {
                 addresses.extend((0..columns).map(|kx| self.tap(job, ky, kx)));
             }
         }
-        Runs { addresses, steps }
+        Runs { addresses, steps, next: std::ptr::null() }
     }
 
     /// Copies what the windows of a tile cover into `window`, with zero points for the padding, and puts
@@ -448,6 +452,8 @@ impl Pixels {
 struct Runs<'a> {
     addresses: &'a [[*const u8; MOST_PIXELS]],
     steps: usize,
+    /// Weights to be asked for meanwhile, a line a step; may lie behind the last.
+    next: *const u8,
 }
 
 /// One tile: `PIXELS` pixels by `BLOCKS` blocks of output channels, from `block` of `group` on.
@@ -481,6 +487,7 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
         }
     }
 
+    let mut next = runs.next;
     for run in runs.addresses {
         let at: [*const u8; PIXELS] = std::array::from_fn(|r| run[r].wrapping_offset(first_input));
         for step in 0..runs.steps {
@@ -498,6 +505,9 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
                 }
             }
             weights = weights.wrapping_add(64);
+            // SAFETY: a hint, which reads nothing; any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
+            next = next.wrapping_add(64);
         }
     }
 

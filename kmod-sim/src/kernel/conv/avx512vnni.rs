@@ -505,8 +505,8 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
                 }
             }
             weights = weights.wrapping_add(64);
-            // SAFETY: a hint, which reads nothing; any address will do.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
+            // A hint, which reads nothing: any address will do.
+            _mm_prefetch::<_MM_HINT_T1>(next.cast());
             next = next.wrapping_add(64);
         }
     }

@@ -18,6 +18,8 @@ mod loom;
 mod models;
 #[path = "../xtask/setup.rs"]
 mod setup;
+#[path = "../xtask/simulator.rs"]
+mod simulator;
 #[path = "../xtask/tally.rs"]
 mod tally;
 #[path = "../xtask/test.rs"]

@@ -10,6 +10,7 @@ use crate::child;
 use crate::loom;
 use crate::models;
 use crate::setup::{self, Python, cargo};
+use crate::simulator::Simulator;
 use crate::tally::Tally;
 
 /// One stage: what it is called, what kind of test it holds, and how to run it.
@@ -20,7 +21,7 @@ struct Stage {
 }
 
 /// Cheap ones first, so that a slip shows early; the plugin's last, since they need all the rest.
-const STAGES: [Stage; 13] = [
+const STAGES: [Stage; 14] = [
     Stage {
         name: "fmt",
         kind: "lint",
@@ -41,14 +42,15 @@ const STAGES: [Stage; 13] = [
     Stage { name: "npu selftest", kind: "device", run: selftest },
     Stage { name: "plugin build", kind: "build", run: || setup::plugin().map(|_| Tally::ONE) },
     Stage { name: "models", kind: "build", run: || models::run().map(|()| Tally::ONE) },
-    Stage { name: "plugin tests", kind: "plugin", run: plugin_tests },
+    Stage { name: "plugin tests", kind: "plugin", run: || plugin_tests("sim") },
+    Stage { name: "  over a socket", kind: "plugin", run: over_vfio_user },
 ];
 
 /// Runs all stages, also after a failure, and prints the table.
 pub(crate) fn run() -> Result<ExitCode> {
     let mut total = Tally::default();
     let mut table = format!(
-        "{:<14} {:<12} {:>6} {:>6} {:>7} {:>8}\n",
+        "{:<16} {:<12} {:>6} {:>6} {:>7} {:>8}\n",
         "stage", "kind", "passed", "failed", "skipped", "seconds"
     );
     for stage in &STAGES {
@@ -61,7 +63,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         let seconds = start.elapsed().as_secs_f64();
         let Tally { passed, failed, skipped } = tally;
         table += &format!(
-            "{:<14} {:<12} {passed:>6} {failed:>6} {skipped:>7} {seconds:>8.1}\n",
+            "{:<16} {:<12} {passed:>6} {failed:>6} {skipped:>7} {seconds:>8.1}\n",
             stage.name, stage.kind
         );
         total += tally;
@@ -92,10 +94,17 @@ fn selftest() -> Result<Tally> {
     )
 }
 
-fn plugin_tests() -> Result<Tally> {
+/// The plugin's tests on a device in a process of its own.
+fn over_vfio_user() -> Result<Tally> {
+    let simulator = Simulator::start()?;
+    plugin_tests(&simulator.device())
+}
+
+/// The plugin's tests on the device that the string names.
+fn plugin_tests(device: &str) -> Result<Tally> {
     let python = Python::ready()?;
     let mut command = python.command();
-    command.env("NPU_EP_LIBRARY", setup::plugin()?);
+    command.env("NPU_EP_LIBRARY", setup::plugin()?).env("NPU_DEVICE", device);
     command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/plugin"]);
     let finished = child::run(&mut command, minutes(15))?;
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from sessions import EP, PLUGIN
+from sessions import EP
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,8 +19,6 @@ def library_path() -> str:
 
 
 def pytest_sessionstart() -> None:
-    if not PLUGIN:
-        return
     try:
         ort.register_execution_provider_library(EP, library_path())
     except Exception as error:  # all that ONNX Runtime's failed statuses have in common
@@ -36,6 +34,4 @@ def models() -> Path:
 
 @pytest.fixture(scope="session")
 def library() -> str:
-    if not PLUGIN:
-        pytest.skip("needs the plugin")
     return library_path()

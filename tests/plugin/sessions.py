@@ -1,6 +1,5 @@
 """Sessions of ONNX Runtime on the NPU, by each door, and on the CPU; and what ONNX Runtime says ran where."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,9 +8,6 @@ import onnxruntime as ort
 
 EP = "NpuExecutionProvider"
 CPU = "CPUExecutionProvider"
-
-# For work on these tests themselves where no plugin is built: the CPU provider plays both parts.
-PLUGIN = os.environ.get("NPU_TEST_PROVIDER") != "cpu"
 
 
 def options(severity: int | None = None) -> ort.SessionOptions:
@@ -29,14 +25,10 @@ def cpu(model: bytes | str) -> ort.InferenceSession:
 
 def by_name(model: bytes | str, settings: dict[str, str] | None = None, severity: int | None = None) -> ort.InferenceSession:
     """As most users write it. Without `enable_fallback=0` Python hides a provider's errors."""
-    if not PLUGIN:
-        return cpu(model)
     return ort.InferenceSession(model, options(severity), providers=[(EP, settings or {}), CPU], enable_fallback=0)
 
 
 def by_device(model: bytes | str, settings: dict[str, str] | None = None, severity: int | None = None) -> ort.InferenceSession:
-    if not PLUGIN:
-        return cpu(model)
     made = options(severity)
     made.add_provider_for_devices(devices()[:1], settings or {})
     return ort.InferenceSession(model, made, enable_fallback=0)
@@ -60,10 +52,9 @@ def operators_on(session: ort.InferenceSession, provider: str) -> list[str]:
 
 
 def assert_all_on_npu(session: ort.InferenceSession) -> None:
-    if PLUGIN:
-        subgraphs = Counter(name for name, _ in placement(session))
-        left = Counter(operators_on(session, CPU))
-        assert subgraphs == {EP: 1}, f"wanted one subgraph, on the NPU; found {dict(subgraphs)}, on the CPU {dict(left)}"
+    subgraphs = Counter(name for name, _ in placement(session))
+    left = Counter(operators_on(session, CPU))
+    assert subgraphs == {EP: 1}, f"wanted one subgraph, on the NPU; found {dict(subgraphs)}, on the CPU {dict(left)}"
 
 
 def run(session: ort.InferenceSession, x: np.ndarray) -> list[np.ndarray]:

@@ -116,7 +116,6 @@ def test_an_impossible_scale_is_an_error_or_the_cpus_result(place, scale):
             assert np.array_equal(sessions.bits(a), sessions.bits(b)), f"{door}: {place} scale {scale}"
 
 
-@pytest.mark.skipif(not sessions.PLUGIN, reason="needs the plugin")
 @pytest.mark.parametrize("door", sessions.DOORS)
 def test_an_unknown_option_lists_the_known_ones(door):
     with pytest.raises(Failure) as caught:
@@ -125,21 +124,18 @@ def test_an_unknown_option_lists_the_known_ones(door):
     assert re.search(r"\bthread\b", text) and re.search(r"\bthreads\b", text), text
 
 
-@pytest.mark.skipif(not sessions.PLUGIN, reason="needs the plugin")
 @pytest.mark.parametrize("value", ["many", "-1", "", "1.5", "99999999999999999999"])
 def test_a_bad_value_names_its_option(value):
     with pytest.raises(Failure, match="threads"):
         sessions.by_name(graphs.quantised().SerializeToString(), {"threads": value})
 
 
-@pytest.mark.skipif(not sessions.PLUGIN, reason="needs the plugin")
 @pytest.mark.parametrize("door", sessions.DOORS)
 def test_an_unknown_device_is_named(door):
     with pytest.raises(Failure, match="no-such-device"):
         sessions.DOORS[door](graphs.quantised().SerializeToString(), {"device": "no-such-device:here"})
 
 
-@pytest.mark.skipif(not sessions.PLUGIN, reason="needs the plugin")
 @pytest.mark.parametrize("door", sessions.DOORS)
 def test_strict_refuses_a_model_that_is_not_whole_and_takes_one_that_is(door):
     make = sessions.DOORS[door]
@@ -165,11 +161,10 @@ def test_an_operator_that_the_npu_lacks_stays_on_the_cpu_and_is_named(case, door
     reference = sessions.cpu(model)
     capfd.readouterr()
     session = _with_info_log(sessions.DOORS[door], model)
-    if sessions.PLUGIN:
-        log = capfd.readouterr().err
-        assert kind in sessions.operators_on(session, sessions.CPU)
-        assert sessions.operators_on(session, sessions.EP).count("Conv") == 2
-        assert any(kind in line and node in line for line in _summary(log)), log
+    log = capfd.readouterr().err
+    assert kind in sessions.operators_on(session, sessions.CPU)
+    assert sessions.operators_on(session, sessions.EP).count("Conv") == 2
+    assert any(kind in line and node in line for line in _summary(log)), log
     for batch in (1, 3):
         sessions.assert_same(session, reference, graphs.sample(batch), f"{case}, batch {batch}")
 
@@ -180,10 +175,9 @@ def test_signed_activations_stay_on_the_cpu_whole_with_a_reason(per_channel, cap
     reference = sessions.cpu(model)
     capfd.readouterr()
     session = _with_info_log(sessions.by_name, model)
-    if sessions.PLUGIN:
-        log = capfd.readouterr().err
-        assert sessions.operators_on(session, sessions.EP) == []
-        assert any(re.search("int8|s8|signed", line, re.IGNORECASE) for line in _summary(log)), log
+    log = capfd.readouterr().err
+    assert sessions.operators_on(session, sessions.EP) == []
+    assert any(re.search("int8|s8|signed", line, re.IGNORECASE) for line in _summary(log)), log
     sessions.assert_same(session, reference, graphs.sample(3), "signed activations")
 
 

@@ -16,7 +16,6 @@ import sessions
 CHILD_LIMIT_S = 120
 THREAD_LIMIT_S = 120
 
-needs_plugin = pytest.mark.skipif(not sessions.PLUGIN, reason="needs the plugin")
 
 
 def in_a_process_of_its_own(code: str, library: str) -> str:
@@ -30,7 +29,6 @@ def in_a_process_of_its_own(code: str, library: str) -> str:
     return done.stdout
 
 
-@needs_plugin
 def test_two_names_for_one_library(library):
     code = """
 for name in ("NpuExecutionProvider", "another"):
@@ -46,7 +44,6 @@ print("done")
     assert "done" in in_a_process_of_its_own(code, library)
 
 
-@needs_plugin
 def test_a_name_in_use_is_refused_and_the_first_goes_on(library):
     code = """
 ort.register_execution_provider_library("NpuExecutionProvider", LIBRARY)
@@ -59,7 +56,6 @@ assert np.array_equal(sessions.run(sessions.by_name(model), x)[0], wanted)
     assert "refused:" in in_a_process_of_its_own(code, library)
 
 
-@needs_plugin
 def test_registering_again_after_unregistering(library):
     code = """
 for turn in range(5):
@@ -73,7 +69,6 @@ print("done")
     assert "done" in in_a_process_of_its_own(code, library)
 
 
-@needs_plugin
 def test_unregistering_under_a_live_session_does_not_crash(library):
     code = """
 ort.register_execution_provider_library("NpuExecutionProvider", LIBRARY)
@@ -95,7 +90,6 @@ print("done")
     assert "done" in in_a_process_of_its_own(code, library)
 
 
-@needs_plugin
 def test_leaving_without_cleaning_up_ends_with_zero(library):
     code = """
 ort.register_execution_provider_library("NpuExecutionProvider", LIBRARY)
@@ -106,7 +100,6 @@ print("done")
     assert "done" in in_a_process_of_its_own(code, library)
 
 
-@needs_plugin
 def test_a_forked_child_is_told_and_can_start_again(library):
     """The child has its parent's sessions, but not the threads that serve them."""
     code = """
@@ -191,7 +184,6 @@ def test_four_threads_get_their_own_results(shared):
     assert not wrong
 
 
-@needs_plugin
 def test_device_visible_memory_in_and_out():
     model = graphs.quantised().SerializeToString()
     session = sessions.by_device(model)

@@ -30,7 +30,7 @@ pub struct Limits {
     pub contexts: u32,
     /// I/O queues of a function.
     pub queues: u32,
-    /// Programs of a function.
+    /// Programs of a function; all loaded ones together have at most 16 times `commands` commands.
     pub programs: u32,
     /// Base tables of a function.
     pub tables: u32,

@@ -205,3 +205,17 @@ fn a_run_names_the_input_that_is_wrong() {
     assert!(matches!(run(&[TensorRef::from_f32(&SHAPE, &floats)]), RunError::Element { .. }));
     assert!(matches!(run(&[TensorRef::from_u8(&[0, 8, 4, 4], &[])]), RunError::Compile(_)));
 }
+
+#[test]
+fn dimensions_that_overflow() {
+    for side in [1 << 20, 1 << 40, usize::MAX] {
+        let mut model = Model::new(7);
+        let input = model.code_input(&[1, 8, side, side], CODES);
+        let output = model.unit("MaxPool", &[&input], &window(), (CODES, &[1, 8, side, side]));
+        model.code_output(&output);
+        let graph = model.finish();
+        let (id, _) = graph.nodes().find(|(_, node)| node.op == "MaxPool").unwrap();
+        let verdict = &plan(&graph).verdicts[id.0 as usize];
+        assert!(verdict.taken.is_none() && !verdict.reason.is_empty(), "{side}: {verdict:?}");
+    }
+}

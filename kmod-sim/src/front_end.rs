@@ -11,7 +11,7 @@ use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, Copy, Fill, Flags, Header, opcode as command_opcode};
 use npu_uapi::queue::{
     Bind, CopyEntry, CreateContext, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, GetLog,
-    Identify, LoadProgram, Nop, Timestamp, access, opcode,
+    Identify, LoadProgram, Nop, Timestamp, access, opcode, priority,
 };
 use npu_uapi::ring::{self, Fetched, RingLayout};
 use npu_uapi::status::Status;
@@ -167,6 +167,9 @@ impl State {
         if u32::from(entry.vector) >= self.config.limits.vectors {
             return Err(invalid!(CreateQueue, vector));
         }
+        let Some(_band) = priority::band(entry.priority) else {
+            return Err(invalid!(CreateQueue, priority));
+        };
         self.has_room(self.queues.len(), self.config.limits.queues)?;
         let free = (1..=u16::MAX).find(|id| self.queues.iter().all(|queue| queue.id != *id));
         let id = free.ok_or(Problem::new(Status::NO_RESOURCES))?;

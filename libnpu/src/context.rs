@@ -10,7 +10,7 @@ use crate::transport::TransportExt;
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::queue::{
     Bind, Binding, CopyEntry, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, LoadProgram, Nop,
-    Timestamp, opcode,
+    Timestamp, opcode, priority,
 };
 use npu_uapi::reg::Register;
 use npu_uapi::regs::Abort;
@@ -20,6 +20,52 @@ use zerocopy::IntoBytes;
 
 /// Log2 of a context's rings: as many jobs in flight.
 const QUEUE_LOG2: u8 = 6;
+
+/// How soon the jobs of a context run, compared with those of others on the same device.
+///
+/// A job of a higher priority goes first, and stops one of a lower priority until it has ended. Jobs of
+/// one priority share the device fairly.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Priority {
+    /// When nothing else is to be done.
+    Background,
+    /// What everything has that does not ask.
+    #[default]
+    Normal,
+    /// Before the normal ones.
+    High,
+    /// Before all others.
+    Urgent,
+}
+
+impl Priority {
+    /// As CREATE_QUEUE has it.
+    fn code(self) -> u32 {
+        match self {
+            Self::Normal => priority::NORMAL,
+            Self::High => priority::HIGH,
+            Self::Urgent => priority::URGENT,
+            Self::Background => priority::BACKGROUND,
+        }
+    }
+}
+
+/// What a context is made with.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct ContextOptions {
+    /// Of its jobs.
+    pub priority: Priority,
+}
+
+impl ContextOptions {
+    /// These options with another priority.
+    #[must_use]
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+}
 
 /// A context of a device. A clone is the same one; the last one ends its jobs.
 #[derive(Clone, Debug)]
@@ -72,10 +118,10 @@ impl Drop for Object {
 }
 
 impl Context {
-    pub(crate) fn new(device: &Arc<DeviceInner>) -> Result<Self, Error> {
+    pub(crate) fn new(device: &Arc<DeviceInner>, options: ContextOptions) -> Result<Self, Error> {
         let epoch = device.epoch();
         let id = device.new_context_id()?;
-        match open_queue(device, id) {
+        match open_queue(device, id, options) {
             Ok(queue) => {
                 let device = Arc::clone(device);
                 Ok(Self(Arc::new(Owner(Arc::new(Inner { device, id, queue, epoch })))))
@@ -293,7 +339,11 @@ fn bindings(heap: &Arc<Heap>, slots: &[(SlotId, Memory)]) -> Result<(Option<Buff
     Ok((Some(buffer), u32::try_from(slots.len()).map_err(|_| many)?))
 }
 
-fn open_queue(device: &Arc<DeviceInner>, context: u32) -> Result<Arc<Queue>, Error> {
+fn open_queue(
+    device: &Arc<DeviceInner>,
+    context: u32,
+    options: ContextOptions,
+) -> Result<Arc<Queue>, Error> {
     let log2 = QUEUE_LOG2.min(u8::try_from(device.limits().ring_log2).unwrap_or(QUEUE_LOG2));
     let lost = |error| Error::Lost { queue: 0, why: Loss::Ring(error) };
     let layout = RingLayout::new(log2.into(), log2.into()).map_err(lost)?;
@@ -313,6 +363,7 @@ fn open_queue(device: &Arc<DeviceInner>, context: u32) -> Result<Arc<Queue>, Err
             sq_log2: log2,
             cq_log2: log2,
             vector,
+            priority: options.priority.code(),
             ..CreateQueue::default()
         }
         .words()

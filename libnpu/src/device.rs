@@ -1,7 +1,7 @@
 //! A device: found, checked, started; its admin queue, memory and limits.
 
 use crate::buffer::{Buffer, Memory};
-use crate::context::Context;
+use crate::context::{Context, ContextOptions};
 use crate::device_string::DeviceString;
 use crate::error::{Error, Fault, Loss};
 use crate::faults::{Faults, halves};
@@ -9,7 +9,6 @@ use crate::foreign::Foreign;
 use crate::heap::Heap;
 use crate::queue::Queue;
 use crate::transport::{Access, Transport, TransportExt};
-use crate::workers::Pool;
 use npu_uapi::limits::Limits;
 use npu_uapi::queue::{Completion, Counters, CreateContext, EntryHeader, GetLog, Identify, opcode};
 use npu_uapi::reg::Register;
@@ -19,6 +18,7 @@ use npu_uapi::regs::{
 use npu_uapi::ring::{RingLayout, SUBMISSION_WORDS};
 use npu_uapi::status::FaultRecord;
 use npu_uapi::workers::{Caller, Workers};
+use npu_workers::Pool;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
@@ -187,7 +187,15 @@ impl Device {
     /// # Errors
     /// The device has no room for another.
     pub fn create_context(&self) -> Result<Context, Error> {
-        Context::new(&self.0)
+        self.create_context_with(ContextOptions::default())
+    }
+
+    /// As [`Device::create_context`], with options.
+    ///
+    /// # Errors
+    /// As for [`Device::create_context`].
+    pub fn create_context_with(&self, options: ContextOptions) -> Result<Context, Error> {
+        Context::new(&self.0, options)
     }
 
     /// Threads to compute with, shared by all that ask: as many as the device string says, else as the

@@ -39,10 +39,9 @@ mod iova;
 mod job;
 mod queue;
 pub mod transport;
-mod workers;
 
 pub use buffer::{Buffer, Memory};
-pub use context::{Context, Program, Table};
+pub use context::{Context, ContextOptions, Priority, Program, Table};
 pub use device::{ADMIN_TIMEOUT, Device};
 pub use device_string::DeviceString;
 pub use dma::DmaMemory;
@@ -50,5 +49,5 @@ pub use error::{Error, Fault, Loss, Stall};
 pub use foreign::Foreign;
 pub use job::{Done, Job};
 pub use npu_uapi::workers::{Caller, Workers};
+pub use npu_workers::Pool;
 pub use transport::{Access, Transport, TransportError, TransportExt};
-pub use workers::Pool;

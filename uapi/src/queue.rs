@@ -46,6 +46,32 @@ pub mod opcode {
     pub const TIMESTAMP: u8 = 0x84;
 }
 
+/// Priorities of queues. Zero is the usual one, so they are not in order: see [`band`](priority::band).
+pub mod priority {
+    /// The usual.
+    pub const NORMAL: u32 = 0;
+    /// Before the normal ones.
+    pub const HIGH: u32 = 1;
+    /// Before all others.
+    pub const URGENT: u32 = 2;
+    /// When nothing else is to be done.
+    pub const BACKGROUND: u32 = 3;
+
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// Its place in the order, 0 for the one that goes first; `None` where there is no such priority.
+    pub const fn band(priority: u32) -> Option<usize> {
+        match priority {
+            URGENT => Some(0),
+            HIGH => Some(1),
+            NORMAL => Some(2),
+            BACKGROUND => Some(3),
+            _ => None,
+        }
+    }
+}
+
 /// What every entry begins with. 8 bytes.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
@@ -134,7 +160,9 @@ entry! {
         cq_log2: u8,
         /// Interrupt vector of its completions.
         vector: u16,
-    } pad 10
+        /// One of [`priority`].
+        priority: u32,
+    } pad 9
 }
 entry! {
     /// LOAD_PROGRAM: copies the image ([`crate::image`]) of `len` bytes at `image` into the device,

@@ -54,6 +54,10 @@ statuses! {
     HUNG = 13, "the job made no progress and was ended";
     /// The device found a fault of its own.
     INTERNAL = 14, "the device failed; reset it";
+    /// The job was lost because another one hung, and did nothing wrong itself.
+    INNOCENT = 15, "the job was lost because another one hung; submit it again";
+    /// An access to memory failed on its way.
+    DMA_ERROR = 16, "an access to memory failed; submit the job again, or check the link to the device";
 }
 
 impl Status {

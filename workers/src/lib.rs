@@ -1,4 +1,7 @@
-//! The driver's own threads, for a device that computes in this process.
+//! Threads that compute: a pool that stands ready, and how many threads the process may use.
+//!
+//! The driver lends its [`Pool`] to a device in its own process; a device in a process of its own has
+//! one for all its clients. So neither of the two needs to name the other.
 
 use npu_uapi::workers::Workers;
 use std::any::Any;

@@ -3,9 +3,9 @@
 //! Nodes are kept in a topological order; a value knows its producer and its consumers. A graph is
 //! built through [`GraphBuilder`], which is the one place where it is validated; afterwards it is read.
 
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 /// Index of a node in [`Graph::nodes`].
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -49,8 +49,8 @@ pub struct Tensor {
     pub element: ElementType,
     /// Shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// `shape.product()` elements.
-    pub bytes: Arc<[u8]>,
+    /// `shape.product()` elements; a view of the model's file where that is mapped.
+    pub bytes: Bytes,
 }
 
 /// What is known of a tensor that flows.

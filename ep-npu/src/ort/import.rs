@@ -1,7 +1,8 @@
 //! ONNX Runtime's graph to ours: nodes in its order, names, types, attributes, and copies of the constants.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::graph::{ElementType, Graph, GraphBuilder, GraphError, Node, Tensor, ValueId};
 
@@ -125,9 +126,9 @@ fn domain(node: view::Node<'_>) -> Result<String, Failure> {
 /// A copy of a constant; types that nothing here reads keep their shape only.
 fn tensor(value: view::Value<'_>) -> Result<Tensor, Failure> {
     let shape = value.shape()?;
-    let bytes: Arc<[u8]> = match shape.element {
-        ElementType::Other(_) => Arc::new([]),
-        _ => value.bytes(&shape)?.into(),
+    let bytes = match shape.element {
+        ElementType::Other(_) => Bytes::new(),
+        _ => Bytes::copy_from_slice(value.bytes(&shape)?),
     };
     Ok(Tensor { element: shape.element, shape: shape.dims, bytes })
 }

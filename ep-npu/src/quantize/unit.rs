@@ -6,7 +6,7 @@
 use super::codes::{Codes, Table};
 use super::window::WindowSpec;
 use crate::graph::{NodeId, ValueId};
-use std::sync::Arc;
+use bytes::Bytes;
 
 /// One operator between 8-bit tensors, or a conversion at the edge of the model.
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ pub struct Products {
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// The bytes.
-    pub bytes: Arc<[u8]>,
+    pub bytes: Bytes,
     /// Output channels.
     pub outputs: usize,
     /// Input channels of one group.

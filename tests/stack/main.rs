@@ -10,6 +10,8 @@ mod fault;
 #[cfg(test)]
 mod guarded;
 #[cfg(test)]
+mod interop;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod oracle;

@@ -47,6 +47,11 @@ def placement(session: ort.InferenceSession) -> list[tuple[str, list[str]]]:
     return [(subgraph.ep_name, [node.op_type for node in subgraph.get_nodes()]) for subgraph in record]
 
 
+def nodes_on(session: ort.InferenceSession, provider: str) -> list[str]:
+    record = session.get_provider_graph_assignment_info()
+    return [node.name for subgraph in record if subgraph.ep_name == provider for node in subgraph.get_nodes()]
+
+
 def operators_on(session: ort.InferenceSession, provider: str) -> list[str]:
     return [kind for name, kinds in placement(session) if name == provider for kind in kinds]
 
@@ -57,11 +62,13 @@ def assert_all_on_npu(session: ort.InferenceSession) -> None:
     assert subgraphs == {EP: 1}, f"wanted one subgraph, on the NPU; found {dict(subgraphs)}, on the CPU {dict(left)}"
 
 
-def run(session: ort.InferenceSession, x: np.ndarray) -> list[np.ndarray]:
-    return session.run(None, {session.get_inputs()[0].name: x})
+def run(session: ort.InferenceSession, x: np.ndarray | dict[str, np.ndarray]) -> list[np.ndarray]:
+    return session.run(None, {session.get_inputs()[0].name: x} if isinstance(x, np.ndarray) else x)
 
 
-def assert_same(session: ort.InferenceSession, reference: ort.InferenceSession, x: np.ndarray, what: str) -> list[np.ndarray]:
+def assert_same(
+    session: ort.InferenceSession, reference: ort.InferenceSession, x: np.ndarray | dict[str, np.ndarray], what: str
+) -> list[np.ndarray]:
     """Runs both and compares every output bit for bit; returns the outputs."""
     found, wanted = run(session, x), run(reference, x)
     names = [output.name for output in reference.get_outputs()]

@@ -12,7 +12,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     models = commands.add_parser("build", help="make the models and print the table")
     models.add_argument("folder", type=Path)
-    models.add_argument("--only", nargs="+", choices=list(build.RECIPES))
+    models.add_argument("--only", nargs="+", choices=list(build.ALL))
+    models.add_argument("--set", choices=list(build.SETS), default="demo")
     small = commands.add_parser("digits", help="train and quantise the small digit model into one file")
     small.add_argument("file", type=Path)
     small.add_argument("--packages", type=Path, default=Path(".models/packages"))
@@ -24,7 +25,7 @@ def main() -> int:
     timing.add_argument("--plugin", type=Path, required=True, help="libep_npu.so")
     arguments = parser.parse_args()
     if arguments.command == "build":
-        print(build.table(build.build(arguments.folder, arguments.only)))
+        print(build.table(build.build(arguments.folder, arguments.only or build.SETS[arguments.set])))
         return 0
     if arguments.command == "digits":
         model = digits.train(arguments.packages)

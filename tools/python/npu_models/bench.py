@@ -11,11 +11,11 @@ BLOCKS = 15
 
 
 def run(folder: Path, plugin: Path) -> int:
-    build.build(folder)
+    made = [folder / entry.file for entry in build.build(folder, build.SETS["demo"]) if entry.kind in build.VARIANTS]
     ort.register_execution_provider_library(demo.EP, str(plugin.resolve()))
     print(f"ONNX Runtime {ort.__version__}; batch 1, median ms of {BLOCKS * latency.RUNS} runs in alternating blocks; ratio by block\n")
     print("| model | threads | CPU provider | NPU | CPU / NPU, median (lowest to highest block) |\n|---|---|---|---|---|")
-    for model in sorted(folder.glob("*.qdq-p[ct].onnx")):
+    for model in sorted(made):
         for threads in (1, 2):
             cpu, npu = demo.cpu_session(str(model), threads), demo.npu_session(str(model), threads)
             shape = [1 if isinstance(size, str) else size for size in cpu.get_inputs()[0].shape]

@@ -10,24 +10,34 @@ from . import quantise
 
 
 def macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of Conv and Gemm for a batch of one."""
+    """Multiply-accumulates of convolutions and matrix products for a batch of one."""
+    return sum(macs_by_node(model).values())
+
+
+def macs_by_node(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of each node that has some, by the node's name, for a batch of one."""
     one = onnx.ModelProto()
     one.CopyFrom(model)
-    for value in one.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    for value in one.graph.output:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+    for value in [*one.graph.input, *one.graph.output]:
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(one).graph
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in [*graph.value_info, *graph.input, *graph.output]:
         shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    total = 0
+    found = {}
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm"):
-            weight = shapes[node.input[1]]
-            inner = math.prod(weight[1:]) if node.op_type == "Conv" else math.prod(weight) // shapes[node.output[0]][-1]
-            total += math.prod(shapes[node.output[0]]) * inner
-    return total
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        first, second, output = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
+        if node.op_type == "Conv":
+            found[node.name] = math.prod(output) * math.prod(second[1:])
+        elif node.op_type == "ConvTranspose":
+            found[node.name] = math.prod(first) * math.prod(second[1:])
+        else:
+            transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+            found[node.name] = math.prod(output) * first[-2 if transposed else -1]
+    return found
 
 
 def distinct_codes(model: onnx.ModelProto, feeds: list[np.ndarray]) -> dict[str, int]:

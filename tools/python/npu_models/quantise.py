@@ -13,17 +13,17 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 
 class _Batches(CalibrationDataReader):
-    def __init__(self, batches: Iterable[np.ndarray]):
+    def __init__(self, batches: Iterable[np.ndarray | dict[str, np.ndarray]]):
         self.batches = iter(batches)
 
     def get_next(self):
         batch = next(self.batches, None)
-        return None if batch is None else {"input": batch}
+        return {"input": batch} if isinstance(batch, np.ndarray) else batch
 
 
 def static_qdq(
     model: onnx.ModelProto,
-    calibration: list[np.ndarray],
+    calibration: list[np.ndarray] | list[dict[str, np.ndarray]],
     per_channel: bool,
     activations: QuantType = QuantType.QUInt8,
 ) -> onnx.ModelProto:

@@ -25,6 +25,8 @@ mod tally;
 #[path = "../xtask/test.rs"]
 mod test;
 
+use models::Set;
+
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
@@ -55,8 +57,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Fetch, build and quantise the models that the tests use, into `.models`.
-    Models,
+    /// Fetch, build and quantise models into `.models`.
+    Models {
+        /// All of them; otherwise those that the demo and the benchmark use.
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 fn main() -> Result<ExitCode> {
@@ -68,7 +74,7 @@ fn main() -> Result<ExitCode> {
             loom::run(weaken)?;
         }
         Task::Book { check } => book::run(&setup::root(), check)?,
-        Task::Models => models::run()?,
+        Task::Models { all } => models::run(if all { Set::All } else { Set::Demo })?,
     }
     Ok(ExitCode::SUCCESS)
 }

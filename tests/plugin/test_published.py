@@ -1,0 +1,48 @@
+"""Networks as people bring them: outputs equal the CPU provider's bit for bit, whatever part of them runs on the NPU.
+
+The small ones run always. With `NPU_MODELS=all` in the environment every model of `cargo xtask models --all` runs.
+"""
+
+import os
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import sessions
+from npu_models import describe, inputs
+from npu_models.build import ALL, RECIPES, SETS
+from npu_models.published import Published
+
+NAMES = [name for name in SETS["all" if os.environ.get("NPU_MODELS") == "all" else "quick"] if name not in RECIPES]
+# Those of which nothing may be left to the CPU.
+WHOLE: set[str] = set()
+
+
+def feeds(name: str, packages) -> list[dict[str, np.ndarray]]:
+    recipe = ALL[name]
+    if isinstance(recipe, Published):
+        return recipe.four(packages)
+    eight = inputs.eight(list(recipe.shape), 1, packages)
+    return [{"input": eight[kind]} for kind in ("real", "real, others", "normal", "wide normal")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_equal_the_cpu(models, name, capsys):
+    file = models / f"{name}.qdq-pc.onnx"
+    reference, session = sessions.cpu(str(file)), sessions.by_name(str(file))
+    macs = describe.macs_by_node(onnx.load(file))
+    taken = sum(macs.get(node, 0) for node in sessions.nodes_on(session, sessions.EP))
+    subgraphs = sum(provider == sessions.EP for provider, _ in sessions.placement(session))
+    left = Counter(sessions.operators_on(session, sessions.CPU))
+    with capsys.disabled():
+        print(f"\n{name}: {taken / sum(macs.values()):.2%} of the multiplications in {subgraphs} subgraphs; left to the CPU {dict(left)}")
+    seen = set()
+    for index, feed in enumerate(feeds(name, models / "packages")):
+        for output in sessions.assert_same(session, reference, feed, f"{name}, input {index}"):
+            seen.update(np.unique(output).tolist())
+    # Two machines that differ would show it: the outputs are not all saturated.
+    assert len(seen) > 2, f"all outputs are of {seen}"
+    assert taken > 0, "nothing of the model ran on the NPU"
+    if name in WHOLE:
+        sessions.assert_all_on_npu(session)

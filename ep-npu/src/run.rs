@@ -22,6 +22,7 @@ use cache::Cache;
 use libnpu::{Context, Device, Job, Program, Workers};
 use memory::{Bound, Scratch};
 use npu_uapi::addr::SlotId;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,11 +39,13 @@ pub struct RunOptions {
     pub programs: usize,
     /// A folder where each program is written when it is compiled, as `npu objdump` reads it.
     pub dump: Option<PathBuf>,
+    /// Whether a run fails that would have to copy a tensor to or from device memory.
+    pub deny_copy: bool,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(60), programs: 8, dump: None }
+        Self { timeout: Duration::from_secs(60), programs: 8, dump: None, deny_copy: false }
     }
 }
 
@@ -53,6 +56,47 @@ pub struct RunReport {
     pub cycles: u64,
     /// Bytes copied because the device could not reach a tensor where it lies.
     pub copied_bytes: u64,
+}
+
+/// Which side of a run a tensor is on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// The run reads it.
+    Input,
+    /// The run writes it.
+    Output,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Input => "input",
+            Self::Output => "output",
+        })
+    }
+}
+
+/// Why a device cannot use a tensor where it lies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyCause {
+    /// It is memory of this process alone.
+    #[error("it lies in memory of this process, which the device does not reach")]
+    NotReachable,
+    /// As above, and nothing could be done about it: no memory could be shared from there on.
+    #[error(
+        "it lies in memory of this process, which the device does not reach, and unaligned: \
+         {past} bytes past a multiple of {align}"
+    )]
+    Unaligned {
+        /// How far it is off.
+        past: usize,
+        /// Where device memory begins at multiples of.
+        align: usize,
+    },
+    /// Only a part of it is device memory.
+    #[error("it begins in device memory, but runs over the end of what was allocated there")]
+    Straddles,
 }
 
 /// Why a run fails. The executable stays usable.
@@ -107,6 +151,21 @@ pub enum RunError {
         output: String,
         /// What the caller said.
         why: String,
+    },
+    /// A tensor that would have to be copied, where [`RunOptions::deny_copy`] is set.
+    #[error(
+        "{role} `{tensor}` would be copied ({bytes} bytes), which `deny_copy` forbids: {cause}; \
+         give a tensor that the device's allocator made, or unset `deny_copy`"
+    )]
+    Copy {
+        /// Which side of the run it is on.
+        role: Role,
+        /// The tensor.
+        tensor: String,
+        /// Its size.
+        bytes: u64,
+        /// Why the device cannot use it where it lies.
+        cause: CopyCause,
     },
     /// The device failed.
     #[error("the device failed the run: {0}")]
@@ -176,12 +235,12 @@ impl Executable {
     ) -> Result<RunReport, RunError> {
         let shapes = self.check(inputs)?;
         let loaded = self.program_for(inputs, &shapes)?;
-        let mut bound = Bound::new(&self.device);
+        let mut bound = Bound::new(&self.device, self.options.deny_copy);
         for (slot, (tensor, edge)) in
             (emit::EDGE_SLOTS_FROM..).zip(inputs.iter().zip(&loaded.inputs))
         {
             check_input(tensor, edge)?;
-            bound.input(slot_id(slot), tensor)?;
+            bound.input(slot_id(slot), tensor, edge)?;
         }
         let first = emit::EDGE_SLOTS_FROM + inputs.len();
         for (index, edge) in loaded.outputs.iter().enumerate() {

@@ -80,3 +80,32 @@ def with_fixed_batch(batch: int) -> onnx.ModelProto:
         value.type.tensor_type.shape.dim[0].dim_value = batch
     del model.graph.value_info[:]
     return model
+
+
+def product(rows: int, depth: int, columns: int) -> onnx.ModelProto:
+    """uint8 `input` [rows, depth] times constant int8 weights, uint8 `output`: no node changes what the input looks like."""
+    random = np.random.default_rng(5)
+    constants = {
+        "scale": np.float32(0.02),
+        "zero": np.uint8(128),
+        "weight": random.integers(-127, 128, (depth, columns), dtype=np.int8),
+        "weight_scale": np.float32(0.01),
+        "weight_zero": np.int8(0),
+        "out_scale": np.float32(0.01 * 0.02 * 127 * np.sqrt(depth)),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["input", "scale", "zero"], ["a"], "dequantize"),
+        helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["b"], "dequantize_weight"),
+        helper.make_node("MatMul", ["a", "b"], ["c"], "product"),
+        helper.make_node("QuantizeLinear", ["c", "out_scale", "zero"], ["output"], "quantize"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("input", onnx.TensorProto.UINT8, [rows, depth])],
+        [helper.make_tensor_value_info("output", onnx.TensorProto.UINT8, [rows, columns])],
+        [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=7)
+    onnx.checker.check_model(model)
+    return model

@@ -1,12 +1,15 @@
 //! A compiled model, run on tensors wherever they lie.
 
 use ep_npu::graph::{Dim, ElementType, Graph, GraphBuilder, Node, Tensor, TensorType};
-use ep_npu::run::{Executable, Outputs, OwnedOutputs, RunOptions, TensorRef};
+use ep_npu::run::{
+    CopyCause, Executable, Outputs, OwnedOutputs, Role, RunError, RunOptions, TensorRef,
+};
 use libnpu::{Buffer, Caller, Device, Error};
 use npu_tests::over_each_transport;
 
 over_each_transport! {
     tensors_in_device_memory_are_used_in_place_and_others_as_the_device_reaches_them,
+    where_copies_are_denied_a_tensor_that_needs_one_is_named_and_the_run_fails,
 }
 
 const SHAPE: [usize; 3] = [1, 65, 1031];
@@ -88,5 +91,60 @@ fn tensors_in_device_memory_are_used_in_place_and_others_as_the_device_reaches_t
     let report = executable.run(&[tensor], &mut outputs, &Caller).unwrap();
     assert_eq!((outputs.bytes(0).unwrap(), report.copied_bytes), (codes, copied));
     assert!(to.to_vec().iter().all(|&byte| byte == 0));
+    Ok(())
+}
+
+fn where_copies_are_denied_a_tensor_that_needs_one_is_named_and_the_run_fails(
+    device: &Device,
+) -> Result<(), Error> {
+    let options = RunOptions { deny_copy: true, ..RunOptions::default() };
+    let context = device.create_context()?;
+    let executable = Executable::new(quantizer(), context, device.clone(), options).unwrap();
+    let reaches_all = device.transport().reaches_process_memory();
+    // One float past a multiple of 64 bytes, in process memory.
+    let room = vec![0.5_f32; ELEMENTS + 32];
+    let first = room.as_ptr().align_offset(64) + 1;
+    let foreign = TensorRef::from_f32(&SHAPE, &room[first..][..ELEMENTS]);
+    let (from, to) = (device.allocate(ELEMENTS * 4)?, device.allocate(ELEMENTS)?);
+    let tensor = |start: *const u8| {
+        // SAFETY: the callers give the start of as many bytes, unwritten while the test runs.
+        unsafe { TensorRef::from_raw(ElementType::F32, &SHAPE, start, ELEMENTS * 4) }
+    };
+    let own = tensor(from.as_ptr());
+    let refused = |result: Result<_, RunError>| {
+        let error = result.map(drop).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("deny_copy") && text.contains("allocator"), "{text}");
+        let RunError::Copy { role, tensor, bytes, cause } = error else { panic!("{text}") };
+        (role, tensor, bytes, cause)
+    };
+
+    let result = executable.run(&[foreign], &mut InDeviceMemory(to.clone()), &Caller);
+    if reaches_all {
+        assert_eq!(result.unwrap().copied_bytes, 0);
+    } else {
+        let cause = CopyCause::Unaligned { past: 4, align: 64 };
+        let wanted = (Role::Input, "floats".to_owned(), ELEMENTS as u64 * 4, cause);
+        assert_eq!(refused(result), wanted);
+    }
+    let mut outputs = OwnedOutputs::default();
+    let result = executable.run(&[own], &mut outputs, &Caller);
+    if reaches_all {
+        assert_eq!(result.unwrap().copied_bytes, 0);
+    } else {
+        let (role, tensor, bytes, cause) = refused(result);
+        assert_eq!((role, tensor.as_str(), bytes), (Role::Output, "codes", ELEMENTS as u64));
+        let is_plain = matches!(cause, CopyCause::NotReachable | CopyCause::Unaligned { .. });
+        assert!(is_plain, "{cause}");
+    }
+    // From inside a buffer to behind its end, where the arena goes on.
+    let past_end = tensor(from.as_ptr().wrapping_add(64));
+    let result = executable.run(&[past_end], &mut InDeviceMemory(to.clone()), &Caller);
+    if !reaches_all {
+        assert_eq!(refused(result).3, CopyCause::Straddles);
+    }
+    let report = executable.run(&[own], &mut InDeviceMemory(to.clone()), &Caller).unwrap();
+    assert_eq!(report.copied_bytes, 0);
+    assert!(to.to_vec().iter().all(|&code| code == ZERO_POINT), "zeros in");
     Ok(())
 }

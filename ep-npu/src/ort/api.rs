@@ -300,6 +300,16 @@ pub(crate) enum Severity {
     Error,
 }
 
+impl Severity {
+    fn level(self) -> OrtLoggingLevel {
+        match self {
+            Self::Info => OrtLoggingLevel::ORT_LOGGING_LEVEL_INFO,
+            Self::Warning => OrtLoggingLevel::ORT_LOGGING_LEVEL_WARNING,
+            Self::Error => OrtLoggingLevel::ORT_LOGGING_LEVEL_ERROR,
+        }
+    }
+}
+
 /// A logger of the runtime.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Logger {
@@ -319,16 +329,22 @@ impl Logger {
         Self { api: *api, raw }
     }
 
+    /// Whether anybody would see a line of `severity`.
+    pub(crate) fn shows(&self, severity: Severity) -> bool {
+        if self.raw.is_null() {
+            return false;
+        }
+        let mut least = OrtLoggingLevel::ORT_LOGGING_LEVEL_FATAL;
+        let asked = call!(&self.api, Logger_GetLoggingSeverityLevel(self.raw, &raw mut least));
+        asked.is_ok() && least as i32 <= severity.level() as i32
+    }
+
     /// Writes one line; errors of the logger itself are nobody's business.
     pub(crate) fn log(&self, severity: Severity, message: &str) {
         if self.raw.is_null() {
             return;
         }
-        let level = match severity {
-            Severity::Info => OrtLoggingLevel::ORT_LOGGING_LEVEL_INFO,
-            Severity::Warning => OrtLoggingLevel::ORT_LOGGING_LEVEL_WARNING,
-            Severity::Error => OrtLoggingLevel::ORT_LOGGING_LEVEL_ERROR,
-        };
+        let level = severity.level();
         let message = c_text(message);
         let (file, function) = (c"ep-npu".as_ptr(), c"npu".as_ptr());
         let logged = call!(

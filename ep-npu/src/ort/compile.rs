@@ -30,5 +30,6 @@ fn run_options(provider: &Provider) -> RunOptions {
         options.timeout = timeout;
     }
     options.dump.clone_from(&provider.options.dump);
+    options.deny_copy = provider.options.deny_copy;
     options
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use ort_sys::{OrtKernelContext, OrtStatusPtr};
 
 use crate::graph::ElementType;
-use crate::run::{Executable, Outputs, RunError, TensorRef};
+use crate::run::{Executable, Outputs, RunError, RunReport, TensorRef};
 
-use super::api::{Api, call};
+use super::api::{Api, Logger, Severity, call};
 use super::factory::Factory;
 use super::provider::Provider;
 use super::status::{Failure, Kind, guard};
@@ -76,8 +76,26 @@ impl NodeProgram {
         let mut outputs = KernelOutputs { api, context };
         let run =
             |workers: &dyn libnpu::Workers| self.executable.run(&inputs, &mut outputs, workers);
-        let report = self.threads.with(api, context, run);
-        report.map(drop).map_err(|error| failure_of(&error))
+        let report = self.threads.with(api, context, run).map_err(|error| failure_of(&error))?;
+        report_to(api, context, report);
+        Ok(())
+    }
+}
+
+/// Tells the run's log, if it shows as much, what the run took: one line for each part of the model.
+fn report_to(api: &Api, context: *const OrtKernelContext, report: RunReport) {
+    let mut logger = ptr::null();
+    if call!(api, KernelContext_GetLogger(context, &raw mut logger)).is_err() {
+        return;
+    }
+    // SAFETY: the run's logger outlives Compute.
+    let logger = unsafe { Logger::new(api, logger) };
+    if logger.shows(Severity::Info) {
+        let RunReport { cycles, copied_bytes, .. } = report;
+        logger.log(
+            Severity::Info,
+            &format!("NPU ran {cycles} cycles and copied {copied_bytes} bytes of tensors"),
+        );
     }
 }
 
@@ -97,7 +115,8 @@ fn kind_of(error: &RunError) -> Kind {
         RunError::Inputs { .. }
         | RunError::Element { .. }
         | RunError::Shape { .. }
-        | RunError::Bytes { .. } => Kind::InvalidArgument,
+        | RunError::Bytes { .. }
+        | RunError::Copy { .. } => Kind::InvalidArgument,
         _ => Kind::Provider,
     }
 }

@@ -17,12 +17,13 @@ const MOST_THREADS: usize = 1024;
 const DEFAULT_DEVICE: &str = "sim";
 
 /// Name, and what it takes.
-const KNOWN: [(&str, &str); 6] = [
+const KNOWN: [(&str, &str); 7] = [
     ("device", "a device string such as `sim`"),
     ("threads", "a number from 1 to 1024"),
     ("timeout_ms", "a number of milliseconds, at least 1"),
     ("strict", "0 or 1"),
     ("dump", "a folder for program files"),
+    ("deny_copy", "0 or 1"),
     // ONNX Runtime's own key for choosing among the devices of a provider; there is one.
     ("device_id", "0"),
 ];
@@ -40,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) strict: bool,
     /// Where compiled programs are written.
     pub(crate) dump: Option<PathBuf>,
+    /// Whether a run fails that would have to copy a tensor to or from device memory.
+    pub(crate) deny_copy: bool,
 }
 
 impl Options {
@@ -51,6 +54,7 @@ impl Options {
             timeout: None,
             strict: false,
             dump: None,
+            deny_copy: false,
         };
         for (key, value) in entries {
             if let Some(name) = key.strip_prefix(PREFIX) {
@@ -83,13 +87,8 @@ impl Options {
                 let limit: u32 = value.parse().ok().filter(|&limit| limit > 0).ok_or_else(bad)?;
                 self.timeout = Some(Duration::from_millis(limit.into()));
             }
-            "strict" => {
-                self.strict = match value {
-                    "0" => false,
-                    "1" => true,
-                    _ => return Err(bad()),
-                }
-            }
+            "strict" => self.strict = switch(value).ok_or_else(bad)?,
+            "deny_copy" => self.deny_copy = switch(value).ok_or_else(bad)?,
             _ => {
                 if value != "0" {
                     return Err(bad());
@@ -97,6 +96,14 @@ impl Options {
             }
         }
         Ok(())
+    }
+}
+
+fn switch(value: &str) -> Option<bool> {
+    match value {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
     }
 }
 
@@ -163,13 +170,14 @@ mod tests {
             ("ep.npuexecutionprovider.timeout_ms", "1500"),
             ("ep.npuexecutionprovider.strict", "1"),
             ("ep.npuexecutionprovider.dump", "programs"),
+            ("ep.npuexecutionprovider.deny_copy", "1"),
             ("ep.npuexecutionprovider.device_id", "0"),
         ])
         .unwrap();
         assert_eq!(options.device, "sim:macs=256");
         assert_eq!(options.threads.map(NonZeroUsize::get), Some(3));
         assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
-        assert!(options.strict);
+        assert!(options.strict && options.deny_copy);
         assert_eq!(options.dump, Some(PathBuf::from("programs")));
     }
 
@@ -200,6 +208,7 @@ mod tests {
             ("timeout_ms", "0"),
             ("timeout_ms", "soon"),
             ("strict", "yes"),
+            ("deny_copy", "2"),
             ("device", ""),
             ("dump", ""),
             ("device_id", "1"),

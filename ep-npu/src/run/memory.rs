@@ -1,18 +1,22 @@
 //! Binds the tensors of one run to slots: in place where the device reaches them, else by copy.
 //! Unsafe: the device uses addresses of the caller until the job has ended.
 
-use super::{Outputs, RunError, TensorRef};
+use super::{CopyCause, Outputs, Role, RunError, TensorRef};
 use crate::emit::SCRATCH;
 use crate::program::Edge;
 use libnpu::{Access, Buffer, Device, Error, Foreign, Memory};
 use npu_uapi::addr::SlotId;
 use std::sync::{Mutex, PoisonError};
 
+/// What device memory is aligned to.
+const DEVICE_ALIGN: usize = 64;
+
 /// What one run binds, and what it must copy back.
 ///
 /// Dropping it unmaps the caller's memory, and returns when the device no longer reaches it.
 pub(super) struct Bound<'d> {
     device: &'d Device,
+    deny_copy: bool,
     overlay: Vec<(SlotId, Memory)>,
     mapped: Vec<Foreign>,
     staged: Vec<Staged>,
@@ -28,9 +32,10 @@ struct Staged {
 }
 
 impl<'d> Bound<'d> {
-    pub(super) fn new(device: &'d Device) -> Self {
+    pub(super) fn new(device: &'d Device, deny_copy: bool) -> Self {
         Self {
             device,
+            deny_copy,
             overlay: Vec::new(),
             mapped: Vec::new(),
             staged: Vec::new(),
@@ -40,11 +45,17 @@ impl<'d> Bound<'d> {
     }
 
     /// Binds an input.
-    pub(super) fn input(&mut self, slot: SlotId, tensor: &TensorRef<'_>) -> Result<(), RunError> {
+    pub(super) fn input(
+        &mut self,
+        slot: SlotId,
+        tensor: &TensorRef<'_>,
+        edge: &Edge,
+    ) -> Result<(), RunError> {
         let (data, len_bytes) = (tensor.as_ptr().cast_mut(), tensor.len_bytes());
         if self.map(slot, data, len_bytes, Access::Read)? {
             return Ok(());
         }
+        self.check_copy(Role::Input, edge, data)?;
         let buffer = self.device.allocate(len_bytes)?;
         // SAFETY: a `TensorRef` is valid for reads of its length as long as it lives.
         let bytes = unsafe { std::slice::from_raw_parts(data.cast_const(), len_bytes) };
@@ -68,6 +79,7 @@ impl<'d> Bound<'d> {
         if self.map(slot, data, len_bytes, Access::ReadWrite)? {
             return Ok(());
         }
+        self.check_copy(Role::Output, edge, data)?;
         let buffer = self.device.allocate(len_bytes)?;
         self.bind(slot, &buffer, len_bytes as u64, Access::ReadWrite)?;
         self.staged.push(Staged { buffer, to: data });
@@ -123,6 +135,22 @@ impl<'d> Bound<'d> {
         self.overlay.push((slot, Memory::foreign(&foreign, 0, len_bytes as u64)?));
         self.mapped.push(foreign);
         Ok(true)
+    }
+
+    /// Refuses the copy of a tensor at `data`, when copies are denied.
+    fn check_copy(&self, role: Role, edge: &Edge, data: *const u8) -> Result<(), RunError> {
+        if !self.deny_copy {
+            return Ok(());
+        }
+        let past = data.addr() % DEVICE_ALIGN;
+        let cause = if self.device.buffer_at(data, 1, Access::Read).is_some() {
+            CopyCause::Straddles
+        } else if past != 0 {
+            CopyCause::Unaligned { past, align: DEVICE_ALIGN }
+        } else {
+            CopyCause::NotReachable
+        };
+        Err(RunError::Copy { role, tensor: edge.name.clone(), bytes: edge.len_bytes(), cause })
     }
 
     fn bind(

@@ -33,7 +33,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Builds the plugin and returns its path. It lands beside this program, which is a release build too.
+/// Builds the plugin and returns its path. It lands beside this program, which is a release build too,
+/// and so does `npu-sim`, which some of the plugin's tests start.
 ///
 /// This program's own package is named as well: cargo then resolves the same features as it did for
 /// this program, and finds every crate built.
@@ -46,9 +47,13 @@ pub(crate) fn plugin() -> Result<PathBuf> {
             "ep-npu",
             "-p",
             "npu-tools",
+            "-p",
+            "kmod-sim",
             "--lib",
             "--bin",
             "xtask",
+            "--bin",
+            "npu-sim",
         ]),
         Duration::from_secs(20 * 60),
     )?;

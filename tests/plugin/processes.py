@@ -1,0 +1,72 @@
+"""Processes that tests start: interpreters with the plugin to themselves, and servers of virtual devices."""
+
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+CHILD_LIMIT_S = 120
+READY_LIMIT_S = 60
+
+START = """
+import os, sys
+sys.path.insert(0, {folder!r})
+LIBRARY = {library!r}
+import numpy as np, onnxruntime as ort, graphs, processes, sessions
+ort.register_execution_provider_library("NpuExecutionProvider", LIBRARY)
+"""
+
+
+def run_registered(code: str, library: str, device: str, limit_s: int = CHILD_LIMIT_S, arguments: list[str] | None = None) -> tuple[str, str]:
+    """Runs `code` in a fresh interpreter that has the plugin and uses `device`; gives what it wrote to stdout and stderr."""
+    start = START.format(folder=str(Path(__file__).parent), library=library)
+    environment = os.environ | {"NPU_DEVICE": device}
+    command = [sys.executable, "-c", start + code, *(arguments or [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=environment)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout, done.stderr
+
+
+class Simulator:
+    """`npu-sim` on a socket of its own, for as long as the `with` lasts."""
+
+    def __init__(self, library: str):
+        # Built beside the plugin.
+        self.program = Path(library).with_name("npu-sim")
+        assert self.program.is_file(), f"no {self.program}; `cargo build --release -p kmod-sim` makes it"
+
+    def __enter__(self) -> "Simulator":
+        self.folder = tempfile.TemporaryDirectory(prefix="npu-test-")
+        socket = Path(self.folder.name) / "socket"
+        self.device = f"vfio-user:{socket}"
+        self.child = subprocess.Popen([self.program, "--socket", socket], stdout=subprocess.PIPE, text=True)
+        said: queue.Queue[str] = queue.Queue()
+        # A thread, so that a server that says nothing does not hold the test up.
+        threading.Thread(target=lambda: said.put(self.child.stdout.readline()), daemon=True).start()
+        try:
+            line = said.get(timeout=READY_LIMIT_S)
+            assert line.startswith("listening on"), f"npu-sim said {line!r}"
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.child.kill()
+        self.child.wait(READY_LIMIT_S)
+        self.child.stdout.close()
+        self.folder.cleanup()
+
+
+def memory(pid: int | str) -> dict[str, int]:
+    """What the kernel says of a process's memory, in bytes: VmHWM, VmRSS, RssAnon, RssShmem and so on."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3 and line[2] == "kB"}
+
+
+def forget_peak(pid: int | str) -> None:
+    """Lets VmHWM begin anew, at what is resident now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -1,7 +1,7 @@
 //! ONNX in, tensors out: compiles quantised graphs for the NPU and runs them.
 //!
 //! ```text
-//! OrtGraph --import--> Graph --quantize--> Units --partition--> Groups --lower--> Ops
+//! ONNX file, OrtGraph --import--> Graph --quantize--> Units --partition--> Groups --lower--> Ops
 //!     --schedule--> order --allocate--> Memory --emit--> Image, constants --run--> tensors
 //! ```
 //!
@@ -10,6 +10,7 @@
 //! | module | what it settles |
 //! |---|---|
 //! | [`graph`] | the model, as every importer leaves it |
+//! | `import` | ONNX files to [`graph`] |
 //! | [`quantize`] | which nodes are one 8-bit operator together, and with which arithmetic |
 //! | [`shape`] | shapes between units, for one batch |
 //! | [`partition`] | which units run here, in which groups; for the others, [`refusal`]s |
@@ -23,6 +24,8 @@ pub mod allocate;
 pub mod dump;
 pub mod emit;
 pub mod graph;
+#[cfg(feature = "onnx")]
+pub mod import;
 pub mod lower;
 pub mod ort;
 pub mod partition;

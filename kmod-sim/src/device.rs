@@ -189,7 +189,37 @@ impl Function {
         access: u8,
     ) -> Result<(), MapError> {
         // SAFETY: the caller's promise is the one that `Guest::map` asks for.
-        unsafe { self.lock().guest.map(iova, host, len, access) }
+        unsafe { self.lock().guest.map(iova, (host, None), len, access) }
+    }
+
+    /// As [`Function::map`], for memory that also lies at `window`, where neighbours in IOVA space are
+    /// adjacent.
+    ///
+    /// # Safety
+    ///
+    /// As there, for either address.
+    #[cfg(feature = "server")]
+    pub(crate) unsafe fn map_with_window(
+        &self,
+        iova: Iova,
+        hosts: (*mut u8, Option<std::ptr::NonNull<u8>>),
+        len: usize,
+        access: u8,
+    ) -> Result<(), MapError> {
+        // SAFETY: the caller's promise is the one that `Guest::map` asks for.
+        unsafe { self.lock().guest.map(iova, hosts, len, access) }
+    }
+
+    /// Lets the device reach `len` bytes from `offset` on in `memory` as `iova`, by copies.
+    #[cfg(feature = "server")]
+    pub(crate) fn map_remote(
+        &self,
+        iova: Iova,
+        memory: (Arc<dyn crate::remote::Remote>, u64),
+        len: u64,
+        access: u8,
+    ) -> Result<(), MapError> {
+        self.lock().guest.map_remote(iova, memory, len, access)
     }
 
     /// Ends the mapping of `len` bytes at `iova`: jobs that use it are ended, queues in it stopped.
@@ -307,7 +337,12 @@ impl Function {
         let control = Control { abort: &self.abort, heartbeat: &self.heartbeat };
         ending.how = match work.command(index) {
             Some((command, _)) => {
-                match kernel::execute(command, &work.slots.extents, self.isa, workers, &control) {
+                let run = || {
+                    work.before(index, &control)?;
+                    kernel::execute(command, &work.slots.extents, self.isa, workers, &control)?;
+                    work.after(index, &control)
+                };
+                match run() {
                     Ok(()) => Ended::Done,
                     Err(stop) => Ended::Stopped(stop),
                 }

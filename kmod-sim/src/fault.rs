@@ -132,7 +132,8 @@ mod tests {
         let mut memory = vec![0_u8; 64 * 64];
         let mut guest = Guest::default();
         // SAFETY: the memory outlives the table.
-        unsafe { guest.map(Iova::new(0x1000), memory.as_mut_ptr(), memory.len(), 3) }.unwrap();
+        unsafe { guest.map(Iova::new(0x1000), (memory.as_mut_ptr(), None), memory.len(), 3) }
+            .unwrap();
         let mut ring = FaultRing::default();
         let problem = Problem::new(Status::UNBOUND_SLOT).slot(SlotId(3));
         let victim = Victim { queue: 2, job: 9, opcode: 0x81 };

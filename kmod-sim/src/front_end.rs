@@ -303,8 +303,8 @@ impl State {
         if overlaps((src.raw(), len), (dst.raw(), len)) {
             return Err(invalid!(CopyEntry, dst).iova(dst));
         }
-        let from = self.guest.extent(src, len, access::READ)?;
-        let to = self.guest.extent(dst, len, access::WRITE)?;
+        let ranges = [(src, len, access::READ), (dst, len, access::WRITE)];
+        let slots = Slots::of_ranges(&self.guest, &ranges)?;
         let command = Command::Copy(Copy {
             header: Header::new(command_opcode::COPY, 1, Flags::empty(), 0),
             src: Operand::new(SlotId(0), 0),
@@ -312,10 +312,6 @@ impl State {
             len,
             reserved: 0,
         });
-        let slots = Slots {
-            extents: vec![Some(from), Some(to)],
-            ranges: vec![(src.raw(), len), (dst.raw(), len)],
-        };
         Ok(Begun::Job(self.transfer(command, slots)))
     }
 
@@ -324,7 +320,7 @@ impl State {
         if entry.len == 0 {
             return Ok(Begun::Answered(Answer::default()));
         }
-        let to = self.guest.extent(entry.dst, entry.len, access::WRITE)?;
+        let slots = Slots::of_ranges(&self.guest, &[(entry.dst, entry.len, access::WRITE)])?;
         let command = Command::Fill(Fill {
             header: Header::new(command_opcode::FILL, 1, Flags::empty(), 0),
             dst: Operand::new(SlotId(0), 0),
@@ -332,7 +328,6 @@ impl State {
             value,
             ..Fill::default()
         });
-        let slots = Slots { extents: vec![Some(to)], ranges: vec![(entry.dst.raw(), entry.len)] };
         Ok(Begun::Job(self.transfer(command, slots)))
     }
 

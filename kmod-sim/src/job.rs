@@ -1,6 +1,7 @@
 //! The job that runs: its commands, the memory of its slots, and how far it has come.
 
 use crate::counters::Charge;
+use crate::kernel::{Control, Stop};
 use crate::program::Program;
 use crate::queue::overlaps;
 use crate::slots::Slots;
@@ -32,6 +33,17 @@ impl Work {
             Commands::Program(program) => program.command(index),
             Commands::One(one) => (index == 0).then_some((&one.0, one.1)),
         }
+    }
+
+    /// What comes before command `index`: the slots are brought here, once.
+    pub(crate) fn before(&self, index: usize, control: &Control<'_>) -> Result<(), Stop> {
+        if index == 0 { self.slots.gather(control) } else { Ok(()) }
+    }
+
+    /// What comes after it: the results are taken where they belong, once.
+    pub(crate) fn after(&self, index: usize, control: &Control<'_>) -> Result<(), Stop> {
+        let is_last = self.command(index + 1).is_none();
+        if is_last { self.slots.scatter(control) } else { Ok(()) }
     }
 
     /// Whether the job reaches memory in the IOVA range `(start, len)`.

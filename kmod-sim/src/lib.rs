@@ -13,6 +13,7 @@
 //! [`Function`]; a driver in the same process calls it directly, others through a socket
 //! (module `server`, with feature `server`).
 
+mod bounce;
 mod config;
 mod counters;
 mod device;
@@ -27,6 +28,7 @@ pub mod pci;
 mod program;
 mod queue;
 mod regs;
+mod remote;
 #[cfg(feature = "server")]
 pub mod server;
 mod slots;

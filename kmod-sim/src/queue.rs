@@ -44,5 +44,8 @@ impl Queue {
 
 /// Whether ranges `(start, len)` have a byte in common.
 pub(crate) fn overlaps(one: (u64, u64), other: (u64, u64)) -> bool {
-    one.0 < other.0.saturating_add(other.1) && other.0 < one.0.saturating_add(one.1)
+    // By the last byte: the end of the address space has no number.
+    let last = |range: (u64, u64)| range.1.checked_sub(1).map(|len| range.0.saturating_add(len));
+    let is_before_end = |start, range| last(range).is_some_and(|last| start <= last);
+    is_before_end(one.0, other) && is_before_end(other.0, one)
 }

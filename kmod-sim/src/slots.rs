@@ -1,14 +1,18 @@
 //! Base table and overlay, resolved to the memory that each slot of a job is.
 
+use crate::bounce::Bounce;
 use crate::fault::Problem;
-use crate::guest::Guest;
+use crate::guest::{Guest, Reached};
+use crate::kernel::{Control, Stop};
 use crate::memory::Extent;
+use crate::queue::overlaps;
 use crate::sram::Sram;
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::image::{SlotDecl, slot_kind};
 use npu_uapi::queue::{Binding, access};
 use npu_uapi::status::Status;
 use npu_uapi::verify::Verified;
+use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 /// A table of bindings, copied from the client's memory: at most one a slot, each well formed.
@@ -60,6 +64,10 @@ pub(crate) struct Slots {
     pub(crate) extents: Vec<Option<Extent>>,
     /// The IOVA ranges behind them, `(start, len)`.
     pub(crate) ranges: Vec<(u64, u64)>,
+    /// Those that are not one piece of memory.
+    bounces: Vec<Bounce>,
+    /// Bytes that went through the buffers of `bounces` so far.
+    bounced: AtomicU64,
 }
 
 impl Slots {
@@ -82,7 +90,8 @@ impl Slots {
             let stray = Problem::new(Status::INVALID_FIELD).slot(binding.slot).iova(binding.base);
             *bound.get_mut(binding.slot.index()).ok_or(stray)? = Some(binding);
         }
-        let mut slots = Self { extents: vec![None; declared.len()], ranges: Vec::new() };
+        let mut slots = Self { extents: vec![None; declared.len()], ..Self::default() };
+        let mut uses = Vec::new();
         let mut sram_offset = 0;
         for (index, decl) in declared.iter().enumerate() {
             let id = SlotId(u16::try_from(index).unwrap_or(u16::MAX));
@@ -95,18 +104,92 @@ impl Slots {
             } else if used != 0 {
                 let unbound = Problem::new(Status::UNBOUND_SLOT).slot(id).at(0, decl.len);
                 let binding = bound[index].ok_or(unbound)?;
-                slots.extents[index] = Some(extent(guest, decl, used, binding)?);
-                slots.ranges.push((binding.base.raw(), decl.len));
+                let reached = reach(guest, decl, used, (id, binding))?;
+                uses.push((id, (binding.base, decl.len, used)));
+                slots.add(id, (binding.base, decl.len), reached);
             }
         }
+        slots.check_overlaps(&uses)?;
         Ok(slots)
+    }
+
+    /// Slots `0..` of a transfer, each `(start, len, access)`.
+    pub(crate) fn of_ranges(guest: &Guest, ranges: &[(Iova, u64, u8)]) -> Result<Self, Problem> {
+        let mut slots = Self { extents: vec![None; ranges.len()], ..Self::default() };
+        for (id, &range) in (0..).map(SlotId).zip(ranges) {
+            let reached = guest.slot(id, range)?;
+            slots.add(id, (range.0, range.1), reached);
+        }
+        Ok(slots)
+    }
+
+    fn add(&mut self, slot: SlotId, (start, len): (Iova, u64), reached: Reached) {
+        self.ranges.push((start.raw(), len));
+        let extent = match reached {
+            Reached::Direct(extent) => extent,
+            Reached::Bounced(bounce) => {
+                let extent = bounce.extent();
+                self.bounces.push(bounce);
+                extent
+            }
+        };
+        self.extents[slot.index()] = Some(extent);
+    }
+
+    /// Refuses a slot in a buffer that shares bytes with another slot, of which one is written: what one
+    /// writes the other would not see.
+    fn check_overlaps(&self, uses: &[(SlotId, (Iova, u64, u8))]) -> Result<(), Problem> {
+        for bounce in &self.bounces {
+            let Some((_, one)) = uses.iter().find(|(slot, _)| *slot == bounce.slot()) else {
+                continue;
+            };
+            let is_shared = uses.iter().any(|(slot, other)| {
+                *slot != bounce.slot()
+                    && (one.2 | other.2) & access::WRITE != 0
+                    && overlaps((one.0.raw(), one.1), (other.0.raw(), other.1))
+            });
+            if is_shared {
+                let problem = Problem::new(Status::INVALID_FIELD).slot(bounce.slot());
+                return Err(problem.iova(one.0).at(0, one.1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the buffers of slots that are not one piece of memory. Before the first command, and not
+    /// with the function locked: the client may have to be asked.
+    pub(crate) fn gather(&self, control: &Control<'_>) -> Result<(), Stop> {
+        self.move_all(|bounce| bounce.gather(control))
+    }
+
+    /// Writes them back. After the last command.
+    pub(crate) fn scatter(&self, control: &Control<'_>) -> Result<(), Stop> {
+        self.move_all(|bounce| bounce.scatter(control))
+    }
+
+    fn move_all(&self, to_move: impl Fn(&Bounce) -> Result<u64, Stop>) -> Result<(), Stop> {
+        for bounce in &self.bounces {
+            // Relaxed: a count.
+            self.bounced.fetch_add(to_move(bounce)?, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Bytes that went through buffers so far.
+    pub(crate) fn bounced(&self) -> u64 {
+        self.bounced.load(Ordering::Relaxed)
     }
 }
 
 /// The memory of one slot: as much of `binding` as the program declares.
-fn extent(guest: &Guest, decl: &SlotDecl, used: u8, binding: &Binding) -> Result<Extent, Problem> {
+fn reach(
+    guest: &Guest,
+    decl: &SlotDecl,
+    used: u8,
+    (slot, binding): (SlotId, &Binding),
+) -> Result<Reached, Problem> {
     let bad = |status| {
-        let problem = Problem::new(status).slot(binding.slot).iova(binding.base);
+        let problem = Problem::new(status).slot(slot).iova(binding.base);
         problem.at(0, decl.len).access(used)
     };
     if binding.len < decl.len {
@@ -115,5 +198,5 @@ fn extent(guest: &Guest, decl: &SlotDecl, used: u8, binding: &Binding) -> Result
     if binding.access & used != used {
         return Err(bad(Status::ACCESS_DENIED));
     }
-    guest.extent(binding.base, decl.len, used).map_err(|fault| bad(fault.status))
+    guest.slot(slot, (binding.base, decl.len, used)).map_err(|fault| bad(fault.status))
 }

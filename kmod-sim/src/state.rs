@@ -346,7 +346,9 @@ impl State {
     /// Answers the job that runs.
     fn finish(&mut self, answer: Result<Answer, Problem>) {
         let Some(running) = self.running.take() else { return };
-        let Running { queue, job, opcode, permit, .. } = running;
+        let Running { queue, job, opcode, permit, work, .. } = running;
+        let bounced = &mut self.counters.bounced_bytes;
+        *bounced = bounced.saturating_add(work.slots.bounced());
         self.answer(permit, Victim { queue, job, opcode }, answer);
     }
 

@@ -332,8 +332,10 @@ pub struct Counters {
     pub interrupts: u64,
     /// Fault records written or lost.
     pub faults: u64,
+    /// Bytes of slots that the device had to copy, since their memory is not one piece for it.
+    pub bounced_bytes: u64,
     /// Must be zero.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 5],
 }
 const _: () = assert!(size_of::<Counters>() == 128);
 

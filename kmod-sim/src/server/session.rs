@@ -295,8 +295,10 @@ mod tests {
         unmap(&mut session, 0, 0, 1 << 21 | 0x1000).unwrap();
         assert_eq!(session.memory.ranges(), 0);
         let last_page = 0_u64.wrapping_sub(0x1000);
-        // The device has no number for the end of such a range.
-        assert_eq!(map(&mut session, last_page, 0x1000, file()), Err(errno::EINVAL));
+        map(&mut session, last_page, 0x1000, file()).unwrap();
+        assert_eq!(map(&mut session, last_page, 0x1000, file()), Err(errno::EEXIST));
+        assert_eq!(map(&mut session, last_page, 0x2000, file()), Err(errno::EINVAL));
+        unmap(&mut session, 0, last_page, 0x1000).unwrap();
         map(&mut session, last_page, 0x1000, Vec::new()).unwrap();
         assert_eq!(unmap(&mut session, dma_unmap_flags::ALL, 0, 1), Err(errno::EINVAL));
         unmap(&mut session, dma_unmap_flags::ALL, 0, 0).unwrap();

@@ -10,7 +10,7 @@
 //! | `split` | chunks over workers, abort, heartbeat |
 //! | `stage` | the output stage, one scalar at a time |
 //! | `conv` | CONV and MATMUL |
-//! | `add`, `pool`, `table`, `layout`, `copy` | the other commands |
+//! | `binary`, `pool`, `table`, `layout`, `copy` | the other commands |
 //! | `vector` | AVX-512 building blocks that the vector kernels share |
 //!
 //! Each command has a scalar kernel, written as the loop that [`npu_uapi::command`] documents, right
@@ -18,7 +18,7 @@
 //! which, and the scalar kernel takes the rest. Weights' padding must hold zeros, as the command set
 //! says: kernels differ in what they make of other bytes there.
 
-pub(crate) mod add;
+pub(crate) mod binary;
 pub(crate) mod conv;
 pub(crate) mod copy;
 pub(crate) mod layout;
@@ -145,7 +145,8 @@ pub fn execute(
     match command {
         Command::Conv(c) => conv::run(&conv::Problem::of_conv(c, slots), vector, &split),
         Command::MatMul(c) => conv::run(&conv::Problem::of_matmul(c, slots), vector, &split),
-        Command::Add(c) => add::run(c, slots, vector, &split),
+        Command::Add(c) => binary::add(c, slots, vector, &split),
+        Command::Mul(c) => binary::mul(c, slots, vector, &split),
         Command::Pool(c) => pool::run(c, slots, vector, &split),
         Command::Table(c) => table::run(c, slots, vector, &split),
         Command::Layout(c) => layout::run(c, slots, vector, &split),
@@ -197,7 +198,7 @@ fn elements(command: &Command) -> Option<u64> {
         [d.h, d.w, d.c].iter().try_fold(u64::from(d.n), |all, &x| all.checked_mul(x.into()))
     };
     if let Command::Layout(layout) = command {
-        return count(&layout.dims);
+        return count(&layout.dims)?.checked_mul(layout.repeats().into());
     }
     feature_maps(command).iter().try_fold(0, |most: u64, map| Some(most.max(count(&map.dims)?)))
 }

@@ -11,7 +11,7 @@
 //! | drain | the output stage takes 64 elements a cycle while the next block sums | a short reduction is bound by the stage |
 //!
 //! MATMUL is a 1x1 convolution of `m` rows of one pixel. POOL walks the same bands, 64 channels and one
-//! tap a cycle. ADD and TABLE take 64 channels a cycle, LAYOUT 16 elements; COPY and FILL only move
+//! tap a cycle. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; COPY and FILL only move
 //! bytes. Records and tables are read once a command. A command takes
 //! `128 + max(compute, DRAM bytes / DRAM rate, SRAM bytes / SRAM rate)` cycles: fetch and pipeline fill,
 //! then the slowest of three that run side by side.
@@ -67,7 +67,9 @@ pub fn cycles(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bo
             ("weights", _) => weight_traffic(command, limits),
             (_, Some(map)) => product(&[pixels(&map.dims), map.lanes().into()]),
             (field, None) => match command {
-                Command::Layout(c) if field != "quant" => layout_bytes(c, access.write),
+                Command::Layout(c) if matches!(field, "src" | "dst") => {
+                    layout_bytes(c, access.write)
+                }
                 _ => access.len.into(),
             },
         };
@@ -251,7 +253,8 @@ fn input_bytes(command: &Command, map: &FeatureMap) -> u128 {
 
 fn layout_bytes(c: &Layout, write: bool) -> u128 {
     let code = if write { c.dst_element } else { c.src_element };
-    product(&[pixels(&c.dims), c.dims.c.into(), element::bytes(code).unwrap_or(0).into()])
+    let element = element::bytes(code).unwrap_or(0).into();
+    product(&[c.repeats().into(), pixels(&c.dims), c.dims.c.into(), element])
 }
 
 /// Blocks of 16 output channels, and groups of 4 steps of the reduction, of CONV and MATMUL.
@@ -307,9 +310,11 @@ fn compute(command: &Command, limits: &Limits) -> u128 {
             product(&[pixels(&c.ofm_dims()), chunks(c.ifm_dims.c), taps])
         }
         Command::Add(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
+        Command::Mul(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
         Command::Table(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
         Command::Layout(c) => {
-            product(&[pixels(&c.dims), c.dims.c.into()]).div_ceil(LAYOUT_LANES.into())
+            let elements = product(&[c.repeats().into(), pixels(&c.dims), c.dims.c.into()]);
+            elements.div_ceil(LAYOUT_LANES.into())
         }
         Command::Copy(_) | Command::Fill(_) | Command::End(_) => 0,
     }

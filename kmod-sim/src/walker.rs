@@ -7,8 +7,8 @@
 use crate::timing::{Cost, INPUT_BUFFER, LAYOUT_LANES, Moved, VECTOR_LANES, WEIGHT_BUFFER, array};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
-    Add, Command, Conv, Dims, Flags, Header, Layout, MatMul, Pool, Table, Window, element, lanes,
-    pool_kind, record_bytes,
+    Add, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, Pool, Table, Window, element,
+    lanes, pool_kind, record_bytes,
 };
 use npu_uapi::limits::Limits;
 
@@ -20,6 +20,7 @@ pub fn walk(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bool
         Command::MatMul(c) => walk.matmul(c),
         Command::Pool(c) => walk.pool(c),
         Command::Add(c) => walk.add(c),
+        Command::Mul(c) => walk.mul(c),
         Command::Table(c) => walk.table(c),
         Command::Layout(c) => walk.layout(c),
         Command::Copy(c) => {
@@ -230,6 +231,15 @@ impl Walk<'_> {
         });
     }
 
+    fn mul(&mut self, c: &Mul) {
+        self.once(&c.header, c.tables, c.quant);
+        self.each_pixel(&c.dims, |walk| {
+            walk.read(c.a, lanes(c.dims.c, c.a_strides.pixel).into());
+            walk.read(c.b, lanes(c.dims.c, c.b_strides.pixel).into());
+            walk.write(c.out, lanes(c.dims.c, c.out_strides.pixel).into());
+        });
+    }
+
     fn table(&mut self, c: &Table) {
         self.read(c.table, 256);
         self.each_pixel(&c.dims, |walk| {
@@ -248,10 +258,10 @@ impl Walk<'_> {
     }
 
     fn layout(&mut self, c: &Layout) {
-        self.once(&c.header, Operand::default(), c.quant);
+        self.once(&c.header, c.tables, c.quant);
         let mut waiting = 0;
         let pixels = u64::from(c.dims.n) * u64::from(c.dims.h) * u64::from(c.dims.w);
-        for _element in 0..pixels * u64::from(c.dims.c) {
+        for _element in 0..u64::from(c.repeats()) * pixels * u64::from(c.dims.c) {
             self.read(c.src, element::bytes(c.src_element).unwrap_or(0));
             self.write(c.dst, element::bytes(c.dst_element).unwrap_or(0));
             waiting += 1;
@@ -419,8 +429,8 @@ mod tests {
     prop_compose! {
         fn element_wise()(
             header in header(), slots in [operand(), operand(), operand(), operand()], dims in dims(),
-            strides in [strides(), strides(), strides()], kind in 0u8..6,
-            types in (1u8..3, 1u8..3), len in 1u64..100_000,
+            strides in [strides(), strides(), strides()], kind in 0u8..7,
+            types in (1u8..3, 1u8..3), len in 1u64..100_000, outer in 0u32..4,
         ) -> Command {
             let [a, b, out, tables] = slots;
             let [a_strides, b_strides, out_strides] = strides;
@@ -436,8 +446,8 @@ mod tests {
                     ..Table::default()
                 }),
                 2 => Command::Layout(Layout {
-                    header: Header { flags: header.flags & 16, ..header },
-                    src: a, dst: b, quant: out, dims,
+                    header: Header { flags: header.flags & 17, ..header },
+                    src: a, dst: b, quant: out, tables, dims, outer,
                     src_strides: Strides4 { image: 9, row: 8, pixel: 7, channel: 6 },
                     src_element: types.0, dst_element: types.1,
                     ..Layout::default()
@@ -446,6 +456,11 @@ mod tests {
                     src: a, dst: b, len, ..Default::default()
                 }),
                 4 => Command::Fill(npu_uapi::command::Fill { dst: b, len, ..Default::default() }),
+                5 => Command::Mul(Mul {
+                    header: Header { flags: header.flags & 17, ..header },
+                    a, b, out, tables, dims, a_strides, b_strides, out_strides,
+                    ..Mul::default()
+                }),
                 _ => Command::End(npu_uapi::command::End::default()),
             }
         }

@@ -38,7 +38,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const UNIT_BYTES: usize = 64;
 
 /// Version of the command set, major in the high half; the device refuses another major.
-pub const ISA_VERSION: u32 = 1 << 16;
+///
+/// | version | what it added |
+/// |---|---|
+/// | 1.1 | MUL; inputs of ADD and MUL repeated over pixels; the outer dimension and the table of LAYOUT |
+pub const ISA_VERSION: u32 = 1 << 16 | 1;
 
 /// Numbers of the commands. Zero is none, so that zeroed memory is not a program.
 pub mod opcode {
@@ -56,6 +60,8 @@ pub mod opcode {
     pub const ADD: u8 = 0x20;
     /// [`super::Pool`]
     pub const POOL: u8 = 0x21;
+    /// [`super::Mul`]
+    pub const MUL: u8 = 0x22;
     /// [`super::Conv`]
     pub const CONV: u8 = 0x30;
     /// [`super::MatMul`]
@@ -67,7 +73,7 @@ bitflags! {
     #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
     pub struct Flags: u16 {
         /// Apply the 256-byte table at `tables` after requantisation (CONV, MATMUL), after the
-        /// addition (ADD) or after the pooling (POOL).
+        /// sum (ADD), the product (MUL) or the pooling (POOL), or to what is moved (LAYOUT).
         const TABLE_0 = 1 << 0;
         /// Add the auxiliary tensor after table 0 (CONV, MATMUL).
         const ADD_AUX = 1 << 1;
@@ -194,7 +200,8 @@ const _: () = assert!(size_of::<MatMul>() == 192 && offset_of!(MatMul, stage) ==
 /// for n, y, x, ch:  out = table0(clamp(add(a, b, {first, second, offset})))
 /// ```
 ///
-/// The result may lie exactly on an operand (same offset and strides). Flags: `TABLE_0`.
+/// The result may lie exactly on an operand (same offset and strides). A stride of zero repeats an
+/// operand: `pixel` 0 one pixel's channels, `row` and `image` likewise. Flags: `TABLE_0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Add {
@@ -234,6 +241,56 @@ pub struct Add {
     pub reserved2: [u64; 2],
 }
 const _: () = assert!(size_of::<Add>() == 192 && offset_of!(Add, first) == 160);
+
+/// MUL: two feature maps of equal dimensions, element by element. 3 units.
+///
+/// ```text
+/// for n, y, x, ch:
+///   out = table0(clamp(multiply(a, b, {multiplier, first_zero_point, second_zero_point, zero_point})))
+/// ```
+///
+/// Operands as in [`Add`]. Flags: `TABLE_0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Mul {
+    /// `opcode::MUL`, 3 units.
+    pub header: Header,
+    /// First operand.
+    pub a: Operand,
+    /// Second operand.
+    pub b: Operand,
+    /// Result.
+    pub out: Operand,
+    /// Table 0; unused without `TABLE_0`.
+    pub tables: Operand,
+    /// As in [`Conv`].
+    pub quant: Operand,
+    /// Dimensions of all three.
+    pub dims: Dims,
+    /// Strides of the first operand.
+    pub a_strides: Strides,
+    /// Strides of the second operand.
+    pub b_strides: Strides,
+    /// Strides of the result.
+    pub out_strides: Strides,
+    /// See [`crate::requantise::MulTerms`].
+    pub multiplier: f32,
+    /// Zero point of the first operand.
+    pub first_zero_point: u8,
+    /// Zero point of the second operand.
+    pub second_zero_point: u8,
+    /// Zero point of the result.
+    pub zero_point: u8,
+    /// Lowest code.
+    pub clamp_low: u8,
+    /// Highest code.
+    pub clamp_high: u8,
+    /// Must be zero.
+    pub reserved: [u8; 7],
+    /// Must be zero.
+    pub reserved2: [u64; 2],
+}
+const _: () = assert!(size_of::<Mul>() == 192 && offset_of!(Mul, multiplier) == 160);
 
 /// What a [`Pool`] does with a window.
 pub mod pool_kind {
@@ -362,12 +419,15 @@ pub mod element {
 /// LAYOUT: moves a tensor between layouts, with quantise or dequantise on the way. 3 units.
 ///
 /// ```text
-/// for n, y, x, ch:  dst[n, y, x, ch] = convert(src[n, y, x, ch])
+/// for i in 0..max(outer, 1), n, y, x, ch:
+///   dst[i, n, y, x, ch] = convert(src[i, n, y, x, ch])
 ///   f32 -> u8: quantise(v, scale, zero_point)      u8 -> f32: dequantise(v, scale, zero_point)
-///   u8 -> u8, f32 -> f32: the element as it is; scale and zero_point are zero
+///   u8 -> u8: table0(v); f32 -> f32: the element as it is; scale and zero_point are zero in both
 /// ```
 ///
-/// Pad lanes of `dst` are not written. Flags: `DYNAMIC`.
+/// Strides of the source may be zero or negative, so a move also repeats, reverses and takes every
+/// other element. Pad lanes of `dst` are not written: parts of a pixel may be written one by one.
+/// Flags: `DYNAMIC`, `TABLE_0` (u8 -> u8 only).
 #[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Layout {
@@ -395,12 +455,17 @@ pub struct Layout {
     pub zero_point: i32,
     /// Scale of the 8-bit side.
     pub scale: f32,
-    /// Must be zero.
-    pub reserved2: u32,
-    /// Must be zero.
-    pub reserved3: [u64; 4],
+    /// Length of a fifth dimension around the four; 0 stands for 1, and has both strides zero.
+    pub outer: u32,
+    /// From one of them to the next, in bytes of the source.
+    pub src_outer: i64,
+    /// The same of the result.
+    pub dst_outer: i64,
+    /// Table 0; unused without `TABLE_0`.
+    pub tables: Operand,
 }
 const _: () = assert!(size_of::<Layout>() == 192 && offset_of!(Layout, src_element) == 144);
+const _: () = assert!(offset_of!(Layout, outer) == 156 && offset_of!(Layout, tables) == 176);
 
 /// COPY: `dst[0..len] = src[0..len]`, bytes, not overlapping. 1 unit. Flags: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
@@ -459,6 +524,8 @@ pub enum Command {
     MatMul(MatMul),
     /// See [`Add`].
     Add(Add),
+    /// See [`Mul`].
+    Mul(Mul),
     /// See [`Pool`].
     Pool(Pool),
     /// See [`Table`].
@@ -480,6 +547,7 @@ impl Command {
             Self::Conv(command) => &command.header,
             Self::MatMul(command) => &command.header,
             Self::Add(command) => &command.header,
+            Self::Mul(command) => &command.header,
             Self::Pool(command) => &command.header,
             Self::Table(command) => &command.header,
             Self::Layout(command) => &command.header,
@@ -495,6 +563,7 @@ impl Command {
             Self::Conv(_) => "conv",
             Self::MatMul(_) => "matmul",
             Self::Add(_) => "add",
+            Self::Mul(_) => "mul",
             Self::Pool(_) => "pool",
             Self::Table(_) => "table",
             Self::Layout(_) => "layout",
@@ -502,6 +571,22 @@ impl Command {
             Self::Fill(_) => "fill",
             Self::End(_) => "end",
         }
+    }
+}
+
+impl Command {
+    /// The version of the command set that brought what this command makes use of.
+    pub fn since(&self) -> u32 {
+        let repeats = |strides: [Strides; 2]| strides.iter().any(|strides| strides.pixel == 0);
+        let is_new = match self {
+            Self::Mul(_) => true,
+            Self::Add(add) => repeats([add.a_strides, add.b_strides]),
+            Self::Layout(layout) => {
+                layout.outer != 0 || layout.header.flags().contains(Flags::TABLE_0)
+            }
+            _ => false,
+        };
+        1 << 16 | u32::from(is_new)
     }
 }
 
@@ -527,6 +612,13 @@ impl Conv {
         let inputs = self.ifm_dims.c.checked_div(self.groups)?;
         let outputs = self.ofm_c.checked_div(self.groups)?;
         weight_bytes(self.groups, outputs, taps.checked_mul(u64::from(inputs).next_multiple_of(4))?)
+    }
+}
+
+impl Layout {
+    /// Times that the four dimensions are walked.
+    pub fn repeats(&self) -> u32 {
+        self.outer.max(1)
     }
 }
 

@@ -2,8 +2,8 @@
 //! reserved fields.
 
 use crate::command::{
-    Add, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Pool, Table, UNIT_BYTES,
-    element, opcode, pool_kind,
+    Add, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Table,
+    UNIT_BYTES, element, opcode, pool_kind,
 };
 use alloc::vec::Vec;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -98,6 +98,7 @@ pub fn command(bytes: &[u8], at: usize) -> Result<(Command, usize), DecodeError>
         opcode::CONV => Command::Conv(check.conv(check.read(rest)?)?),
         opcode::MATMUL => Command::MatMul(check.matmul(check.read(rest)?)?),
         opcode::ADD => Command::Add(check.add(check.read(rest)?)?),
+        opcode::MUL => Command::Mul(check.mul(check.read(rest)?)?),
         opcode::POOL => Command::Pool(check.pool(check.read(rest)?)?),
         opcode::TABLE => Command::Table(check.table(check.read(rest)?)?),
         opcode::LAYOUT => Command::Layout(check.layout(check.read(rest)?)?),
@@ -224,6 +225,18 @@ impl Check {
         Ok(c)
     }
 
+    fn mul(&self, c: Mul) -> Result<Mul, DecodeError> {
+        let flags = self.flags(Flags::TABLE_0 | Flags::DYNAMIC)?;
+        for (field, operand) in [("a", c.a), ("b", c.b), ("out", c.out)] {
+            self.operand(field, operand, true)?;
+        }
+        self.operand("tables", c.tables, flags.contains(Flags::TABLE_0))?;
+        self.operand("quant", c.quant, flags.contains(Flags::DYNAMIC))?;
+        self.zero("reserved", c.reserved == [0; 7] && c.reserved2 == [0; 2])?;
+        self.clamp(c.clamp_low, c.clamp_high)?;
+        Ok(c)
+    }
+
     fn pool(&self, c: Pool) -> Result<Pool, DecodeError> {
         let flags = self.flags(Flags::TABLE_0 | Flags::DYNAMIC)?;
         self.operand("ifm", c.ifm, true)?;
@@ -269,11 +282,14 @@ impl Check {
     }
 
     fn layout(&self, c: Layout) -> Result<Layout, DecodeError> {
-        let flags = self.flags(Flags::DYNAMIC)?;
+        let flags = self.flags(Flags::DYNAMIC | Flags::TABLE_0)?;
         self.operand("src", c.src, true)?;
         self.operand("dst", c.dst, true)?;
         self.operand("quant", c.quant, flags.contains(Flags::DYNAMIC))?;
-        self.zero("reserved", c.reserved == 0 && c.reserved2 == 0 && c.reserved3 == [0; 4])?;
+        self.operand("tables", c.tables, flags.contains(Flags::TABLE_0))?;
+        self.zero("reserved", c.reserved == 0)?;
+        let no_outer = c.outer == 0 && (c.src_outer != 0 || c.dst_outer != 0);
+        self.zero("outer strides without outer", !no_outer)?;
         let known = |code| element::bytes(code).is_some();
         self.value("src_element", c.src_element.into(), known(c.src_element))?;
         self.value("dst_element", c.dst_element.into(), known(c.dst_element))?;
@@ -283,6 +299,8 @@ impl Check {
             "scale of a plain move",
             !moves || (c.scale.to_bits() == 0 && c.zero_point == 0),
         )?;
+        let bytes = moves && c.src_element == element::U8;
+        self.zero("TABLE_0 but of u8 to u8", bytes || !flags.contains(Flags::TABLE_0))?;
         Ok(c)
     }
 

@@ -10,6 +10,7 @@ pub fn command(command: &Command) -> &[u8] {
         Command::Conv(command) => command.as_bytes(),
         Command::MatMul(command) => command.as_bytes(),
         Command::Add(command) => command.as_bytes(),
+        Command::Mul(command) => command.as_bytes(),
         Command::Pool(command) => command.as_bytes(),
         Command::Table(command) => command.as_bytes(),
         Command::Layout(command) => command.as_bytes(),

@@ -6,8 +6,7 @@
 
 use crate::addr::{Operand, SlotId};
 use crate::command::{
-    Command, Conv, Dims, Flags, Layout, MatMul, Pool, Strides, Strides4, element, lanes,
-    record_bytes,
+    Command, Conv, Dims, Flags, Layout, MatMul, Pool, Strides, element, lanes, record_bytes,
 };
 use core::ops::Deref;
 
@@ -147,12 +146,13 @@ pub fn accesses(command: &Command) -> Result<Accesses, ExtentError> {
             stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?;
         }
         Command::Add(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
+        Command::Mul(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Pool(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Table(c) => out.push(flat("table", c.table, Some(TABLE_BYTES))?),
         Command::Layout(c) => {
-            out.push(elements("src", c.src, c, &c.src_strides, c.src_element, false)?);
-            out.push(elements("dst", c.dst, c, &c.dst_strides, c.dst_element, true)?);
-            stage_operands(&mut out, c.header.flags(), Operand::default(), c.quant)?;
+            out.push(elements(c, false)?);
+            out.push(elements(c, true)?);
+            stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?;
         }
         Command::Copy(c) => {
             out.push(flat("src", c.src, Some(c.len))?);
@@ -185,6 +185,11 @@ pub fn feature_maps(command: &Command) -> FeatureMaps {
             out.push(FeatureMap::write("out", c.out, rows(c.m, c.n), strides(c.out_row)));
         }
         Command::Add(c) => {
+            out.push(FeatureMap::read("a", c.a, c.dims, c.a_strides));
+            out.push(FeatureMap::read("b", c.b, c.dims, c.b_strides));
+            out.push(FeatureMap::write("out", c.out, c.dims, c.out_strides));
+        }
+        Command::Mul(c) => {
             out.push(FeatureMap::read("a", c.a, c.dims, c.a_strides));
             out.push(FeatureMap::read("b", c.b, c.dims, c.b_strides));
             out.push(FeatureMap::write("out", c.out, c.dims, c.out_strides));
@@ -273,15 +278,14 @@ fn flat(field: &'static str, operand: Operand, len: Option<u64>) -> Result<Acces
     hull(field, operand, &[], len.ok_or(ExtentError::Size { field })?)
 }
 
-fn elements(
-    field: &'static str,
-    operand: Operand,
-    c: &Layout,
-    strides: &Strides4,
-    code: u8,
-    write: bool,
-) -> Result<Access, ExtentError> {
+/// The elements of one side of a LAYOUT.
+fn elements(c: &Layout, write: bool) -> Result<Access, ExtentError> {
+    let (field, operand, strides, outer, code) = match write {
+        true => ("dst", c.dst, &c.dst_strides, c.dst_outer, c.dst_element),
+        false => ("src", c.src, &c.src_strides, c.src_outer, c.src_element),
+    };
     let reach = [
+        (c.repeats(), outer),
         (c.dims.n, strides.image),
         (c.dims.h, strides.row),
         (c.dims.w, strides.pixel),
@@ -340,6 +344,7 @@ fn nonzero(command: &Command) -> Result<(), ExtentError> {
             check(&[("ofm_h", c.ofm_h.into()), ("ofm_w", c.ofm_w.into())])
         }
         Command::Add(c) => dims(DIMS, &c.dims),
+        Command::Mul(c) => dims(DIMS, &c.dims),
         Command::Table(c) => dims(DIMS, &c.dims),
         Command::Layout(c) => dims(DIMS, &c.dims),
         Command::Copy(c) => check(&[("len", c.len)]),

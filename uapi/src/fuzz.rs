@@ -6,8 +6,8 @@
 
 use crate::addr::{Operand, SlotId};
 use crate::command::{
-    Add, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Pool, Stage, Strides,
-    Strides4, Table, Window, element, opcode, pool_kind, record_bytes,
+    Add, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Stage,
+    Strides, Strides4, Table, Window, element, opcode, pool_kind, record_bytes,
 };
 use crate::container::Container;
 use crate::extent::{self, FeatureMap};
@@ -274,13 +274,14 @@ impl Builder<'_, '_> {
     }
 
     fn command(&mut self) -> Result<Command> {
-        Ok(match self.size(0, 11)? {
+        Ok(match self.size(0, 12)? {
             0..=3 => Command::Conv(self.conv()?),
             4 | 5 => Command::MatMul(self.matmul()?),
             6 => Command::Add(self.add()?),
             7 | 8 => Command::Pool(self.pool()?),
             9 => Command::Table(self.table()?),
             10 => Command::Layout(self.layout()?),
+            11 => Command::Mul(self.mul()?),
             _ => self.bytes()?,
         })
     }
@@ -357,13 +358,51 @@ impl Builder<'_, '_> {
             clamp_high,
             ..Add::default()
         };
-        (add.b, add.b_strides) = self.map(dims, false, false)?;
+        (add.b, add.b_strides) = self.repeated(dims)?;
         (add.out, add.out_strides) = self.map(dims, false, true)?;
         (add.a, add.a_strides) = match self.u.ratio(1, 4)? {
             true => (add.out, add.out_strides),
-            false => self.map(dims, false, false)?,
+            false => self.repeated(dims)?,
         };
         Ok(add)
+    }
+
+    fn mul(&mut self) -> Result<Mul> {
+        let flags = if self.u.arbitrary()? { Flags::TABLE_0 } else { Flags::empty() };
+        let (clamp_low, clamp_high) = self.clamp()?;
+        let (first_zero_point, second_zero_point, zero_point) = self.u.arbitrary()?;
+        let dims = self.dims()?;
+        let mut mul = Mul {
+            header: self.header(opcode::MUL, 3, flags),
+            tables: self.tables(flags)?,
+            dims,
+            multiplier: self.scale()? / 64.0,
+            first_zero_point,
+            second_zero_point,
+            zero_point,
+            clamp_low,
+            clamp_high,
+            ..Mul::default()
+        };
+        (mul.b, mul.b_strides) = self.repeated(dims)?;
+        (mul.out, mul.out_strides) = self.map(dims, false, true)?;
+        (mul.a, mul.a_strides) = match self.u.ratio(1, 4)? {
+            true => (mul.out, mul.out_strides),
+            false => self.repeated(dims)?,
+        };
+        Ok(mul)
+    }
+
+    /// An operand that may repeat over pixels, rows or images.
+    fn repeated(&mut self, dims: Dims) -> Result<(Operand, Strides)> {
+        let (operand, mut strides) = self.map(dims, false, false)?;
+        if self.u.ratio(1, 4)? {
+            strides.pixel = 0;
+        }
+        if strides.pixel == 0 || self.u.ratio(1, 8)? {
+            (strides.row, strides.image) = (0, if self.u.arbitrary()? { 0 } else { strides.image });
+        }
+        Ok((operand, strides))
     }
 
     fn pool(&mut self) -> Result<Pool> {
@@ -427,8 +466,12 @@ impl Builder<'_, '_> {
         }
         let types = [element::U8, element::F32];
         let (src_element, dst_element) = (*self.u.choose(&types)?, *self.u.choose(&types)?);
+        let moves = (src_element, dst_element) == (element::U8, element::U8);
+        let flags = if moves && self.u.arbitrary()? { Flags::TABLE_0 } else { Flags::empty() };
         let mut layout = Layout {
-            header: self.header(opcode::LAYOUT, 3, Flags::empty()),
+            header: self.header(opcode::LAYOUT, 3, flags),
+            tables: self.tables(flags)?,
+            outer: if self.u.ratio(1, 3)? { self.size(1, 4)? } else { 0 },
             dims,
             src_element,
             dst_element,
@@ -437,19 +480,32 @@ impl Builder<'_, '_> {
         if src_element != dst_element {
             (layout.zero_point, layout.scale) = (self.zero_point()?, self.scale()?);
         }
-        (layout.src, layout.src_strides) = self.tensor(dims, src_element, false)?;
-        (layout.dst, layout.dst_strides) = self.tensor(dims, dst_element, true)?;
+        let outer = layout.outer;
+        (layout.src, layout.src_strides, layout.src_outer) =
+            self.tensor(dims, outer, src_element, false)?;
+        (layout.dst, layout.dst_strides, layout.dst_outer) =
+            self.tensor(dims, outer, dst_element, true)?;
         Ok(layout)
     }
 
     /// A tensor of any dimension order: channels first, last, or strides in a random order.
-    fn tensor(&mut self, dims: Dims, code: u8, write: bool) -> Result<(Operand, Strides4)> {
-        let counts = [dims.n, dims.h, dims.w, dims.c];
-        let orders = [[3, 2, 1, 0], [2, 1, 3, 0], [0, 1, 2, 3], [1, 3, 0, 2]];
-        let mut strides = [0i64; 4];
+    fn tensor(
+        &mut self,
+        dims: Dims,
+        outer: u32,
+        code: u8,
+        write: bool,
+    ) -> Result<(Operand, Strides4, i64)> {
+        let counts = [dims.n, dims.h, dims.w, dims.c, outer.max(1)];
+        let orders =
+            [[3, 2, 1, 0, 4], [2, 1, 3, 0, 4], [0, 1, 2, 3, 4], [4, 1, 3, 0, 2], [3, 4, 2, 1, 0]];
+        let mut strides = [0i64; 5];
         let mut span = element::bytes(code).unwrap_or(1);
         let (mut below, mut above) = (0, span);
         for axis in *self.u.choose(&orders)? {
+            if (axis == 4 && outer == 0) || (!write && self.u.ratio(1, 8)?) {
+                continue;
+            }
             strides[axis] = self.stride(span)?;
             let reach = u64::from(counts[axis] - 1) * strides[axis].unsigned_abs();
             span += reach;
@@ -459,8 +515,9 @@ impl Builder<'_, '_> {
                 above += reach;
             }
         }
-        let [image, row, pixel, channel] = strides;
-        Ok((self.place(below, above, write)?, Strides4 { image, row, pixel, channel }))
+        let [image, row, pixel, channel, outer] = strides;
+        let strides = Strides4 { image, row, pixel, channel };
+        Ok((self.place(below, above, write)?, strides, outer))
     }
 
     fn bytes(&mut self) -> Result<Command> {
@@ -555,6 +612,6 @@ mod tests {
             }
         }
         assert!(accepted * 2 > all, "{accepted} of {all} accepted");
-        assert_eq!(kinds.len(), 9, "{kinds:?}");
+        assert_eq!(kinds.len(), 10, "{kinds:?}");
     }
 }

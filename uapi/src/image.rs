@@ -111,6 +111,16 @@ pub enum ImageError {
         /// Version found.
         found: u32,
     },
+    /// A command is newer than the command set that the program says it is written in.
+    #[error(
+        "the program is written in command set {found:#x}, one of its commands is of {want:#x}"
+    )]
+    NewerCommand {
+        /// Version found.
+        found: u32,
+        /// Version that has all of the commands.
+        want: u32,
+    },
     /// A reserved field is not zero.
     #[error("a reserved field of the image header or slot table is not zero")]
     Reserved,
@@ -145,12 +155,19 @@ pub struct Image {
 }
 
 impl Image {
+    /// The oldest command set that has all of the commands: what the wire form says, so that a program
+    /// runs on every device that can run it.
+    pub fn isa_version(&self) -> u32 {
+        let since = self.commands.iter().map(Command::since);
+        since.max().unwrap_or(1 << 16)
+    }
+
     /// The wire form.
     pub fn to_bytes(&self) -> Vec<u8> {
         let commands = crate::encode::commands(&self.commands);
         let header = ImageHeader {
             magic: MAGIC,
-            isa_version: ISA_VERSION,
+            isa_version: self.isa_version(),
             features: self.features,
             slots: u32::try_from(self.slots.len()).expect("a program has at most 256 slots"),
             command_bytes: commands.len() as u64,
@@ -204,6 +221,10 @@ impl Image {
             }
         }
         let commands = crate::decode::commands(commands)?;
-        Ok(Self { features: header.features, slots, commands })
+        let image = Self { features: header.features, slots, commands };
+        if image.isa_version() > version {
+            return Err(ImageError::NewerCommand { found: version, want: image.isa_version() });
+        }
+        Ok(image)
     }
 }

@@ -70,6 +70,45 @@ pub fn add(a: u8, b: u8, terms: AddTerms) -> u8 {
     byte(round_into(libm::fmaf(f32::from(a), terms.first, inner), 0, 255))
 }
 
+/// The immediates of an element-wise product of two 8-bit tensors.
+///
+/// For `y = a * b` with scales `sa, sb, sy`: `multiplier = (sa * sb) / sy`, and the zero points as they
+/// are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MulTerms {
+    /// What a product of codes is multiplied by.
+    pub multiplier: f32,
+    /// Zero point of the first operand.
+    pub first_zero_point: u8,
+    /// Zero point of the second operand.
+    pub second_zero_point: u8,
+    /// Zero point of the result.
+    pub zero_point: u8,
+}
+
+impl MulTerms {
+    /// The immediates for `(scale, zero point)` of the first and second operand and the result.
+    pub fn new(first: (f32, u8), second: (f32, u8), result: (f32, u8)) -> Self {
+        Self {
+            multiplier: first.0 * second.0 / result.0,
+            first_zero_point: first.1,
+            second_zero_point: second.1,
+            zero_point: result.1,
+        }
+    }
+}
+
+/// `rne(f32((a - za) * (b - zb)) * multiplier + f32(zy))`, saturated to `0..=255`.
+///
+/// Product and sum are rounded one after the other, and the zero point is added before the rounding to
+/// a code, as in [`average_finish`].
+pub fn multiply(a: u8, b: u8, terms: MulTerms) -> u8 {
+    let less = |code: u8, zero_point: u8| i32::from(code) - i32::from(zero_point);
+    let product = less(a, terms.first_zero_point) * less(b, terms.second_zero_point);
+    let scaled = to_f32(product) * terms.multiplier;
+    byte(round_into(scaled + f32::from(terms.zero_point), 0, 255))
+}
+
 /// A float to a code: `rne(clamp(value / scale)) + zero_point`, by a true division; NaN gives 0.
 pub fn quantise(value: f32, scale: f32, zero_point: u8) -> u8 {
     let zero_point = i32::from(zero_point);

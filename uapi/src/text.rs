@@ -14,7 +14,7 @@
 mod field;
 
 use crate::command::{
-    Add, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Pool, Table,
+    Add, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Mul, Pool, Table,
     UNIT_BYTES, opcode,
 };
 use crate::image::{Image, SlotDecl, slot_kind};
@@ -60,7 +60,7 @@ pub fn disassemble(image: &Image) -> String {
 
 /// What stands before the commands: version, features, slots.
 pub fn head_text(image: &Image) -> String {
-    let mut out = format!("{} features={:#x}\n", isa_line(), image.features);
+    let mut out = format!("{} features={:#x}\n", isa_line(image.isa_version()), image.features);
     for (index, slot) in image.slots.iter().enumerate() {
         out += &format!("slot s{index} {} {}\n", slot_kind_name(slot.kind), slot.len);
     }
@@ -170,8 +170,8 @@ fn tokens(line: usize, code: &str) -> Vec<Token<'_>> {
     out
 }
 
-fn isa_line() -> String {
-    format!("image isa={}.{}", ISA_VERSION >> 16, ISA_VERSION & 0xffff)
+fn isa_line(version: u32) -> String {
+    format!("image isa={}.{}", version >> 16, version & 0xffff)
 }
 
 /// `image isa=1.0 features=0x0`: the features.
@@ -180,16 +180,23 @@ fn head(tokens: &[Token<'_>]) -> Result<u32, TextError> {
     let mut isa = false;
     for token in &tokens[1..] {
         match token.key_value()? {
-            ("isa", _) if isa_line().ends_with(token.text) => isa = true,
+            ("isa", value) if is_known(value.text) => isa = true,
             ("features", value) => features = Some(value.parse(0u32)?),
-            _ => return Err(token.wants(format!("`{} features=0x0`", isa_line()))),
+            _ => return Err(token.wants(format!("`{} features=0x0`", isa_line(ISA_VERSION)))),
         }
     }
     let end = tokens[tokens.len() - 1].end();
     match features {
         Some(features) if isa => Ok(features),
-        _ => Err(end.wants(format!("`{} features=0x0`", isa_line()))),
+        _ => Err(end.wants(format!("`{} features=0x0`", isa_line(ISA_VERSION)))),
     }
+}
+
+/// Whether `1.0` is a version whose programs are programs of this one.
+fn is_known(version: &str) -> bool {
+    let (major, minor) = version.split_once('.').unwrap_or_default();
+    major.parse() == Ok(ISA_VERSION >> 16)
+        && minor.parse::<u32>().is_ok_and(|minor| minor <= ISA_VERSION & 0xffff)
 }
 
 /// `slot s0 scratch 4096`, slots in order.
@@ -254,6 +261,7 @@ fn blank(name: &str) -> Option<Command> {
         Conv = CONV,
         MatMul = MATMUL,
         Add = ADD,
+        Mul = MUL,
         Pool = POOL,
         Table = TABLE,
         Layout = LAYOUT,
@@ -347,7 +355,7 @@ end
         line 2, column 1: found `conv`, want a command that can be decoded: field `clamp_low` of opcode 0x30 at byte 0 cannot be 5
         line 1, column 1: found `fill`, want `image` on the first line
         line 1, column 1: found ``, want `image` on the first line
-        line 1, column 7: found `isa=2.0`, want `image isa=1.0 features=0x0`
+        line 1, column 7: found `isa=2.0`, want `image isa=1.1 features=0x0`
         ");
     }
 }

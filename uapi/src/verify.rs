@@ -9,8 +9,7 @@ mod rule;
 pub use rule::{Refusal, Rule};
 
 use crate::command::{
-    Command, Conv, Dims, Flags, ISA_VERSION, Layout, Pool, Strides, UNIT_BYTES, Window, element,
-    pool_kind,
+    Command, Conv, Dims, Flags, Layout, Pool, Strides, UNIT_BYTES, Window, element, pool_kind,
 };
 use crate::extent::{self, Access, Accesses, ExtentError, FeatureMap};
 use crate::image::{Image, SlotDecl, slot_kind};
@@ -104,7 +103,7 @@ fn add(field: &'static str, sum: u64, more: u64, bound: u64, rule: Rule) -> Resu
 
 /// What concerns the image as a whole.
 fn whole(image: &Image, limits: &Limits) -> Result<(), Refusal> {
-    let (found, device) = (ISA_VERSION, limits.isa_version);
+    let (found, device) = (image.isa_version(), limits.isa_version);
     if limits.isa_major() != found >> 16 || device < found {
         let found = format!("the program has {found:#x}, the device {device:#x}");
         return Err(Refusal::new(Rule::IsaVersion, "isa_version", found));
@@ -173,7 +172,7 @@ fn one(command: &Command, image: &Image) -> Result<Accesses, Refusal> {
     }
     let maps = extent::feature_maps(command);
     for map in &maps {
-        pixel_stride(map)?;
+        pixel_stride(command, map)?;
     }
     match command {
         Command::Conv(conv) => convolution(conv)?,
@@ -185,6 +184,7 @@ fn one(command: &Command, image: &Image) -> Result<Accesses, Refusal> {
             let size = element::bytes(layout.dst_element).unwrap_or(1);
             let (dims, strides) = (layout.dims, layout.dst_strides);
             let steps = [
+                (layout.repeats(), layout.dst_outer),
                 (dims.n, strides.image),
                 (dims.h, strides.row),
                 (dims.w, strides.pixel),
@@ -197,7 +197,7 @@ fn one(command: &Command, image: &Image) -> Result<Accesses, Refusal> {
     for map in maps.iter().filter(|map| map.write) {
         let Strides { image, row, pixel } = map.strides;
         let Dims { n, h, w, .. } = map.dims;
-        let steps = [(n, image), (h, row.into()), (w, pixel.into()), (1, 0)];
+        let steps = [(n, image), (h, row.into()), (w, pixel.into())];
         disjoint(map.field, steps, map.lanes().into())?;
     }
     apart(command, &accesses, &maps)?;
@@ -233,9 +233,10 @@ fn in_slot(access: &Access, slots: &[SlotDecl]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn pixel_stride(map: &FeatureMap) -> Result<(), Refusal> {
+fn pixel_stride(command: &Command, map: &FeatureMap) -> Result<(), Refusal> {
     let (found, channels) = (map.strides.pixel, map.dims.c);
-    if found.unsigned_abs() >= channels {
+    let repeats = !map.write && matches!(command, Command::Add(_) | Command::Mul(_));
+    if found.unsigned_abs() >= channels || (repeats && found == 0) {
         return Ok(());
     }
     let found = format!("stride {found} with {channels} channels");
@@ -328,7 +329,11 @@ fn axis(
 }
 
 /// No two elements of a written tensor share a byte, if each step clears what the smaller ones span.
-fn disjoint(field: &'static str, mut steps: [(u32, i64); 4], element: u64) -> Result<(), Refusal> {
+fn disjoint<const N: usize>(
+    field: &'static str,
+    mut steps: [(u32, i64); N],
+    element: u64,
+) -> Result<(), Refusal> {
     steps.sort_unstable_by_key(|(_, stride)| stride.unsigned_abs());
     let mut span = u128::from(element);
     for (count, stride) in steps.into_iter().filter(|(count, _)| *count > 1) {
@@ -344,7 +349,7 @@ fn disjoint(field: &'static str, mut steps: [(u32, i64); 4], element: u64) -> Re
 
 /// No result overlaps an input, unless the command may work in place and does so exactly.
 fn apart(command: &Command, accesses: &Accesses, maps: &[FeatureMap]) -> Result<(), Refusal> {
-    let may_alias = matches!(command, Command::Add(_) | Command::Table(_));
+    let may_alias = matches!(command, Command::Add(_) | Command::Mul(_) | Command::Table(_));
     let map_of = |access: &Access| maps.iter().find(|map| map.field == access.field);
     for write in accesses.iter().filter(|access| access.write) {
         for read in accesses.iter().filter(|access| !access.write && access.overlaps(write)) {
@@ -416,7 +421,9 @@ fn moved_bytes(command: &Command, accesses: &Accesses) -> Result<u64, Refusal> {
     for access in accesses {
         let elements = match (maps.iter().find(|map| map.field == access.field), command) {
             (Some(map), _) => volume(&map.dims, map.lanes().into()),
-            (None, Command::Layout(c)) if access.field != "quant" => layout_bytes(c, access.write),
+            (None, Command::Layout(c)) if matches!(access.field, "src" | "dst") => {
+                layout_bytes(c, access.write)
+            }
             _ => Some(access.len),
         };
         let bytes = elements.and_then(|bytes| total.checked_add(bytes));
@@ -435,7 +442,7 @@ fn volume(dims: &Dims, pixel_bytes: u64) -> Option<u64> {
 
 fn layout_bytes(c: &Layout, write: bool) -> Option<u64> {
     let element = element::bytes(if write { c.dst_element } else { c.src_element })?;
-    volume(&c.dims, u64::from(c.dims.c).checked_mul(element)?)
+    volume(&c.dims, u64::from(c.dims.c).checked_mul(element)?)?.checked_mul(c.repeats().into())
 }
 
 #[cfg(test)]

@@ -2,24 +2,28 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 mod scalar;
 
 use super::Stop;
 use super::operand::{Region, Slots, signed, zero_point};
 use super::split::Split;
-use npu_uapi::command::{self, Strides4, element};
+use npu_uapi::command::{self, Flags, Strides4, element};
 
 /// A change of layout with resolved operands.
 pub(crate) struct Problem {
     pub(crate) src: Region,
     pub(crate) dst: Region,
-    /// `[n, h, w, c]`.
-    pub(crate) dims: [i64; 4],
-    pub(crate) src_strides: Strides4,
-    pub(crate) dst_strides: Strides4,
+    /// `[outer, n, h, w, c]`.
+    pub(crate) dims: [i64; 5],
+    pub(crate) src_strides: [i64; 5],
+    pub(crate) dst_strides: [i64; 5],
     pub(crate) conversion: Conversion,
     pub(crate) scale: f32,
     pub(crate) zero_point: u8,
+    /// Of a move of bytes.
+    pub(crate) table: Option<[u8; 256]>,
 }
 
 /// What happens to an element.
@@ -31,10 +35,14 @@ pub(crate) enum Conversion {
     MoveFloats,
 }
 
-/// Offset of element `[n, y, x, ch]` from the first.
+/// Offset of element `[i, n, y, x, ch]` from the first.
 #[inline]
-pub(crate) fn offset(strides: &Strides4, [n, y, x, ch]: [i64; 4]) -> i64 {
-    n * strides.image + y * strides.row + x * strides.pixel + ch * strides.channel
+pub(crate) fn offset(strides: &[i64; 5], at: [i64; 5]) -> i64 {
+    strides.iter().zip(at).map(|(stride, index)| stride * index).sum()
+}
+
+fn strides(outer: i64, s: &Strides4) -> [i64; 5] {
+    [outer, s.image, s.row, s.pixel, s.channel]
 }
 
 /// Runs a LAYOUT.
@@ -45,12 +53,13 @@ pub(crate) fn run(
     split: &Split<'_>,
 ) -> Result<(), Stop> {
     let floats = (c.src_element == element::F32, c.dst_element == element::F32);
+    let [n, h, w, channels] = signed(&c.dims);
     let problem = Problem {
         src: slots.region(c.src),
         dst: slots.region(c.dst),
-        dims: signed(&c.dims),
-        src_strides: c.src_strides,
-        dst_strides: c.dst_strides,
+        dims: [c.repeats().into(), n, h, w, channels],
+        src_strides: strides(c.src_outer, &c.src_strides),
+        dst_strides: strides(c.dst_outer, &c.dst_strides),
         conversion: match floats {
             (true, false) => Conversion::Quantise,
             (false, true) => Conversion::Dequantise,
@@ -59,7 +68,13 @@ pub(crate) fn run(
         },
         scale: c.scale,
         zero_point: zero_point(c.zero_point),
+        table: c.header.flags().contains(Flags::TABLE_0).then(|| slots.table(c.tables, 0)),
     };
+    #[cfg(target_arch = "x86_64")]
+    if vector && problem.conversion == Conversion::MoveBytes {
+        // SAFETY: `vector` says that the instructions exist.
+        return unsafe { bytes::run(&problem, split) };
+    }
     #[cfg(target_arch = "x86_64")]
     if vector && avx512vnni::takes(&problem) {
         // SAFETY: it takes the problem, and `vector` says that the instructions exist.

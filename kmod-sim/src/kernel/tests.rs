@@ -7,6 +7,7 @@ mod conv;
 mod elementwise;
 mod far;
 mod machine;
+mod moves;
 mod pool;
 
 use super::{Control, Isa, IsaError, Stop};

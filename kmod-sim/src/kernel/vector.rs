@@ -7,7 +7,7 @@
 pub(crate) mod runs;
 pub(crate) mod stage;
 
-use npu_uapi::requantise::AddTerms;
+use npu_uapi::requantise::{AddTerms, MulTerms};
 use std::arch::x86_64::{
     __m128i, __m256i, __m512, __m512i, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
     _mm_storeu_si128, _mm256_loadu_si256, _mm256_mask_storeu_epi8, _mm256_storeu_si256,
@@ -20,7 +20,8 @@ use std::arch::x86_64::{
     _mm512_packus_epi16, _mm512_packus_epi32, _mm512_permutex2var_epi8, _mm512_permutex2var_epi32,
     _mm512_permutexvar_epi32, _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi16,
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512,
-    _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_zextsi128_si512, _mm512_zextsi256_si512,
+    _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_sub_ps, _mm512_zextsi128_si512,
+    _mm512_zextsi256_si512,
 };
 
 /// Whether this processor has every instruction that the vector kernels use.
@@ -352,6 +353,42 @@ impl Addition {
     pub(crate) fn codes(self, first: __m512i, second: __m512i) -> __m512i {
         let inner = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), self.second, self.offset);
         self.finish.finish(_mm512_fmadd_ps(_mm512_cvtepi32_ps(first), self.first, inner))
+    }
+}
+
+/// The product of two tensors' codes.
+#[derive(Clone, Copy)]
+pub(crate) struct Multiplication {
+    multiplier: __m512,
+    first_zero_point: __m512,
+    second_zero_point: __m512,
+    zero_point: __m512,
+    finish: Requantise,
+}
+
+impl Multiplication {
+    /// The product, clamped to `low..=high`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn new(terms: MulTerms, low: u8, high: u8) -> Self {
+        Self {
+            multiplier: _mm512_set1_ps(terms.multiplier),
+            first_zero_point: _mm512_set1_ps(terms.first_zero_point.into()),
+            second_zero_point: _mm512_set1_ps(terms.second_zero_point.into()),
+            zero_point: _mm512_set1_ps(terms.zero_point.into()),
+            finish: Requantise::new(0, low, high),
+        }
+    }
+
+    /// 16 products of codes, all as integers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn codes(self, first: __m512i, second: __m512i) -> __m512i {
+        // Differences of codes and their product are exact in f32.
+        let first = _mm512_sub_ps(_mm512_cvtepi32_ps(first), self.first_zero_point);
+        let second = _mm512_sub_ps(_mm512_cvtepi32_ps(second), self.second_zero_point);
+        let scaled = _mm512_mul_ps(_mm512_mul_ps(first, second), self.multiplier);
+        self.finish.finish(_mm512_add_ps(scaled, self.zero_point))
     }
 }
 

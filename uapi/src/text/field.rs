@@ -48,6 +48,12 @@ pub(super) fn fields(command: &mut Command, visit: &mut Visit<'_>) {
             visit!(c: tables, quant, dims, a_strides, b_strides, out_strides);
             visit!(c: first, second, offset, clamp_low, clamp_high);
         }
+        Command::Mul(c) => {
+            header(&mut c.header, visit);
+            required!(c: a, b, out);
+            visit!(c: tables, quant, dims, a_strides, b_strides, out_strides, multiplier);
+            visit!(c: first_zero_point, second_zero_point, zero_point, clamp_low, clamp_high);
+        }
         Command::Pool(c) => {
             header(&mut c.header, visit);
             visit("kind", &mut Named(&mut c.kind, POOL_KINDS, "max, average or global_average"));
@@ -67,7 +73,8 @@ pub(super) fn fields(command: &mut Command, visit: &mut Visit<'_>) {
             visit("src_element", &mut Named(&mut c.src_element, ELEMENTS, "u8 or f32"));
             visit("dst_element", &mut Named(&mut c.dst_element, ELEMENTS, "u8 or f32"));
             required!(c: src, dst);
-            visit!(c: quant, dims, src_strides, dst_strides, zero_point, scale);
+            visit!(c: tables, quant, dims, src_strides, dst_strides, zero_point, scale);
+            visit!(c: outer, src_outer, dst_outer);
         }
         Command::Copy(c) => {
             header(&mut c.header, visit);

@@ -50,7 +50,7 @@ rules! {
     UnknownSlot = 13, "an operand must name a declared slot that is in use";
     SlotLength = 14, "an operand must lie within the length its slot declares";
     SlotAccess = 15, "the kind of the slot must allow the access (constants and inputs are read only)";
-    PixelStride = 16, "a pixel stride must be at least the channel count in magnitude";
+    PixelStride = 16, "a pixel stride must be at least the channel count in magnitude (inputs of ADD and MUL may have zero)";
     InputStride = 17, "the pixel stride of a convolution's input and the row stride of a product's left matrix must be multiples of 4";
     Groups = 18, "the groups must divide the input and output channels";
     WindowStep = 19, "kernel sizes, strides and dilations of a window must be at least 1";
@@ -59,7 +59,7 @@ rules! {
     GlobalOutput = 22, "a global average must have an output of 1 by 1";
     GlobalSum = 23, "the sum of a global average must fit 31 bits: at most 8,421,504 pixels an image";
     SelfOverlap = 24, "the elements of a written tensor, with their pad lanes, must not overlap one another";
-    InputOverlap = 25, "a result must not overlap an input (ADD and TABLE may write exactly over an operand)";
+    InputOverlap = 25, "a result must not overlap an input (ADD, MUL and TABLE may write exactly over an operand)";
     CommandWork = 26, "a command must keep the device's bound on multiply-accumulates (taps, for POOL)";
     ProgramWork = 27, "the program must keep the device's bound on multiply-accumulates (taps, for POOL)";
     ProgramTraffic = 28, "the program must keep the device's bound on bytes moved";

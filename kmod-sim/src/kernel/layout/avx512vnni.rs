@@ -6,14 +6,13 @@
 //! - f32 planes of up to four channels to pixels of four bytes, as for a model's image: 16 pixels at a
 //!   time, joined in registers.
 //!
-//! Plain moves and everything else are the scalar kernel's.
+//! Moves of bytes have a kernel of their own; everything else is the scalar kernel's.
 
 use crate::kernel::Stop;
 use crate::kernel::layout::{Conversion, Problem, offset};
 use crate::kernel::split::Split;
 use crate::kernel::vector::{Requantise, load_codes, mask_16, store_16, store_64};
 use crate::memory::isize_of;
-use npu_uapi::command::Strides4;
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_div_ps,
     _mm512_i32gather_epi32, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps,
@@ -48,12 +47,12 @@ fn bytes(p: &Problem) -> Option<[i64; 2]> {
 
 fn walk(p: &Problem) -> Option<Walk> {
     let [from, to] = bytes(p)?;
-    let [_, _, w, c] = p.dims;
+    let [.., w, c] = p.dims;
     let along = |stride: i64, bytes: i64, count: i64| count == 1 || stride == bytes;
-    let src = |s: &Strides4, b| (along(s.pixel, b, w), along(s.channel, b, c));
+    let src = |s: &[i64; 5], b| (along(s[3], b, w), along(s[4], b, c));
     let ((src_pixels, src_channels), (dst_pixels, dst_channels)) =
         (src(&p.src_strides, from), src(&p.dst_strides, to));
-    let image = p.conversion == Conversion::Quantise && c <= 4 && p.dst_strides.pixel == 4;
+    let image = p.conversion == Conversion::Quantise && c <= 4 && p.dst_strides[3] == 4;
     if image && src_pixels && dst_channels && w > 1 {
         return Some(Walk::Image);
     }
@@ -80,7 +79,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let Some(walk) = walk(p) else {
         return Ok(());
     };
-    let [images, rows, w, c] = p.dims;
+    let [outer, images, rows, w, c] = p.dims;
     // Units are a piece of a row: many pixels by 16 channels, or the other way around.
     let (pixels, channels) = match walk {
         Walk::Channels => (PIECE / c.min(PIECE), c.min(PIECE)),
@@ -88,7 +87,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
         Walk::Pixels | Walk::ToChannels | Walk::ToPixels => (PIECE, 16),
     };
     let (groups, pieces) = ((c + channels - 1) / channels, (w + pixels - 1) / pixels);
-    let units = images * rows * pieces * groups;
+    let units = outer * images * rows * pieces * groups;
     let cost = w.min(pixels) * c.min(channels) * 8;
     let units_a_chunk = split.units_a_chunk(units, cost);
     split.chunks((units + units_a_chunk - 1) / units_a_chunk, &|chunk, budget| {
@@ -96,7 +95,8 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
         for unit in first..(first + units_a_chunk).min(units) {
             let (piece, group) = (unit / groups, unit % groups);
             let (row, piece) = (piece / pieces, piece % pieces);
-            let at = [row / rows, row % rows, piece * pixels, group * channels];
+            let (image, y) = (row / rows, row % rows);
+            let at = [image / images, image % images, y, piece * pixels, group * channels];
             budget.spend(cost)?;
             // SAFETY: the processor is the caller's promise.
             let piece = unsafe { Piece::new(p, at, pixels, channels) };
@@ -179,15 +179,15 @@ impl<'a> Piece<'a> {
     /// # Safety
     /// As of [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(p: &'a Problem, at: [i64; 4], pixels: i64, channels: i64) -> Self {
+    fn new(p: &'a Problem, at: [i64; 5], pixels: i64, channels: i64) -> Self {
         let src = p.src.start + offset(&p.src_strides, at);
         let dst = p.dst.start + offset(&p.dst_strides, at);
         Self {
             p,
             src: p.src.memory.pointer(src, 1),
             dst: p.dst.memory.pointer(dst, 1),
-            pixels: pixels.min(p.dims[2] - at[2]),
-            channels: channels.min(p.dims[3] - at[3]),
+            pixels: pixels.min(p.dims[3] - at[3]),
+            channels: channels.min(p.dims[4] - at[4]),
             convert: Convert::new(p),
         }
     }
@@ -195,7 +195,7 @@ impl<'a> Piece<'a> {
     /// Addresses of element `(x, ch)` of this piece on both sides.
     #[inline]
     fn at(&self, x: i64, ch: i64) -> (*const u8, *mut u8) {
-        let at = [0, 0, x, ch];
+        let at = [0, 0, 0, x, ch];
         let src = isize_of(offset(&self.p.src_strides, at));
         let dst = isize_of(offset(&self.p.dst_strides, at));
         (self.src.wrapping_offset(src), self.dst.wrapping_offset(dst))

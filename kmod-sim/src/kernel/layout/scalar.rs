@@ -3,18 +3,20 @@
 use crate::kernel::Stop;
 use crate::kernel::layout::{Conversion, Problem, offset};
 use crate::kernel::split::Split;
+use crate::kernel::stage::lookup;
 use npu_uapi::requantise;
 
 /// Runs `problem`, a chunk for each row.
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let p = problem;
-    let [images, rows, pixels, channels] = p.dims;
-    split.chunks(images * rows, &|chunk, budget| {
-        let (n, y) = (chunk / rows, chunk % rows);
+    let [outer, images, rows, pixels, channels] = p.dims;
+    split.chunks(outer * images * rows, &|chunk, budget| {
+        let (image, y) = (chunk / rows, chunk % rows);
+        let (i, n) = (image / images, image % images);
         for x in 0..pixels {
             for ch in 0..channels {
                 budget.spend(4)?;
-                element(p, [n, y, x, ch]);
+                element(p, [i, n, y, x, ch]);
             }
         }
         Ok(())
@@ -22,7 +24,7 @@ pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
 }
 
 /// Converts one element.
-pub(crate) fn element(p: &Problem, at: [i64; 4]) {
+pub(crate) fn element(p: &Problem, at: [i64; 5]) {
     let (src, dst) = (p.src.memory, p.dst.memory);
     let from = p.src.start + offset(&p.src_strides, at);
     let to = p.dst.start + offset(&p.dst_strides, at);
@@ -35,7 +37,7 @@ pub(crate) fn element(p: &Problem, at: [i64; 4]) {
             let value = requantise::dequantise(src.load(from), p.scale, p.zero_point);
             dst.store_bytes(to, value.to_le_bytes());
         }
-        Conversion::MoveBytes => dst.store(to, src.load(from)),
+        Conversion::MoveBytes => dst.store(to, lookup(p.table.as_ref(), src.load(from))),
         Conversion::MoveFloats => dst.store_bytes(to, src.load_bytes::<4>(from)),
     }
 }

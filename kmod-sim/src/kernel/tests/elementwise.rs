@@ -1,11 +1,11 @@
-//! ADD, TABLE and LAYOUT, element by element.
+//! ADD, MUL, TABLE and LAYOUT, element by element.
 
-use super::machine::{Machine, Random, style};
+use super::machine::{Machine, Random, Shape, style};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
-    self, Add, Command, Dims, Flags, Header, Layout, Strides4, element, opcode,
+    self, Add, Command, Dims, Flags, Header, Layout, Mul, Strides, Strides4, element, opcode,
 };
-use npu_uapi::requantise::{self, AddTerms};
+use npu_uapi::requantise::{self, AddTerms, MulTerms};
 use proptest::prelude::*;
 
 fn dims() -> impl Strategy<Value = Dims> {
@@ -126,6 +126,19 @@ fn layout_dims() -> impl Strategy<Value = Dims> {
     ]
 }
 
+/// `shape` repeated over pixels; over rows and images too, where `over` says so.
+fn repeated(shape: Shape, over: u8) -> Shape {
+    let Strides { image, row, pixel } = shape.strides;
+    let strides = match over {
+        0 => shape.strides,
+        1 => Strides { image, row, pixel: 0 },
+        2 => Strides { image, row: 0, pixel: 0 },
+        3 => Strides { image: 0, row, pixel },
+        _ => Strides { image: 0, row: 0, pixel: 0 },
+    };
+    Shape { strides, ..shape }
+}
+
 proptest! {
     #[test]
     fn layouts_equal_the_oracle(
@@ -138,10 +151,11 @@ proptest! {
     #[test]
     fn sums_equal_the_definition(
         dims in dims(), styles in [style(), style(), style()], same in any::<bool>(),
-        in_place in any::<bool>(), table in any::<bool>(), seed: u64,
+        in_place in any::<bool>(), table in any::<bool>(), over in 0u8..9, seed: u64,
     ) {
         let r = &mut Random::new(seed);
         let [a, b, out] = styles.map(|style| (if same { styles[0] } else { style }).shape(dims, 1));
+        let a = repeated(a, if over < 5 { over } else { 0 });
         let in_place = same && in_place;
         let out_slot = if in_place { 1 } else { 2 };
         let terms = AddTerms {
@@ -177,6 +191,56 @@ proptest! {
             if table { tables[usize::from(code)] } else { code }
         };
         for (isa, after) in machine.run_each(&Command::Add(add), out_slot.into()) {
+            out.check(&before, &after, &expected)
+                .map_err(|error| TestCaseError::fail(format!("{isa:?}: {error}")))?;
+        }
+    }
+
+    #[test]
+    fn products_equal_the_definition(
+        dims in dims(), styles in [style(), style(), style()], same in any::<bool>(),
+        in_place in any::<bool>(), table in any::<bool>(), over in 0u8..9, seed: u64,
+    ) {
+        let r = &mut Random::new(seed);
+        let [a, b, out] = styles.map(|style| (if same { styles[0] } else { style }).shape(dims, 1));
+        let b = repeated(b, if over < 5 { over } else { 0 });
+        let in_place = same && in_place;
+        let out_slot = if in_place { 0 } else { 2 };
+        let terms = MulTerms {
+            multiplier: (r.scale() - 0.5) / 64.0,
+            first_zero_point: r.byte(),
+            second_zero_point: r.byte(),
+            zero_point: r.byte(),
+        };
+        let (low, high) = if r.below(2) == 0 { (0, 255) } else { (10, 240) };
+        let mul = Mul {
+            header: Header::new(opcode::MUL, 3, if table { Flags::TABLE_0 } else { Flags::empty() }, 0),
+            a: a.operand(0),
+            b: b.operand(1),
+            out: out.operand(out_slot),
+            tables: if table { Operand::new(SlotId(3), 0) } else { Operand::default() },
+            dims,
+            a_strides: a.strides,
+            b_strides: b.strides,
+            out_strides: out.strides,
+            multiplier: terms.multiplier,
+            first_zero_point: terms.first_zero_point,
+            second_zero_point: terms.second_zero_point,
+            zero_point: terms.zero_point,
+            clamp_low: low,
+            clamp_high: high,
+            ..Mul::default()
+        };
+        let machine = Machine::new(&[a.len, b.len, out.len, 256], seed);
+        let (x, y, tables) = (machine.read(0), machine.read(1), machine.read(3));
+        let before = machine.read(out_slot.into());
+        let expected = |[n, row, column]: [u32; 3], ch: u32| {
+            let ch = usize::try_from(ch).unwrap();
+            let (p, q) = (x[a.at(n, row, column) + ch], y[b.at(n, row, column) + ch]);
+            let code = requantise::multiply(p, q, terms).clamp(low, high);
+            if table { tables[usize::from(code)] } else { code }
+        };
+        for (isa, after) in machine.run_each(&Command::Mul(mul), out_slot.into()) {
             out.check(&before, &after, &expected)
                 .map_err(|error| TestCaseError::fail(format!("{isa:?}: {error}")))?;
         }

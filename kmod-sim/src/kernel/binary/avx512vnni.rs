@@ -1,12 +1,13 @@
-//! ADD on AVX-512, 64 elements at a time; takes every problem.
+//! ADD and MUL on AVX-512, 64 elements at a time; takes every problem.
 
 use crate::kernel::Stop;
-use crate::kernel::add::Problem;
+use crate::kernel::binary::{Function, Problem};
 use crate::kernel::split::Split;
 use crate::kernel::vector::{
-    Addition, Lookup, load_masked_64, mask_64, pack_64, runs, store_64, unpack_64,
+    Addition, Lookup, Multiplication, load_masked_64, mask_64, pack_64, runs, store_64, unpack_64,
 };
 use crate::memory::isize_of;
+use std::arch::x86_64::__m512i;
 
 /// Runs `problem`.
 ///
@@ -19,11 +20,37 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     })
 }
 
+/// The function in registers.
+#[derive(Clone, Copy)]
+enum Codes {
+    Sum(Addition),
+    Product(Multiplication),
+}
+
+impl Codes {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn new(p: &Problem) -> Self {
+        match p.function {
+            Function::Add(terms) => Self::Sum(Addition::new(terms, p.low, p.high)),
+            Function::Multiply(terms) => Self::Product(Multiplication::new(terms, p.low, p.high)),
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn codes(self, first: __m512i, second: __m512i) -> __m512i {
+        match self {
+            Self::Sum(addition) => addition.codes(first, second),
+            Self::Product(multiplication) => multiplication.codes(first, second),
+        }
+    }
+}
+
 /// # Safety
 /// As of [`run`]; `len` elements from `at` on lie in each operand.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 unsafe fn piece(p: &Problem, [a, b, out]: [i64; 3], len: i64) {
-    let addition = Addition::new(p.terms, p.low, p.high);
+    let function = Codes::new(p);
     let table = p.table.as_ref().map(|table| Lookup::new(table));
     let (a, b, out) = (p.a.pointer(a), p.b.pointer(b), p.out.pointer(out));
     for done in (0..len).step_by(64) {
@@ -34,7 +61,7 @@ unsafe fn piece(p: &Problem, [a, b, out]: [i64; 3], len: i64) {
         let second = unpack_64(unsafe { load_masked_64(mask, b.wrapping_offset(at)) });
         let mut codes = first;
         for j in 0..4 {
-            codes[j] = addition.codes(first[j], second[j]);
+            codes[j] = function.codes(first[j], second[j]);
         }
         let mut bytes = pack_64(codes);
         if let Some(table) = &table {

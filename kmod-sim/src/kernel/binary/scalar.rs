@@ -1,10 +1,9 @@
-//! ADD as the documented loop.
+//! ADD and MUL as the documented loop.
 
 use crate::kernel::Stop;
-use crate::kernel::add::Problem;
+use crate::kernel::binary::Problem;
 use crate::kernel::split::Split;
 use crate::kernel::stage::lookup;
-use npu_uapi::requantise;
 
 /// Runs `problem`, a chunk for each row.
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
@@ -16,8 +15,8 @@ pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
             let (a, b, out) = (p.a.at(n, y, x), p.b.at(n, y, x), p.out.at(n, y, x));
             for ch in 0..channels {
                 budget.spend(4)?;
-                let sum = requantise::add(p.a.load(a + ch), p.b.load(b + ch), p.terms);
-                let code = sum.max(p.low).min(p.high);
+                let code = p.function.code(p.a.load(a + ch), p.b.load(b + ch));
+                let code = code.max(p.low).min(p.high);
                 p.out.store(out + ch, lookup(p.table.as_ref(), code));
             }
         }

@@ -233,6 +233,8 @@ impl Executable {
         outputs: &mut dyn Outputs,
         workers: &dyn Workers,
     ) -> Result<RunReport, RunError> {
+        // Before any lock, which another thread may have held when this process was forked.
+        self.device.check_process()?;
         let shapes = self.check(inputs)?;
         let loaded = self.program_for(inputs, &shapes)?;
         let mut bound = Bound::new(&self.device, self.options.deny_copy);

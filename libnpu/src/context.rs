@@ -148,8 +148,11 @@ impl Context {
         self.inner().queue.id
     }
 
-    /// Jobs in flight.
+    /// Jobs in flight; in a forked child, which has none, zero.
     pub fn in_flight(&self) -> u32 {
+        if self.inner().device.heap.check_process().is_err() {
+            return 0;
+        }
         self.inner().queue.poll();
         self.inner().queue.in_flight()
     }

@@ -6,6 +6,7 @@ use crate::device_string::DeviceString;
 use crate::error::{Error, Fault, Loss};
 use crate::faults::{Faults, halves};
 use crate::foreign::Foreign;
+use crate::fork::PerProcess;
 use crate::heap::Heap;
 use crate::queue::Queue;
 use crate::transport::{Access, Transport, TransportExt};
@@ -54,11 +55,8 @@ pub(crate) struct Inner {
     resetting: Mutex<()>,
 }
 
-/// Devices by the process that opened them and their name.
-type OpenDevices = HashMap<(u32, String), Weak<Inner>>;
-
-/// The open devices of this process, and of its parent when it was forked.
-static OPEN: Mutex<Option<OpenDevices>> = Mutex::new(None);
+/// The open devices of this process, by name.
+static OPEN: PerProcess<HashMap<String, Weak<Inner>>> = PerProcess::new();
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these locks guard is whole between any two statements.
@@ -74,17 +72,15 @@ impl Device {
     /// The name cannot be read or reached, or what is there is no NPU that this library can drive.
     pub fn open(name: &str) -> Result<Self, Error> {
         let parsed = DeviceString::parse(name)?;
-        let mut open = lock(&OPEN);
-        let open = open.get_or_insert_default();
-        let key = (std::process::id(), name.to_owned());
-        let known = open.get(&key).and_then(Weak::upgrade);
+        let mut open = OPEN.lock();
+        let known = open.get(name).and_then(Weak::upgrade);
         if let Some(inner) = known.filter(|inner| !inner.heap.transport.is_gone()) {
             return Ok(Self(inner));
         }
         let transport = connect(&parsed, name)?;
         let inner = Arc::new(Inner::start(name, transport)?);
         open.retain(|_, device| device.strong_count() > 0);
-        open.insert(key, Arc::downgrade(&inner));
+        open.insert(name.to_owned(), Arc::downgrade(&inner));
         Ok(Self(inner))
     }
 
@@ -124,6 +120,16 @@ impl Device {
         &self.0.heap.transport
     }
 
+    /// Whether this process may use the device, which a child that was forked after it was opened may
+    /// not. Everything that reaches the device asks this first; who holds locks of their own around it
+    /// asks before these.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub fn check_process(&self) -> Result<(), Error> {
+        self.0.heap.check_process()
+    }
+
     /// What the device has done since its last reset.
     ///
     /// # Errors
@@ -145,6 +151,7 @@ impl Device {
     /// # Errors
     /// The device cannot be read.
     pub fn faults(&self) -> Result<Vec<FaultRecord>, Error> {
+        self.check_process()?;
         self.0.faults.recent(self.0.heap.transport.as_ref())
     }
 
@@ -201,6 +208,10 @@ impl Device {
     /// Threads to compute with, shared by all that ask: as many as the device string says, else as the
     /// process may use.
     pub fn pool(&self) -> &dyn Workers {
+        if self.check_process().is_err() {
+            // The parent's threads are not here, and nothing is computed on its device.
+            return &Caller;
+        }
         self.0.pool.get_or_init(|| {
             let asked = self.0.heap.transport.threads();
             Pool::new(asked.unwrap_or_else(Pool::default_count))
@@ -277,6 +288,7 @@ impl Inner {
         entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
         kept: crate::queue::Kept,
     ) -> Result<Completion, Error> {
+        self.heap.check_process()?;
         let queue = Arc::clone(&self.admin.read().unwrap_or_else(PoisonError::into_inner));
         let ticket = queue.submit(entry, kept)?;
         // Admin entries compute nothing; while it waits this thread may go on with a job, alone.

@@ -4,13 +4,14 @@
 //! with relaxed atomics, ring words are atomics ([`crate::queue::words`]).
 
 use crate::error::Error;
+use crate::fork::Guarded;
 use memmap2::{Advice, MmapMut};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::unistd::ftruncate;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -23,9 +24,13 @@ pub struct DmaMemory {
     start: NonNull<u8>,
     len: usize,
     /// Whose it is; `None` when it is lent.
-    _mapping: Option<MmapMut>,
+    mapping: Option<MmapMut>,
     /// The file that it is all of; `None` when it is private.
     file: Option<OwnedFd>,
+    /// What gives a forked child its own copy of the file's bytes.
+    guarded: Option<Guarded>,
+    /// The process that mapped it.
+    owner: u32,
 }
 
 // SAFETY: the memory is only accessed through raw pointers and atomics, which any thread may use.
@@ -33,13 +38,29 @@ unsafe impl Send for DmaMemory {}
 // SAFETY: as above.
 unsafe impl Sync for DmaMemory {}
 
+impl Drop for DmaMemory {
+    fn drop(&mut self) {
+        // In this order: a child that is forked between the two has memory in common with its parent,
+        // but nobody has its address; the other way round it would lose what came to lie there.
+        self.guarded = None;
+        if self.owner != std::process::id() {
+            // Whoever in a child has an address from its parent goes on to find memory there.
+            std::mem::forget(self.mapping.take());
+        }
+    }
+}
+
 impl DmaMemory {
+    fn new(start: NonNull<u8>, len: usize, mapping: Option<MmapMut>) -> Self {
+        Self { start, len, mapping, file: None, guarded: None, owner: std::process::id() }
+    }
+
     /// `len` zeroed bytes, private to this process, 2 MiB aligned, on huge pages where there are some.
     pub(crate) fn anonymous(len: usize) -> Result<Self, Error> {
         let (mapping, start) = aligned(len)?;
         // Without huge pages it is only slower.
         let _ = mapping.advise(Advice::HugePage);
-        Ok(Self { start, len, _mapping: Some(mapping), file: None })
+        Ok(Self::new(start, len, Some(mapping)))
     }
 
     /// `len` zeroed bytes, 2 MiB aligned, in a file without a name that another process can map. Its
@@ -57,6 +78,9 @@ impl DmaMemory {
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
             .map_err(|error| failed("cannot seal a memfd", error))?;
         let (mapping, start) = aligned(len)?;
+        // Before it is mapped: no fork shares it with a child.
+        let guarded = Guarded::new(start.as_ptr(), len, file.as_raw_fd())
+            .ok_or_else(|| out_of("as many arenas as there can be are in use".into()))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
         let at = NonZeroUsize::new(start.as_ptr().addr());
@@ -66,7 +90,9 @@ impl DmaMemory {
             .map_err(|error| failed("cannot map a memfd", error))?;
         // Without huge pages it is only slower.
         let _ = mapping.advise(Advice::HugePage);
-        Ok(Self { start, len, _mapping: Some(mapping), file: Some(file) })
+        let mut memory = Self::new(start, len, Some(mapping));
+        (memory.file, memory.guarded) = (Some(file), Some(guarded));
+        Ok(memory)
     }
 
     /// The file that holds these bytes, from its first byte on, for whoever is to map it elsewhere.
@@ -81,7 +107,7 @@ impl DmaMemory {
     /// `len` bytes at `start` are valid for reads and writes for as long as the value lives, and the
     /// process holds no references to them while a device may access them.
     pub(crate) unsafe fn lent(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len, _mapping: None, file: None }
+        Self::new(start, len, None)
     }
 
     /// Bytes.

@@ -47,6 +47,9 @@ impl Job {
 
     /// How the job ended, `None` while it is in flight. Does not drive a device in this process.
     pub fn poll(&self) -> Option<Result<Done, Error>> {
+        if let Err(error) = self.device.heap.check_process() {
+            return Some(Err(error));
+        }
         self.queue.poll();
         let lost = |why: Loss| Error::Lost { queue: self.queue.id, why };
         let outcome = self.ticket.outcome()?;

@@ -21,6 +21,7 @@
 //! | [`Buffer`], [`Foreign`], [`Memory`] | memory that the device sees, and how a slot is bound to it |
 //! | [`Job`] | what was submitted, until it has ended |
 //! | [`Pool`], [`Caller`], [`Workers`] | who computes for a device in this process |
+//! | [`PerProcess`] | what a forked child gets anew |
 //! | [`transport`] | the one trait between this and the device |
 //!
 //! The device is not trusted: indices, numbers and sizes that it reports are checked, and every wait
@@ -34,6 +35,7 @@ mod dma;
 mod error;
 mod faults;
 mod foreign;
+mod fork;
 mod heap;
 mod iova;
 mod job;
@@ -47,6 +49,7 @@ pub use device_string::DeviceString;
 pub use dma::DmaMemory;
 pub use error::{Error, Fault, Loss, Stall};
 pub use foreign::Foreign;
+pub use fork::PerProcess;
 pub use job::{Done, Job};
 pub use npu_uapi::workers::{Caller, Workers};
 pub use npu_workers::Pool;

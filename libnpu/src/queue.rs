@@ -154,6 +154,8 @@ impl Queue {
         workers: &dyn Workers,
         timeout: Duration,
     ) -> Result<Completion, Error> {
+        // Before the lock, which another thread may have held when this process was forked.
+        self.heap.check_process()?;
         let started = Instant::now();
         let deadline = started.checked_add(timeout).unwrap_or_else(|| started + FAR);
         // A look at the heartbeat is a round trip to a device that runs by itself: long waits begin

@@ -100,33 +100,6 @@ print("done")
     assert "done" in in_a_process_of_its_own(code, library)
 
 
-def test_a_forked_child_is_told_and_can_start_again(library):
-    """The child has its parent's sessions, but not the threads that serve them."""
-    code = """
-import multiprocessing
-ort.register_execution_provider_library("NpuExecutionProvider", LIBRARY)
-session = sessions.by_name(model)
-assert np.array_equal(sessions.run(session, x)[0], wanted)
-
-def child():
-    try:
-        sessions.run(session, x)
-    except Exception as error:
-        assert "fork" in str(error), error
-    else:
-        raise AssertionError("the parent's session ran")
-    assert np.array_equal(sessions.run(sessions.by_name(model), x)[0], wanted)
-
-forked = multiprocessing.get_context("fork").Process(target=child)
-forked.start()
-forked.join(60)
-assert forked.exitcode == 0, forked.exitcode
-assert np.array_equal(sessions.run(session, x)[0], wanted)
-print("done")
-"""
-    assert "done" in in_a_process_of_its_own(code, library)
-
-
 def test_sessions_come_and_go_and_leave_nothing_behind():
     model = graphs.quantised().SerializeToString()
     x = graphs.sample(2)

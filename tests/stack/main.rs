@@ -8,6 +8,8 @@ mod device;
 #[cfg(test)]
 mod fault;
 #[cfg(test)]
+mod fork;
+#[cfg(test)]
 mod guarded;
 #[cfg(test)]
 mod interop;

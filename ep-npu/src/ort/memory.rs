@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
-use libnpu::{Buffer, Device};
+use libnpu::{Buffer, Device, PerProcess};
 use ort_sys::{OrtMemoryInfo, OrtStatusPtr, OrtSyncStream, OrtValue};
 
 use super::api::{Severity, call};
@@ -20,11 +20,12 @@ use super::status::{Failure, Kind, guard, guard_or};
 use super::sys::{self, OrtAllocator, OrtDataTransferImpl, OrtMemoryDevice};
 use super::view;
 
-/// Every block that the runtime holds, by address.
-static BLOCKS: Mutex<BTreeMap<usize, Buffer>> = Mutex::new(BTreeMap::new());
+/// Every block that the runtime holds, by address. Those that a forked child has from its parent are
+/// not among its own: they stay mapped, for whoever still has a view of them.
+static BLOCKS: PerProcess<BTreeMap<usize, Buffer>> = PerProcess::new();
 
-fn blocks() -> std::sync::MutexGuard<'static, BTreeMap<usize, Buffer>> {
-    BLOCKS.lock().unwrap_or_else(PoisonError::into_inner)
+fn blocks() -> MutexGuard<'static, BTreeMap<usize, Buffer>> {
+    BLOCKS.lock()
 }
 
 /// Allocator of device buffers; ONNX Runtime sees its first field.
@@ -33,8 +34,9 @@ fn blocks() -> std::sync::MutexGuard<'static, BTreeMap<usize, Buffer>> {
 pub(crate) struct PoolAllocator {
     ort: OrtAllocator,
     factory: Arc<Factory>,
-    /// Opened with the first block, so that registering the library starts nothing.
-    device: OnceLock<Device>,
+    /// Opened with the first block, so that registering the library starts nothing; a forked child
+    /// opens one of its own.
+    device: PerProcess<Option<Device>>,
 }
 
 impl PoolAllocator {
@@ -50,7 +52,7 @@ impl PoolAllocator {
             alloc_on_stream: None,
             shrink: None,
         };
-        Box::into_raw(Box::new(Self { ort, factory, device: OnceLock::new() })).cast()
+        Box::into_raw(Box::new(Self { ort, factory, device: PerProcess::new() })).cast()
     }
 
     /// # Safety
@@ -62,13 +64,13 @@ impl PoolAllocator {
 
     fn allocate(&self, len_bytes: usize) -> Result<*mut c_void, Failure> {
         let failure = |error: libnpu::Error| Failure::from_error(Kind::Provider, &error);
-        let device = match self.device.get() {
-            Some(device) => device,
-            None => {
-                let opened = Device::open(&options::device_by_default()).map_err(failure)?;
-                self.device.get_or_init(|| opened)
-            }
+        let mut opened = self.device.lock();
+        let device = match &*opened {
+            Some(device) => device.clone(),
+            None => Device::open(&options::device_by_default()).map_err(failure)?,
         };
+        opened.get_or_insert_with(|| device.clone());
+        drop(opened);
         let buffer = device.allocate(len_bytes).map_err(failure)?;
         let start = buffer.as_ptr();
         blocks().insert(start.addr(), buffer);

@@ -3,9 +3,9 @@
 //! A device has few contexts, and a process may hold more sessions than that. Sessions of one process
 //! can share: jobs name programs and memory by handles that only their session has.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
-use libnpu::{Context, Device, Error};
+use libnpu::{Context, Device, Error, PerProcess};
 use npu_uapi::status::Status;
 
 /// A context, held by one session or by several.
@@ -13,27 +13,25 @@ use npu_uapi::status::Status;
 pub(crate) struct SessionContext {
     context: Context,
     device: String,
-    /// The process that made it: in a forked child it is of no use.
-    owner: u32,
 }
 
 /// Contexts that sessions hold.
-static LIVE: Mutex<Vec<Weak<SessionContext>>> = Mutex::new(Vec::new());
+static LIVE: PerProcess<Vec<Weak<SessionContext>>> = PerProcess::new();
 
 impl SessionContext {
     /// A context of `device`: a new one, or, when it has no room, the one with the fewest sessions.
     pub(crate) fn open(device: &Device) -> Result<Arc<Self>, Error> {
-        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = LIVE.lock();
         live.retain(|context| context.strong_count() > 0);
-        let (name, owner) = (device.name().to_owned(), std::process::id());
+        let name = device.name().to_owned();
         match device.create_context() {
             Ok(context) => {
-                let made = Arc::new(Self { context, device: name, owner });
+                let made = Arc::new(Self { context, device: name });
                 live.push(Arc::downgrade(&made));
                 Ok(made)
             }
             Err(error) if is_full(&error) => {
-                let same = |held: &Arc<Self>| held.device == name && held.owner == owner;
+                let same = |held: &Arc<Self>| held.device == name;
                 let held = live.iter().filter_map(Weak::upgrade).filter(same);
                 held.min_by_key(Arc::strong_count).ok_or(error)
             }

@@ -2,10 +2,10 @@
 
 use crate::emit::{CONSTANTS, Emitted};
 use crate::program::{CompileError, Compiled};
-use libnpu::{Access, Buffer, Context, Device, Memory, Table};
+use libnpu::{Access, Buffer, Context, Device, Memory, PerProcess, Table};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 /// Constants bound for the programs of one context.
 #[derive(Debug)]
@@ -24,10 +24,10 @@ struct Uploaded {
 }
 
 /// What is uploaded, by device and content. Sessions of one model share their weights through it.
-static UPLOADED: Mutex<BTreeMap<Key, Weak<Uploaded>>> = Mutex::new(BTreeMap::new());
+static UPLOADED: PerProcess<BTreeMap<Key, Weak<Uploaded>>> = PerProcess::new();
 
-/// Which device, by the address of its transport, and SHA-256 of the content. A name would not do: in
-/// a forked child, or when a device has gone, the same name opens another.
+/// Which device, by the address of its transport, and SHA-256 of the content. A name would not do:
+/// when a device has gone, the same name opens another.
 type Key = (usize, [u8; 32]);
 
 impl Bound {
@@ -60,7 +60,7 @@ fn upload(device: &Device, bytes: &[u8]) -> Result<Arc<Uploaded>, libnpu::Error>
     let device_address = Arc::as_ptr(device.transport()).cast::<()>().addr();
     let key = (device_address, Sha256::digest(bytes).into());
     // Held over the upload, so that two sessions that start together upload once.
-    let mut all = UPLOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = UPLOADED.lock();
     if let Some(uploaded) = all.get(&key).and_then(Weak::upgrade) {
         return Ok(uploaded);
     }

@@ -1,5 +1,6 @@
 //! What a virtual device is made of, from the options in its device string: `macs=256,sram=512K`.
 
+use crate::inject::{InjectError, Plan};
 use npu_uapi::limits::Limits;
 
 /// Sizes and modes of one virtual device.
@@ -11,11 +12,14 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Fills the SRAM slot with a pattern before each job, so that reading what was never written shows.
     pub is_strict: bool,
+    /// Faults that the device is to show.
+    pub inject: Plan,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { limits: Limits::REFERENCE, threads: None, is_strict: false }
+        let limits = Limits::REFERENCE;
+        Self { limits, threads: None, is_strict: false, inject: Plan::default() }
     }
 }
 
@@ -26,6 +30,7 @@ pub const OPTIONS: &[(&str, &str)] = &[
     ("mhz", "clock in MHz, 1 to 10000"),
     ("threads", "threads to compute with, 1 to 1024"),
     ("strict", "0 or 1; 1 poisons the SRAM before each job"),
+    ("inject", "faults to show, KIND[@N][:ARG] joined by +, such as stuck-engine or slow-dma@3:20"),
 ];
 
 /// Why options are refused.
@@ -54,6 +59,9 @@ pub enum ConfigError {
         /// What it must be.
         want: &'static str,
     },
+    /// What is to be injected is no fault.
+    #[error("device option `inject`: {0}")]
+    Inject(#[from] InjectError),
 }
 
 fn valid_keys() -> String {
@@ -91,6 +99,7 @@ impl Config {
             "threads" => {
                 self.threads = Some(usize::try_from(number(1, 1024)?).map_err(|_| bad())?);
             }
+            "inject" => self.inject = Plan::parse(value)?,
             "strict" => self.is_strict = number(0, 1)? == 1,
             "sram" => {
                 self.limits.sram_bytes =

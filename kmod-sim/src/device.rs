@@ -11,6 +11,7 @@
 
 use crate::config::Config;
 use crate::guest::MapError;
+use crate::inject::Injector;
 use crate::interrupt::{InterruptSink, Signals, Turn};
 use crate::kernel::{self, Control, Isa, IsaError};
 use crate::pci::Effect;
@@ -37,6 +38,7 @@ pub struct Function {
     /// A command has ended.
     ended: Condvar,
     signals: Arc<Signals>,
+    injector: Arc<Injector>,
     /// Tells the thread that executes a command to stop.
     abort: AtomicBool,
     heartbeat: AtomicU64,
@@ -51,12 +53,14 @@ impl Function {
         let isa = Isa::detect()?;
         let vectors = usize::try_from(config.limits.vectors).unwrap_or(0);
         let signals = Arc::new(Signals::new(vectors));
+        let injector = Arc::new(Injector::new(&config.inject));
         Ok(Self {
             config,
             isa,
-            state: Mutex::new(State::new(config, Arc::clone(&signals))),
+            state: Mutex::new(State::new(config, Arc::clone(&signals), Arc::clone(&injector))),
             ended: Condvar::new(),
             signals,
+            injector,
             abort: AtomicBool::new(false),
             heartbeat: AtomicU64::new(0),
         })
@@ -70,6 +74,11 @@ impl Function {
     /// The options it was made with.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Makes the device misbehave.
+    pub fn injector(&self) -> &Arc<Injector> {
+        &self.injector
     }
 
     /// Which kernels it runs.
@@ -334,6 +343,7 @@ impl Function {
         drop(state);
         let mut ending = Ending { function: self, how: Ended::Broken };
         self.heartbeat.fetch_add(1, Ordering::Relaxed);
+        self.injector.hold(&self.abort, &self.heartbeat);
         let control = Control { abort: &self.abort, heartbeat: &self.heartbeat };
         ending.how = match work.command(index) {
             Some((command, _)) => {

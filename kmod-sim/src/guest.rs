@@ -9,6 +9,7 @@
 //! the device decides by is copied once, ring words are atomics, and tensors are raw [`Extent`]s.
 
 use crate::bounce::{Bounce, Budget, Pieces, Place};
+use crate::inject::{Injector, Kind};
 use crate::memory::{Extent, usize_of};
 use crate::remote::{CopyError, Remote};
 use npu_uapi::addr::{Iova, SlotId};
@@ -96,9 +97,23 @@ unsafe impl Send for Mapping {}
 pub(crate) struct Guest {
     mappings: BTreeMap<u64, Mapping>,
     budget: Arc<Budget>,
+    injector: Arc<Injector>,
 }
 
 impl Guest {
+    /// An empty table; accesses fail where `injector` says so.
+    pub(crate) fn new(injector: Arc<Injector>) -> Self {
+        Self { injector, ..Self::default() }
+    }
+
+    /// The fault that is to happen to this access, if one is.
+    fn injected(&self, (iova, len, access): (Iova, u64, u8)) -> Result<(), Unreachable> {
+        match self.injector.fires(Kind::DmaError) {
+            Some(_) => Err(Unreachable { status: Status::DMA_ERROR, iova, len, access }),
+            None => Ok(()),
+        }
+    }
+
     /// Lets the device reach `len` bytes at `host` as `iova`; `window` is where else they lie.
     ///
     /// # Safety
@@ -217,6 +232,7 @@ impl Guest {
     ) -> Result<Reached, Unreachable> {
         let range = (iova, len, used);
         let fault = |status| Unreachable { status, iova, len, access: used };
+        self.injected(range)?;
         if let Some(host) = self.direct(range)? {
             let len = usize::try_from(len).map_err(|_| fault(Status::UNMAPPED_IOVA))?;
             // SAFETY: `direct` has shown that the bytes lie in mappings that are adjacent in host memory,
@@ -254,6 +270,7 @@ impl Guest {
             return Ok(());
         }
         let range = (iova, out.len() as u64, access::READ);
+        self.injected(range)?;
         let Some(host) = self.direct(range)? else {
             return copy_pieces(range, &self.prompt_pieces(range)?, |place, at, len| {
                 // SAFETY: the pieces are as long as `out`, which is borrowed, and they are mapped.

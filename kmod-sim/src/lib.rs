@@ -20,6 +20,7 @@ mod device;
 mod fault;
 mod front_end;
 mod guest;
+pub mod inject;
 mod interrupt;
 mod job;
 pub mod kernel;

@@ -36,6 +36,16 @@ impl Queue {
         self.rings.needs_interrupt()
     }
 
+    /// Tells the driver an index that cannot be, as a broken device would.
+    pub(crate) fn publish_wrong_index(&mut self) {
+        self.rings.publish_wrong_index();
+    }
+
+    /// Jobs that were submitted and not yet answered, as far as the driver's word for it can be.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.rings.in_flight()
+    }
+
     /// Says that the device sleeps unless kicked; whether that holds.
     pub(crate) fn may_sleep(&mut self) -> bool {
         self.rings.prepare_sleep() == LastLook::Clear

@@ -7,6 +7,7 @@ use crate::counters::{Charge, charge};
 use crate::fault::{FaultRing, Problem, Victim};
 use crate::front_end::{Answer, header};
 use crate::guest::Guest;
+use crate::inject::{Injector, Kind};
 use crate::interrupt::Signals;
 use crate::job::{Running, Work};
 use crate::kernel::Stop;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 pub(crate) struct State {
     pub(crate) config: Config,
     pub(crate) signals: Arc<Signals>,
+    pub(crate) injector: Arc<Injector>,
     pub(crate) pci: Pci,
     pub(crate) regs: Registers,
     pub(crate) guest: Guest,
@@ -75,7 +77,7 @@ pub(crate) enum Ended {
 }
 
 impl State {
-    pub(crate) fn new(config: Config, signals: Arc<Signals>) -> Self {
+    pub(crate) fn new(config: Config, signals: Arc<Signals>, injector: Arc<Injector>) -> Self {
         let limits = &config.limits;
         let vectors = u16::try_from(limits.vectors).unwrap_or(u16::MAX);
         let sram = Sram::new(usize::try_from(limits.sram_bytes).unwrap_or(usize::MAX >> 1));
@@ -84,7 +86,8 @@ impl State {
             signals,
             pci: Pci::new(vectors),
             regs: Registers::new(),
-            guest: Guest::default(),
+            guest: Guest::new(Arc::clone(&injector)),
+            injector,
             sram,
             faults: FaultRing::default(),
             counters: Counters::default(),
@@ -174,7 +177,7 @@ impl State {
 
     fn raise(&mut self, vector: u16) {
         self.counters.interrupts = self.counters.interrupts.saturating_add(1);
-        if self.pci.raise(vector) {
+        if self.pci.raise(vector) && self.injector.fires(Kind::LostInterrupt).is_none() {
             self.signals.raise(vector);
         }
     }
@@ -222,7 +225,7 @@ impl State {
         self.post(victim.queue, permit, completion);
     }
 
-    fn post(&mut self, queue: u16, permit: Permit, completion: Completion) {
+    fn post(&mut self, queue: u16, permit: Permit, mut completion: Completion) {
         if queue == 0 {
             let admin = self.admin.as_mut();
             if admin.is_some_and(|admin| admin.post(permit, completion)) {
@@ -230,6 +233,7 @@ impl State {
             }
         } else if let Some(found) = self.queues.iter_mut().find(|found| found.id == queue) {
             let vector = found.vector;
+            self.injector.corrupt(&mut completion);
             if found.post(permit, completion) {
                 self.raise(vector);
             }
@@ -263,6 +267,9 @@ impl State {
             let identity = (queue.id, queue.context);
             match queue.pop() {
                 Ok(Some(fetched)) => {
+                    if self.injector.fires(Kind::WrongRingIndex).is_some() {
+                        queue.publish_wrong_index();
+                    }
                     self.begin(identity, fetched);
                     return Step::Again;
                 }

@@ -77,6 +77,22 @@ impl<W: Words> Device<W> {
         self.head.wrapping_sub(self.posted)
     }
 
+    /// Submissions that are not yet completed, fetched or not; zero where the driver's index cannot be.
+    pub fn in_flight(&self) -> u32 {
+        // Relaxed: a number to count with, nothing is read by it.
+        let tail = self.words.load(SQ_TAIL, Ordering::Relaxed);
+        let is_possible =
+            is_between(self.tail, tail, self.head.wrapping_add(self.layout.sq_depth()));
+        if is_possible { tail.wrapping_sub(self.posted) } else { self.outstanding() }
+    }
+
+    /// Publishes an index of a submission that was never made, as a broken device would; the next fetch
+    /// publishes the right one. For tests of drivers.
+    pub fn publish_wrong_index(&mut self) {
+        let wrong = self.head.wrapping_sub(SUPPRESSED);
+        self.words.store(SQ_HEAD, wrong, order::SQ_HEAD_PUBLISH.ordering());
+    }
+
     /// Fetches the next submission with the room for its completion, or `None` where none is there.
     ///
     /// # Errors

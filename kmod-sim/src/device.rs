@@ -18,8 +18,9 @@ use crate::pci::Effect;
 use crate::state::{Ended, State, Step};
 use npu_uapi::addr::Iova;
 use npu_uapi::limits::Limits;
+use npu_uapi::queue::Counters;
 use npu_uapi::reg::Register;
-use npu_uapi::regs::{Abort, Ctrl, HeartbeatHigh, HeartbeatLow, Kick, state};
+use npu_uapi::regs::{self, Abort, Ctrl, HeartbeatHigh, HeartbeatLow, Kick, state};
 use npu_uapi::status::Status;
 use npu_uapi::workers::Workers;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -79,6 +80,17 @@ impl Function {
     /// Makes the device misbehave.
     pub fn injector(&self) -> &Arc<Injector> {
         &self.injector
+    }
+
+    /// Jobs and admin entries that were submitted and not yet answered.
+    pub fn in_flight(&self) -> u32 {
+        self.lock().in_flight()
+    }
+
+    /// What it has done since its last reset, and its `Status` register.
+    pub fn counters(&self) -> (Counters, regs::Status) {
+        let state = self.lock();
+        (state.counters, state.regs.get())
     }
 
     /// Which kernels it runs.

@@ -29,6 +29,10 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_clients: u16,
 
+    /// Where to listen for those who manage the server; only its user may connect
+    #[arg(long, value_name = "PATH")]
+    manage: Option<PathBuf>,
+
     /// Tells refused commands and broken connections on standard error
     #[arg(long, short)]
     verbose: bool,
@@ -55,7 +59,10 @@ fn main() -> anyhow::Result<()> {
         max_clients: arguments.max_clients.into(),
         is_verbose: arguments.verbose,
     };
-    let server = Server::bind(&arguments.socket, options)?;
+    let mut server = Server::bind(&arguments.socket, options)?;
+    if let Some(path) = &arguments.manage {
+        server = server.manage_at(path)?;
+    }
     let stopper = server.stopper();
     std::thread::Builder::new().name("npu-signals".into()).spawn(move || {
         // It fails only for signals that do not exist.

@@ -18,34 +18,34 @@
 //! processors as the system's scheduler has it.
 
 mod client;
+mod listener;
+mod manage;
 mod memory;
 mod message;
 mod regions;
+mod roster;
 mod session;
 mod socket;
 mod vectors;
 
 use crate::config::Config;
 use crate::kernel::{Isa, IsaError};
+use listener::{Listener, Who};
+use manage::Manage;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use npu_uapi::vfio_user::errno;
-use std::collections::BTreeMap;
-use std::fs;
+use roster::{Place, Roster};
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 /// How long a client that is refused has for its first message, so that the refusal can answer it.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(500);
-/// Refusals under way at once; more are closed without a word.
-const MAX_REFUSALS: usize = 16;
 /// How long to wait for descriptors to come free when the process has none left to accept with.
 const ACCEPT_BACKOFF_MS: u8 = 50;
 
@@ -104,13 +104,11 @@ pub enum ServerError {
 /// A socket that serves virtual devices. Dropping it removes the socket's file.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket's file, so that another's is not removed.
-    identity: (u64, u64),
+    listener: Listener,
+    manage: Option<Manage>,
     options: Options,
     stop: Arc<EventFd>,
-    clients: Mutex<Clients>,
+    roster: Roster,
 }
 
 /// Ends [`Server::run`], from any thread.
@@ -125,13 +123,6 @@ impl Stopper {
     }
 }
 
-#[derive(Debug, Default)]
-struct Clients {
-    streams: BTreeMap<u64, Arc<UnixStream>>,
-    refusals: usize,
-    accepted: u64,
-}
-
 impl Server {
     /// Listens on `path`. The file of a server that is gone is replaced.
     ///
@@ -139,22 +130,27 @@ impl Server {
     /// Another server listens there, or the socket or its device cannot be made.
     pub fn bind(path: &Path, options: Options) -> Result<Self, ServerError> {
         Isa::detect()?;
-        let listen = |source| ServerError::Listen { path: path.to_owned(), source };
-        remove_stale(path)?;
-        let listener = UnixListener::bind(path).map_err(listen)?;
-        let found = fs::symlink_metadata(path).map_err(listen)?;
-        let identity = (found.dev(), found.ino());
-        listener.set_nonblocking(true).map_err(listen)?;
+        let listener = Listener::bind(path, Who::Umask)?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let stop = EventFd::from_flags(flags).map_err(|error| listen(error.into()))?;
+        let stop = EventFd::from_flags(flags)
+            .map_err(|error| ServerError::Listen { path: path.to_owned(), source: error.into() })?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
-            identity,
+            manage: None,
             options,
             stop: Arc::new(stop),
-            clients: Mutex::default(),
+            roster: Roster::default(),
         })
+    }
+
+    /// Also listens on `path` for those who manage the server: see `docs/architecture.md`. Only the user
+    /// who started it may connect there.
+    ///
+    /// # Errors
+    /// As for [`Server::bind`].
+    pub fn manage_at(self, path: &Path) -> Result<Self, ServerError> {
+        let manage = Manage::new(Listener::bind(path, Who::Owner)?);
+        Ok(Self { manage: Some(manage), ..self })
     }
 
     /// What ends [`Server::run`].
@@ -164,11 +160,7 @@ impl Server {
 
     /// How many clients there are.
     pub fn clients(&self) -> usize {
-        self.lock().admitted()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Clients> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+        self.roster.len()
     }
 
     fn log(&self, what: &str) {
@@ -184,18 +176,17 @@ impl Server {
     /// The listening socket broke.
     pub fn run(&self) -> Result<(), ServerError> {
         thread::scope(|scope| {
-            let result = loop {
-                match self.next_stream() {
-                    Ok(Some(stream)) => self.admit(scope, stream),
-                    Ok(None) => break Ok(()),
-                    Err(source) => break Err(ServerError::Accept { source }),
+            let started = self.start_manage(scope);
+            let result = started.and_then(|()| {
+                while let Some(stream) = self.next_stream()? {
+                    self.admit(scope, stream);
                 }
-            };
-            for stream in self.lock().streams.values() {
-                // Its thread sees the end of the stream. An error says that it has ended already.
-                let _ = stream.shutdown(Shutdown::Both);
-            }
-            result
+                Ok(())
+            });
+            self.roster.disconnect_all();
+            // The thread that serves the management socket waits for this too.
+            self.stopper().stop();
+            result.map_err(|source| ServerError::Accept { source })
         })
     }
 
@@ -204,7 +195,7 @@ impl Server {
         loop {
             let mut fds = [
                 PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.listener.socket.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
@@ -213,7 +204,7 @@ impl Server {
             if fds[0].any() == Some(true) {
                 return Ok(None);
             }
-            match self.listener.accept() {
+            match self.listener.socket.accept() {
                 Ok((stream, _)) => return Ok(Some(stream)),
                 Err(error) => self.check_accept(error)?,
             }
@@ -238,69 +229,38 @@ impl Server {
 
     /// Gives a connection its thread, or refuses it.
     fn admit<'scope>(&'scope self, scope: &'scope thread::Scope<'scope, '_>, stream: UnixStream) {
-        let mut clients = self.lock();
-        let is_refused = clients.admitted() >= self.options.max_clients;
-        if is_refused && clients.refusals >= MAX_REFUSALS {
-            return;
-        }
-        clients.refusals += usize::from(is_refused);
-        clients.accepted += 1;
-        let (id, stream) = (clients.accepted, Arc::new(stream));
-        clients.streams.insert(id, Arc::clone(&stream));
-        drop(clients);
+        let Some(place) = self.roster.enter(stream, self.options.max_clients) else { return };
+        let id = place.client().id;
         // Moves into the thread, and is dropped with the closure if there is none.
-        let leaving = Leaving { server: self, id, is_refused };
         let builder = thread::Builder::new().name(format!("npu-client-{id}"));
-        let spawned = builder.spawn_scoped(scope, move || leaving.server.attend(&leaving, &stream));
-        if let Err(error) = spawned {
+        if let Err(error) = builder.spawn_scoped(scope, move || self.attend(&place)) {
             self.log(&format!("no thread for client {id}: {error}"));
         }
     }
 
     /// What the thread of a connection does.
-    fn attend(&self, leaving: &Leaving<'_>, stream: &UnixStream) {
-        let log = |what: &str| self.log(&format!("client {}: {what}", leaving.id));
-        let ended = if leaving.is_refused {
+    fn attend(&self, place: &Place<'_>) {
+        let client = place.client();
+        let log = |what: &str| self.log(&format!("client {}: {what}", client.id));
+        let ended = if client.is_refused {
             log("refused: too many clients");
-            refuse(stream).map_err(client::ClientError::from)
+            refuse(&client.stream).map_err(client::ClientError::from)
         } else {
-            client::serve(stream, self.options.config, &log)
+            client::serve(place, self.options.config, &log)
         };
         if let Err(error) = ended {
             log(&error.to_string());
         }
     }
-}
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let found = fs::symlink_metadata(&self.path);
-        if found.is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
-            // Without permission it stays, and the next server replaces it.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-impl Clients {
-    fn admitted(&self) -> usize {
-        self.streams.len().saturating_sub(self.refusals)
-    }
-}
-
-/// Takes a connection off the list when its thread ends, however it does.
-#[derive(Debug)]
-struct Leaving<'a> {
-    server: &'a Server,
-    id: u64,
-    is_refused: bool,
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        let mut clients = self.server.lock();
-        clients.streams.remove(&self.id);
-        clients.refusals -= usize::from(self.is_refused);
+    /// Starts the thread of the management socket, where there is one.
+    fn start_manage<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+    ) -> io::Result<()> {
+        let Some(manage) = &self.manage else { return Ok(()) };
+        let builder = thread::Builder::new().name("npu-manage".into());
+        builder.spawn_scoped(scope, || manage.run(&self.stop, &self.roster)).map(drop)
     }
 }
 
@@ -310,19 +270,5 @@ fn refuse(stream: &UnixStream) -> io::Result<()> {
     match socket::receive(stream)? {
         Some(message) => socket::send(stream, message.header.error_reply(errno::EUSERS), &[]),
         None => Ok(()),
-    }
-}
-
-/// Removes the socket of a server that is gone.
-fn remove_stale(path: &Path) -> Result<(), ServerError> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.file_type().is_socket() {
-        return Err(ServerError::NotASocket { path: path.to_owned() });
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .map_err(|source| ServerError::Listen { path: path.to_owned(), source }),
-        // A full backlog, or no permission, is somebody who lives.
-        _ => Err(ServerError::InUse { path: path.to_owned() }),
     }
 }

@@ -417,6 +417,11 @@ impl State {
         }
     }
 
+    /// Entries that were submitted and not yet answered.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.admin.iter().chain(&self.queues).map(Queue::in_flight).sum()
+    }
+
     /// Whether the driver has set `Ctrl.ENABLE`.
     pub(crate) fn is_enabled(&self) -> bool {
         self.regs.get::<Ctrl>().get(Ctrl::ENABLE)

@@ -1,12 +1,16 @@
 //! `npu-sim` as a child process, for tests over a socket.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use crate::HANG;
 
@@ -55,6 +59,46 @@ impl Simulator {
         format!("vfio-user:{}", self.socket.display())
     }
 
+    /// Where it is managed.
+    pub fn management_socket(&self) -> PathBuf {
+        management_socket(&self.socket)
+    }
+
+    /// What the management socket replies to `request`, a JSON object.
+    ///
+    /// # Panics
+    /// It replies with no JSON, or not in time.
+    pub fn manage(&self, request: &str) -> serde_json::Value {
+        let mut stream = UnixStream::connect(self.management_socket()).expect("it listens");
+        stream.set_read_timeout(Some(HANG)).expect("a deadline can be set");
+        writeln!(stream, "{request}").expect("it reads");
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).expect("it replies in time");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub fn stop(&mut self) -> ExitStatus {
+        let id = i32::try_from(self.child.id()).expect("the system numbers processes so");
+        kill(Pid::from_raw(id), Signal::SIGTERM).expect("a child of ours can be asked");
+        let deadline = Instant::now() + HANG;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("and waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "npu-sim does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Kills it, as a crash would.
     ///
     /// # Panics
@@ -79,12 +123,18 @@ impl Drop for Simulator {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(self.management_socket());
     }
+}
+
+fn management_socket(socket: &Path) -> PathBuf {
+    socket.with_extension("manage")
 }
 
 fn spawn(socket: &Path, options: &str) -> Child {
     let mut command = Command::new(program());
     command.arg("--socket").arg(socket).args(["--device", options]);
+    command.arg("--manage").arg(management_socket(socket));
     let mut child = command.stdout(Stdio::piped()).spawn().expect("npu-sim starts");
     let output = child.stdout.take().expect("its output is a pipe");
     let (sender, receiver) = channel();

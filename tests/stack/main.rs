@@ -14,6 +14,8 @@ mod guarded;
 #[cfg(test)]
 mod interop;
 #[cfg(test)]
+mod manage;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod oracle;

@@ -4,10 +4,12 @@
 //! The answering thread never waits for a command of the device, but for the end of jobs in DMA_UNMAP.
 
 use super::message::Message;
+use super::roster::Place;
 use super::session::Session;
 use super::socket;
 use crate::config::Config;
 use crate::device::Function;
+use crate::inject::InjectError;
 use crate::kernel::IsaError;
 use crate::pci::{FUNCTION_RESET, offset};
 use npu_uapi::vfio_user::flags;
@@ -27,36 +29,44 @@ pub(crate) enum ClientError {
     /// There are no kernels for the function.
     #[error(transparent)]
     Isa(#[from] IsaError),
+    /// More faults than one function can have.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
 }
 
-/// Serves `stream` until it ends. When this returns, nothing of the client is left.
+/// Serves a client until its stream ends. When this returns, nothing of the client is left.
 pub(crate) fn serve(
-    stream: &UnixStream,
+    place: &Place<'_>,
     config: Config,
     log: &(dyn Fn(&str) + Sync),
 ) -> Result<(), ClientError> {
     let function = Arc::new(Function::new(config)?);
+    place.opened(&function)?;
     // Outlives the engine, and unmaps the client's memory when it goes.
     let mut session = Session::new(Arc::clone(&function));
     thread::scope(|scope| {
         // Also when this thread panics: the scope would wait for ever.
-        let ending = Ending(&function);
+        let ending = Ending { place, function: &function };
         thread::Builder::new()
             .name("npu-engine".into())
             .spawn_scoped(scope, || drive(&function, &Caller, log))?;
-        let ended = answer_all(stream, &mut session, log);
+        let ended = answer_all(&place.client().stream, &mut session, log);
         drop(ending);
         ended
     })
 }
 
 /// Ends what the function does, and its engine thread.
-struct Ending<'a>(&'a Function);
+struct Ending<'a> {
+    place: &'a Place<'a>,
+    function: &'a Function,
+}
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.0.config_write(offset::DEVICE_CONTROL, FUNCTION_RESET);
-        self.0.stop();
+        self.place.left(self.function);
+        self.function.config_write(offset::DEVICE_CONTROL, FUNCTION_RESET);
+        self.function.stop();
     }
 }
 
@@ -90,6 +100,7 @@ fn answer(
 ) -> Result<(), ClientError> {
     let header = message.header;
     let answer = session.answer(message);
+    session.delay_reply();
     if let Err(refusal) = &answer {
         log(&format!("refused command {}: {}", header.command, refusal.why));
     }

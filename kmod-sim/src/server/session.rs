@@ -100,6 +100,11 @@ impl Session {
         }
     }
 
+    /// Waits where a reply is to be late.
+    pub(crate) fn delay_reply(&self) {
+        self.function.injector().delay_reply();
+    }
+
     /// VERSION: agrees on what both can do.
     fn agree(&mut self, body: &[u8]) -> Result<Vec<u8>, Refusal> {
         if self.is_open {

@@ -16,6 +16,8 @@
 //! | [`partition`] | which units run here, in which groups; for the others, [`refusal`]s |
 //! | [`lower`], [`schedule`], [`allocate`], [`emit`] | the stages of [`program::compile`] |
 //! | [`run`] | programs on a device, one for each batch |
+//! | `session` | a whole model, loaded and run: for programs without ONNX Runtime |
+//! | [`explain`] | node by node: taken, or why not |
 //! | [`mod@reference`] | what units mean: the oracle |
 //! | [`dump`] | every stage as text |
 //! | [`ort`] | ONNX Runtime's plugin interface |
@@ -23,6 +25,7 @@
 pub mod allocate;
 pub mod dump;
 pub mod emit;
+pub mod explain;
 pub mod graph;
 #[cfg(feature = "onnx")]
 pub mod import;
@@ -35,7 +38,14 @@ pub mod reference;
 pub mod refusal;
 pub mod run;
 pub mod schedule;
+#[cfg(feature = "onnx")]
+pub mod session;
 pub mod shape;
+
+pub use libnpu::Device;
+pub use run::{OwnedTensor, RunReport, TensorMut, TensorRef};
+#[cfg(feature = "onnx")]
+pub use session::{Session, SessionError};
 
 #[cfg(test)]
 mod testing;

@@ -21,6 +21,7 @@ mod memory;
 mod options;
 mod provider;
 mod session_context;
+pub(crate) use session_context::SessionContext;
 mod status;
 mod sys;
 mod view;

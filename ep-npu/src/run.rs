@@ -11,7 +11,7 @@ mod constants;
 mod memory;
 mod tensor;
 
-pub use tensor::{Outputs, OwnedOutputs, TensorRef};
+pub use tensor::{GivenOutputs, Outputs, OwnedOutputs, OwnedTensor, TensorMut, TensorRef};
 
 use crate::emit;
 use crate::graph::{Dim, ElementType, Graph, ValueId};
@@ -286,6 +286,12 @@ impl Executable {
     /// The part that it runs.
     pub fn part(&self) -> &Graph {
         &self.part
+    }
+
+    /// Inputs and outputs for input shapes, for which it is compiled if need be.
+    pub fn edges(&self, shapes: &[Vec<usize>]) -> Result<(Vec<Edge>, Vec<Edge>), CompileError> {
+        let loaded = self.program(shapes)?;
+        Ok((loaded.inputs.clone(), loaded.outputs.clone()))
     }
 
     /// Holds the inputs to the rank that the part declares; gives their shapes.

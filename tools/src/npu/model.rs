@@ -1,0 +1,99 @@
+//! A model on the command line: its programs for a device, with what each command costs.
+
+use anyhow::{Context as _, Result};
+use ep_npu::graph::Graph;
+use ep_npu::partition::{self, Plan};
+use ep_npu::program::{self, Compiled};
+use ep_npu::session;
+use ep_npu::{Device, import};
+use kmod_sim::timing;
+use npu_uapi::container::Container;
+use npu_uapi::image::slot_kind;
+use npu_uapi::limits::Limits;
+use std::path::{Path, PathBuf};
+
+use crate::progress;
+
+/// Which model, and for which device.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ModelArgs {
+    /// The model (.onnx).
+    pub(crate) model: PathBuf,
+    /// The device: `sim`, or with options as `sim:macs=256,sram=512K`; or `vfio-user:PATH`.
+    #[arg(long, env = "NPU_DEVICE", default_value = "sim")]
+    pub(crate) device: String,
+    /// The length of open dimensions.
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) batch: u32,
+}
+
+/// A model and its plan.
+pub(crate) struct Planned {
+    pub(crate) graph: Graph,
+    pub(crate) plan: Plan,
+    pub(crate) limits: Limits,
+    batch: usize,
+}
+
+/// One group of a plan, compiled.
+pub(crate) struct Program {
+    pub(crate) compiled: Compiled,
+    pub(crate) container: Container,
+    /// Modelled cost of each command.
+    pub(crate) costs: Vec<timing::Cost>,
+}
+
+impl ModelArgs {
+    /// Opens the device.
+    pub(crate) fn open(&self) -> Result<Device> {
+        Device::open(&self.device).with_context(|| format!("cannot open device `{}`", self.device))
+    }
+
+    /// Loads the model and plans it for the device.
+    pub(crate) fn plan(&self) -> Result<Planned> {
+        let limits = *self.open()?.limits();
+        let graph = progress::during("loading", || import::file(&self.model))?;
+        let plan = progress::during("planning", || partition::plan(&graph, &limits));
+        Ok(Planned { graph, plan, limits, batch: usize::try_from(self.batch)? })
+    }
+}
+
+impl Planned {
+    /// Compiles every group.
+    pub(crate) fn compile(&self) -> Result<Vec<Program>> {
+        let parts = session::parts(&self.graph, &self.plan, self.batch)?;
+        let compile = |(part, shapes): &(Graph, Vec<Vec<usize>>)| {
+            let units = program::units(part)?;
+            let compiled = program::compile(part, &units, shapes, &self.limits)?;
+            let container = compiled.container(part, &self.limits);
+            let costs = costs(&container, &self.limits);
+            Ok(Program { compiled, container, costs })
+        };
+        progress::during("compiling", || parts.iter().map(compile).collect())
+    }
+}
+
+impl Program {
+    /// Modelled cycles of all commands.
+    pub(crate) fn cycles(&self) -> u64 {
+        self.costs.iter().map(|cost| cost.cycles).fold(0, u64::saturating_add)
+    }
+}
+
+fn costs(container: &Container, limits: &Limits) -> Vec<timing::Cost> {
+    let slots = &container.image.slots;
+    let cost = |command| {
+        timing::cycles(command, limits, &|slot| {
+            slots.get(slot.index()).is_some_and(|decl| decl.kind == slot_kind::SRAM)
+        })
+    };
+    container.image.commands.iter().map(cost).collect()
+}
+
+/// `path` with `.npu` for its ending, and a number before it where there are several.
+pub(crate) fn program_path(path: &Path, index: usize, count: usize) -> PathBuf {
+    match count {
+        1 => path.to_owned(),
+        _ => path.with_extension(format!("{index}.npu")),
+    }
+}

@@ -121,9 +121,7 @@ fn shown(nodes: &[RefusedNode]) -> String {
     let operators: Vec<&RefusedNode> = nodes.iter().filter(is_operator).collect();
     let news: Vec<&RefusedNode> =
         if operators.is_empty() { nodes.iter().collect() } else { operators };
-    let line = |node: &&RefusedNode| {
-        format!("{} `{}`: {} [{}]", node.op, node.name, node.reason, node.rule)
-    };
+    let line = |node: &&RefusedNode| format!("{} [{}]", node.reason, node.rule);
     let lines: Vec<String> = news.iter().take(MOST_SHOWN).map(line).collect();
     let more = match news.len().saturating_sub(MOST_SHOWN) {
         0 => String::new(),

@@ -53,6 +53,8 @@ pub(crate) fn plugin() -> Result<PathBuf> {
             "--bin",
             "xtask",
             "--bin",
+            "npu",
+            "--bin",
             "npu-sim",
         ]),
         Duration::from_secs(20 * 60),

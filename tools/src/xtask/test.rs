@@ -108,7 +108,9 @@ fn over_vfio_user() -> Result<Tally> {
 fn plugin_tests(device: &str) -> Result<Tally> {
     let python = Python::ready()?;
     let mut command = python.command();
-    command.env("NPU_EP_LIBRARY", setup::plugin()?).env("NPU_DEVICE", device);
+    let library = setup::plugin()?;
+    command.env("NPU_TOOL", library.with_file_name("npu"));
+    command.env("NPU_EP_LIBRARY", library).env("NPU_DEVICE", device);
     command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/plugin"]);
     let finished = child::run(&mut command, minutes(15))?;
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))

@@ -356,8 +356,15 @@ fn copy_pieces(
 /// Whether a range is one piece of memory: where its mappings lie, or in their windows.
 #[derive(Debug, Default)]
 struct Lanes {
-    /// Where the range begins and where it goes on, for either; `None` before the first mapping.
-    lanes: Option<[Option<(NonNull<u8>, *mut u8)>; 2]>,
+    /// For either, as long as it is one piece; `None` before the first mapping.
+    lanes: Option<[Option<Lane>; 2]>,
+}
+
+/// Where a range begins, and where its next bytes must lie.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    start: NonNull<u8>,
+    reached: *mut u8,
 }
 
 impl Lanes {
@@ -371,20 +378,20 @@ impl Lanes {
             let start = start?.as_ptr().wrapping_add(usize_of(offset));
             NonNull::new(start)
         });
-        let end = |start: NonNull<u8>| start.as_ptr().wrapping_add(usize_of(len));
-        let before = self.lanes.unwrap_or(found.map(|start| start.map(|s| (s, s.as_ptr()))));
-        let next = |(lane, found): (Option<(NonNull<u8>, *mut u8)>, Option<NonNull<u8>>)| {
-            let ((start, reached), found) = (lane?, found?);
-            (reached == found.as_ptr()).then(|| (start, end(found)))
+        let begin = |start: NonNull<u8>| Lane { start, reached: start.as_ptr() };
+        let before = self.lanes.unwrap_or(found.map(|start| start.map(begin)));
+        let next = |lane: Option<Lane>, found: Option<NonNull<u8>>| {
+            let (lane, found) = (lane?, found?.as_ptr());
+            let reached = found.wrapping_add(usize_of(len));
+            (lane.reached == found).then_some(Lane { reached, ..lane })
         };
-        let [one, two] = before;
-        let [host, window] = found;
-        self.lanes = Some([next((one, host)), next((two, window))]);
+        let ([one, two], [host, window]) = (before, found);
+        self.lanes = Some([next(one, host), next(two, window)]);
     }
 
     fn start(&self) -> Option<NonNull<u8>> {
         let [one, two] = self.lanes?;
-        one.or(two).map(|(start, _)| start)
+        one.or(two).map(|lane| lane.start)
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!   accept ──> client (a thread each) ──> session: one command in, one reply out
 //!                │ socket: framing, fds      ├─ regions   registers, configuration space, MSI-X table
-//!                │                           ├─ memory    files of the client, mapped for the device
+//!                │ link: replies, requests   ├─ memory    what the client lends: files, windows, or asked for
 //!                └─ engine thread            └─ vectors   eventfds
 //!                   drives the function
 //! ```
@@ -13,11 +13,12 @@
 //! error number; one whose size makes no sense ends the connection; neither ends the server. When a
 //! client goes, its jobs are aborted, its memory unmapped, its descriptors closed and its threads joined.
 //!
-//! Not there yet: memory without a file is noted but not reached (DMA_READ and DMA_WRITE), files that are
-//! not sealed are refused, and each function computes on one thread, so that functions share the
-//! processors as the system's scheduler has it.
+//! Not there yet: each function computes on one thread, so that functions share the processors as the
+//! system's scheduler has it.
 
 mod client;
+mod files;
+mod link;
 mod listener;
 mod manage;
 mod memory;
@@ -27,6 +28,7 @@ mod roster;
 mod session;
 mod socket;
 mod vectors;
+mod window;
 
 use crate::config::Config;
 use crate::kernel::{Isa, IsaError};
@@ -267,7 +269,7 @@ impl Server {
 /// Answers the first message of a client for which there is no room.
 fn refuse(stream: &UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(REFUSAL_PATIENCE))?;
-    match socket::receive(stream)? {
+    match socket::receive(stream, None)? {
         Some(message) => socket::send(stream, message.header.error_reply(errno::EUSERS), &[]),
         None => Ok(()),
     }

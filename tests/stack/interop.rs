@@ -159,6 +159,8 @@ impl Hand {
         (queue, vector): (u32, usize),
         entry: [u32; 16],
     ) -> Completion {
+        // Before the look: what is pending raises nothing again.
+        self.write(IrqStatus::default().with(IrqStatus::ADMIN, true));
         rings.push(&entry).unwrap();
         rings.publish();
         let look = rings.arm_interrupt();
@@ -171,7 +173,6 @@ impl Hand {
             assert_eq!(poll(&mut fds, timeout), Ok(1), "no interrupt");
             self.events[vector].read().unwrap();
         }
-        self.write(IrqStatus::default().with(IrqStatus::ADMIN, true));
         Completion::from_words(rings.reap().unwrap().expect("a completion was announced"))
     }
 

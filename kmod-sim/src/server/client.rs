@@ -3,6 +3,7 @@
 //!
 //! The answering thread never waits for a command of the device, but for the end of jobs in DMA_UNMAP.
 
+use super::link::Link;
 use super::message::Message;
 use super::roster::Place;
 use super::session::Session;
@@ -19,6 +20,12 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a client has to agree on the version.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may leave a full socket unread; it is given up then.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a connection ended, other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -40,17 +47,20 @@ pub(crate) fn serve(
     config: Config,
     log: &(dyn Fn(&str) + Sync),
 ) -> Result<(), ClientError> {
+    let stream = &place.client().stream;
+    stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let function = Arc::new(Function::new(config)?);
     place.opened(&function)?;
+    let link = Arc::new(Link::new(Arc::clone(stream)));
     // Outlives the engine, and unmaps the client's memory when it goes.
-    let mut session = Session::new(Arc::clone(&function));
+    let mut session = Session::new(Arc::clone(&function), Arc::clone(&link));
     thread::scope(|scope| {
         // Also when this thread panics: the scope would wait for ever.
-        let ending = Ending { place, function: &function };
+        let ending = Ending { place, function: &function, link: &link };
         thread::Builder::new()
             .name("npu-engine".into())
             .spawn_scoped(scope, || drive(&function, &Caller, log))?;
-        let ended = answer_all(&place.client().stream, &mut session, log);
+        let ended = answer_all(stream, &link, &mut session, log);
         drop(ending);
         ended
     })
@@ -60,11 +70,13 @@ pub(crate) fn serve(
 struct Ending<'a> {
     place: &'a Place<'a>,
     function: &'a Function,
+    link: &'a Link,
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.place.left(self.function);
+        self.link.close();
         self.function.config_write(offset::DEVICE_CONTROL, FUNCTION_RESET);
         self.function.stop();
     }
@@ -79,21 +91,28 @@ fn drive(function: &Function, workers: &dyn Workers, log: &dyn Fn(&str)) {
 
 fn answer_all(
     stream: &UnixStream,
+    link: &Link,
     session: &mut Session,
     log: &dyn Fn(&str),
 ) -> Result<(), ClientError> {
-    while let Some(message) = socket::receive(stream)? {
+    // A client that connects and says nothing must not keep others out.
+    let mut deadline = Some(Instant::now() + HANDSHAKE_PATIENCE);
+    while let Some(message) = socket::receive(stream, deadline)? {
         if message.header.is_reply() {
-            // We have asked for nothing. A client that answers all the same harms only itself.
+            // To what the engine has asked. A client that answers what nobody asks harms only itself.
+            link.route(message);
             continue;
         }
-        answer(stream, session, message, log)?;
+        answer(link, session, message, log)?;
+        if session.is_open() && deadline.take().is_some() {
+            stream.set_read_timeout(None)?;
+        }
     }
     Ok(())
 }
 
 fn answer(
-    stream: &UnixStream,
+    link: &Link,
     session: &mut Session,
     message: Message,
     log: &dyn Fn(&str),
@@ -111,9 +130,9 @@ fn answer(
     match answer {
         Ok(body) => {
             let reply = header.reply(body.len()).ok_or_else(too_long)?;
-            socket::send(stream, reply, &body)?;
+            link.send(reply, &body)?;
         }
-        Err(refusal) => socket::send(stream, header.error_reply(refusal.errno), &[])?,
+        Err(refusal) => link.send(header.error_reply(refusal.errno), &[])?,
     }
     Ok(())
 }

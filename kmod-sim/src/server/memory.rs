@@ -3,35 +3,40 @@
 //! DMA_UNMAP does what the kernel's Type 1 IOMMU does: it ends every mapping that lies in the range; a
 //! range with nothing in it is no error; one that would cut a mapping in two is.
 //!
-//! A file is only mapped if its size is sealed against shrinking: else the client could take the pages
-//! away, and an access would kill the server. Memory without a file is noted, so that it may be unmapped
-//! and nothing may overlap it, but the device does not reach it: an access is a fault.
+//! A file that is sealed against shrinking is mapped once, whole ([`super::files`]); its large pages also
+//! show in a window ([`super::window`]), side by side as their IOVAs are. Other files are read and
+//! written by system calls, and memory without a file by asking the client ([`super::link`]).
 
+use super::files::{FileId, Files, Kept};
+use super::link::Link;
 use super::message::Refusal;
+use super::window::Windows;
 use crate::device::Function;
 use crate::guest::MapError;
-use memmap2::{MmapOptions, MmapRaw};
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::stat::fstat;
+use crate::remote::Remote;
 use npu_uapi::addr::Iova;
 use npu_uapi::queue::access;
-use npu_uapi::vfio_user::{DmaMap, DmaUnmap, PAGE_BYTES, dma_map_flags, dma_unmap_flags, errno};
+use npu_uapi::vfio_user::{
+    DmaMap, DmaUnmap, MAX_DMA_MAPS, PAGE_BYTES, dma_map_flags, dma_unmap_flags, errno,
+};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Most mappings of one client. All clients share the process's limit, 65,530 on Linux.
-pub(crate) const MAX_MAPS: usize = 900;
-/// Most bytes that one client may map; all clients share 47 bits of address space.
-pub(crate) const MAX_MAPPED_BYTES: u64 = 1 << 40;
+/// Most mappings of all clients together: each takes some 200 bytes here.
+const MAX_ALL_MAPS: usize = 1 << 20;
+
+static ALL_MAPS: AtomicUsize = AtomicUsize::new(0);
 
 /// The mappings of one client.
 #[derive(Debug)]
 pub(crate) struct ClientMemory {
     function: Arc<Function>,
+    link: Arc<Link>,
     ranges: BTreeMap<u64, Range>,
-    mapped_bytes: u64,
+    files: Files,
+    windows: Windows,
 }
 
 #[derive(Debug)]
@@ -39,12 +44,15 @@ struct Range {
     /// IOVA of the last byte: the end of the address space has no number of its own.
     last: u64,
     /// `None` without a file.
-    mapping: Option<MmapRaw>,
+    file: Option<FileId>,
+    has_window: bool,
 }
 
 impl ClientMemory {
-    pub(crate) fn new(function: Arc<Function>) -> Self {
-        Self { function, ranges: BTreeMap::new(), mapped_bytes: 0 }
+    /// No mappings yet; memory without a file is asked for over `link`.
+    pub(crate) fn new(function: Arc<Function>, link: Arc<Link>) -> Self {
+        let (files, windows) = (Files::default(), Windows::default());
+        Self { function, link, ranges: BTreeMap::new(), files, windows }
     }
 
     /// DMA_MAP.
@@ -63,42 +71,68 @@ impl ClientMemory {
         if self.ranges.range(..=last).next_back().is_some_and(|(_, r)| r.last >= address.raw()) {
             return Err(Refusal::new(errno::EEXIST, "the range overlaps a mapping"));
         }
-        if self.ranges.len() >= MAX_MAPS {
+        if self.ranges.len() >= MAX_DMA_MAPS {
             return Err(Refusal::new(errno::ENOSPC, "too many mappings"));
         }
-        let mapping = match file {
-            None => None,
-            Some(file) => {
-                if size > MAX_MAPPED_BYTES - self.mapped_bytes {
-                    return Err(Refusal::new(errno::ENOSPC, "too many bytes are mapped"));
-                }
-                let mapping = map_file(&file, offset, size, flags)?;
-                self.lend(address, &mapping, flags)?;
-                self.mapped_bytes += size;
-                Some(mapping)
-            }
+        // Relaxed: a count.
+        if ALL_MAPS.fetch_add(1, Ordering::Relaxed) >= MAX_ALL_MAPS {
+            ALL_MAPS.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::new(errno::ENOSPC, "too many mappings of all clients"));
+        }
+        let range = match file {
+            None => self.map_asked(request).map(|()| Range { last, file: None, has_window: false }),
+            Some(file) => self.map_file(request, &file, last),
         };
-        self.ranges.insert(address.raw(), Range { last, mapping });
+        let range = range.inspect_err(|_| {
+            ALL_MAPS.fetch_sub(1, Ordering::Relaxed);
+        })?;
+        self.ranges.insert(address.raw(), range);
         Ok(())
     }
 
-    /// Lets the device reach `mapping`, which the caller keeps.
-    fn lend(&self, address: Iova, mapping: &MmapRaw, flags: u32) -> Result<(), Refusal> {
-        let mut bits = 0;
-        if flags & dma_map_flags::READ != 0 {
-            bits |= access::READ;
+    /// Memory without a file: virtual machines map some in any case, and rarely use it.
+    fn map_asked(&self, request: &DmaMap) -> Result<(), Refusal> {
+        let link = Arc::<Link>::clone(&self.link) as Arc<dyn Remote>;
+        let memory = (link, request.address.raw());
+        self.function
+            .map_remote(request.address, memory, request.size, bits(request.flags))
+            .map_err(refusal)
+    }
+
+    fn map_file(&mut self, request: &DmaMap, file: &OwnedFd, last: u64) -> Result<Range, Refusal> {
+        let DmaMap { flags, offset, address, size, .. } = *request;
+        let end = offset.checked_add(size).ok_or(Refusal::invalid("beyond any file"))?;
+        let is_writable = flags & dma_map_flags::WRITE != 0;
+        let (id, kept) = self.files.keep(file, end, is_writable)?;
+        let (lent, has_window) = match kept {
+            Kept::Copied(copied) => {
+                let memory = (copied as Arc<dyn Remote>, offset);
+                (self.function.map_remote(address, memory, size, bits(flags)), false)
+            }
+            Kept::Mapped(mapped) => {
+                let window = self.windows.show((address.raw(), size), (file, offset), is_writable);
+                let lent = match (usize::try_from(offset), usize::try_from(size)) {
+                    (Ok(offset), Ok(len)) => {
+                        let host = mapped.as_mut_ptr().wrapping_add(offset);
+                        let hosts = (host, window);
+                        // SAFETY: the file and the window are valid for these accesses until `end`
+                        // lets them go, which it does after `Function::unmap` succeeded; the sealed
+                        // file cannot shrink under either. Nothing here makes a reference to the bytes.
+                        unsafe { self.function.map_with_window(address, hosts, len, bits(flags)) }
+                    }
+                    _ => Err(MapError::Range { iova: address, len: size }),
+                };
+                (lent, window.is_some())
+            }
+        };
+        if let Err(error) = lent {
+            if has_window {
+                self.windows.hide((address.raw(), size));
+            }
+            self.files.release(id);
+            return Err(refusal(error));
         }
-        if flags & dma_map_flags::WRITE != 0 {
-            bits |= access::WRITE;
-        }
-        // SAFETY: the mapping is valid for these accesses until it is dropped, which `end` does after
-        // `Function::unmap` succeeded; the sealed file cannot shrink under it. Nothing here makes a
-        // reference to its bytes.
-        let lent = unsafe { self.function.map(address, mapping.as_mut_ptr(), mapping.len(), bits) };
-        lent.map_err(|error| match error {
-            MapError::Overlap { .. } => Refusal::new(errno::EEXIST, "the range overlaps a mapping"),
-            _ => Refusal::invalid("the device refuses the range"),
-        })
+        Ok(Range { last, file: Some(id), has_window })
     }
 
     /// DMA_UNMAP: returns when the device has made its last access.
@@ -140,64 +174,54 @@ impl ClientMemory {
     pub(crate) fn check(&self) {
         let ends = self.ranges.values().map(|range| range.last);
         assert!(ends.zip(self.ranges.keys().skip(1)).all(|(last, &next)| last < next));
-        let mapped = self.ranges.values().filter_map(|range| range.mapping.as_ref());
-        assert_eq!(mapped.map(|mapping| mapping.len() as u64).sum::<u64>(), self.mapped_bytes);
+        let files: std::collections::BTreeSet<_> =
+            self.ranges.values().filter_map(|range| range.file).collect();
+        assert_eq!(files.len(), self.files.len());
     }
 
     /// Ends the mapping at `at`.
     fn end(&mut self, at: u64) -> Result<(), Refusal> {
         let Some(range) = self.ranges.get(&at) else { return Ok(()) };
-        if let Some(mapping) = &range.mapping {
-            let len = mapping.len() as u64;
-            self.function.unmap(Iova::new(at), len).map_err(|error| match error {
-                MapError::Busy { .. } => Refusal::new(errno::EBUSY, "a job still uses the memory"),
-                _ => Refusal::new(errno::EIO, "the device does not know the mapping"),
-            })?;
-            self.mapped_bytes = self.mapped_bytes.saturating_sub(len);
+        // Its size was a number when it was mapped.
+        let len = range.last - at + 1;
+        self.function.unmap(Iova::new(at), len).map_err(|error| match error {
+            MapError::Busy { .. } => Refusal::new(errno::EBUSY, "a job still uses the memory"),
+            _ => Refusal::new(errno::EIO, "the device does not know the mapping"),
+        })?;
+        if range.has_window {
+            self.windows.hide((at, len));
+        }
+        if let Some(file) = range.file {
+            self.files.release(file);
         }
         self.ranges.remove(&at);
+        ALL_MAPS.fetch_sub(1, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Access bits, as the device has them.
+fn bits(flags: u32) -> u8 {
+    let bit = |flag, bit| if flags & flag != 0 { bit } else { 0 };
+    bit(dma_map_flags::READ, access::READ) | bit(dma_map_flags::WRITE, access::WRITE)
+}
+
+fn refusal(error: MapError) -> Refusal {
+    match error {
+        MapError::Overlap { .. } => Refusal::new(errno::EEXIST, "the range overlaps a mapping"),
+        _ => Refusal::invalid("the device refuses the range"),
     }
 }
 
 impl Drop for ClientMemory {
     fn drop(&mut self) {
         let starts: Vec<u64> = self.ranges.keys().copied().collect();
-        for at in starts {
-            if self.end(at).is_err()
-                && let Some(range) = self.ranges.remove(&at)
-            {
-                // A leak is better than memory that goes away under a job.
-                std::mem::forget(range.mapping);
-            }
+        let stuck = starts.into_iter().filter(|&at| self.end(at).is_err()).count();
+        if stuck > 0 {
+            // A leak is better than memory that goes away under a job.
+            std::mem::forget(std::mem::take(&mut self.files));
+            std::mem::forget(std::mem::take(&mut self.windows));
+            ALL_MAPS.fetch_sub(stuck, Ordering::Relaxed);
         }
     }
-}
-
-/// Maps `size` bytes of `file` from `offset` on, shared with the client.
-fn map_file(file: &OwnedFd, offset: u64, size: u64, flags: u32) -> Result<MmapRaw, Refusal> {
-    let seals = fcntl(file, FcntlArg::F_GET_SEALS)
-        .map_err(|_| Refusal::new(errno::EBADF, "the memory is not a memfd"))?;
-    if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
-        return Err(Refusal::new(errno::EACCES, "the memfd is not sealed against shrinking"));
-    }
-    let end = offset.checked_add(size).ok_or(Refusal::invalid("beyond any file"))?;
-    let found = fstat(file).map_err(|_| Refusal::new(errno::EBADF, "the file cannot be read"))?;
-    if u64::try_from(found.st_size).map_or(true, |found| found < end) {
-        return Err(Refusal::invalid("the range lies beyond the end of the file"));
-    }
-    let len = usize::try_from(size).map_err(|_| Refusal::invalid("more than a process has"))?;
-    let mut options = MmapOptions::new();
-    options.offset(offset).len(len);
-    let mapped = if flags & dma_map_flags::WRITE == 0 {
-        options.map_raw_read_only(file)
-    } else {
-        options.map_raw(file)
-    };
-    mapped.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EACCES | Errno::EPERM) => {
-            Refusal::new(errno::EACCES, "the file does not allow the access")
-        }
-        _ => Refusal::new(errno::ENOMEM, "the file cannot be mapped"),
-    })
 }

@@ -44,7 +44,7 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: u64,
-    pub(crate) stream: UnixStream,
+    pub(crate) stream: Arc<UnixStream>,
     /// Whether there was no room for it, so that its first message is answered with a refusal.
     pub(crate) is_refused: bool,
     /// Process and user at the other end, as the system knows them.
@@ -90,7 +90,7 @@ impl Roster {
         state.last_id += 1;
         let client = Arc::new(Client {
             id: state.last_id,
-            stream,
+            stream: Arc::new(stream),
             is_refused,
             peer: peer.map(|peer| (peer.pid(), peer.uid())),
             since: SystemTime::now(),

@@ -1,6 +1,7 @@
 //! What a client may ask of its function, command by command. No sockets: messages in, replies out.
 
-use super::memory::{ClientMemory, MAX_MAPS};
+use super::link::Link;
+use super::memory::ClientMemory;
 use super::message::{Message, Refusal, check_argsz, exact, split};
 use super::regions;
 use super::vectors::Vectors;
@@ -8,9 +9,9 @@ use crate::device::Function;
 use crate::interrupt::InterruptSink;
 use crate::pci::{FUNCTION_RESET, offset};
 use npu_uapi::vfio_user::{
-    DeviceInfo, DmaMap, DmaUnmap, IrqInfo, MAX_FDS, MAX_TRANSFER_BYTES, PAGE_BYTES, PROTOCOL,
-    RegionAccess, RegionInfo, RegionWriteEntry, Version, capability, command, device_flags, errno,
-    flags, irq, irq_flags, region,
+    DeviceInfo, DmaMap, DmaUnmap, IrqInfo, MAX_DMA_MAPS, MAX_FDS, MAX_TRANSFER_BYTES, PAGE_BYTES,
+    PROTOCOL, RegionAccess, RegionInfo, RegionWriteEntry, Version, capability, command,
+    device_flags, errno, flags, irq, irq_flags, region,
 };
 use std::sync::Arc;
 use zerocopy::IntoBytes;
@@ -19,6 +20,7 @@ use zerocopy::IntoBytes;
 #[derive(Debug)]
 pub(crate) struct Session {
     function: Arc<Function>,
+    link: Arc<Link>,
     memory: ClientMemory,
     vectors: Arc<Vectors>,
     /// Whether the version is agreed on.
@@ -26,12 +28,17 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A session with `function`, whose interrupts it takes.
-    pub(crate) fn new(function: Arc<Function>) -> Self {
+    /// A session with `function`, whose interrupts it takes. Over `link` the client is asked for memory.
+    pub(crate) fn new(function: Arc<Function>, link: Arc<Link>) -> Self {
         let vectors = Arc::new(Vectors::new(function.limits().vectors));
         function.connect_interrupts(Arc::<Vectors>::clone(&vectors) as Arc<dyn InterruptSink>);
-        let memory = ClientMemory::new(Arc::clone(&function));
-        Self { function, memory, vectors, is_open: false }
+        let memory = ClientMemory::new(Arc::clone(&function), Arc::clone(&link));
+        Self { function, link, memory, vectors, is_open: false }
+    }
+
+    /// Whether the version is agreed on.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open
     }
 
     /// Does what a command asks for; the body of its reply.
@@ -114,11 +121,11 @@ impl Session {
         if version.major != PROTOCOL.0 {
             return Err(Refusal::invalid("only major version 0 is spoken here"));
         }
-        check_capabilities(data)?;
+        self.link.limit(most_bytes(data)?);
         let capabilities = serde_json::json!({ capability::CAPABILITIES: {
             capability::MAX_MSG_FDS: MAX_FDS,
             capability::MAX_DATA_XFER_SIZE: MAX_TRANSFER_BYTES,
-            capability::MAX_DMA_MAPS: MAX_MAPS,
+            capability::MAX_DMA_MAPS: MAX_DMA_MAPS,
             capability::PGSIZES: PAGE_BYTES,
             capability::WRITE_MULTIPLE: true,
         }});
@@ -174,16 +181,26 @@ impl Session {
     }
 }
 
-/// Refuses data that are not a JSON object behind which a NUL byte ends the message. There may be none.
-fn check_capabilities(data: &[u8]) -> Result<(), Refusal> {
+/// Most bytes of data that the client takes in a message. Refuses data that are not a JSON object behind
+/// which a NUL byte ends the message. There may be none.
+fn most_bytes(data: &[u8]) -> Result<u32, Refusal> {
     if data.is_empty() {
-        return Ok(());
+        return Ok(MAX_TRANSFER_BYTES);
     }
     let [text @ .., 0] = data else { return Err(Refusal::invalid("version data without NUL")) };
     let json: serde_json::Value =
         serde_json::from_slice(text).map_err(|_| Refusal::invalid("version data are not JSON"))?;
-    // The replies here are small, and no command comes with descriptors: limits of the client do not bind.
-    if json.is_object() { Ok(()) } else { Err(Refusal::invalid("version data are no object")) }
+    if !json.is_object() {
+        return Err(Refusal::invalid("version data are no object"));
+    }
+    // No request of ours comes with descriptors: the client's other limits do not bind.
+    match &json[capability::CAPABILITIES][capability::MAX_DATA_XFER_SIZE] {
+        serde_json::Value::Null => Ok(MAX_TRANSFER_BYTES),
+        found => match found.as_u64() {
+            Some(most @ 1..) => Ok(u32::try_from(most).unwrap_or(u32::MAX)),
+            _ => Err(Refusal::invalid("a transfer has a positive number of bytes")),
+        },
+    }
 }
 
 #[cfg(test)]
@@ -199,10 +216,13 @@ mod tests {
     use npu_uapi::vfio_user::{Header, IrqSet, dma_map_flags, dma_unmap_flags, irq_set as set};
     use npu_uapi::workers::Caller;
     use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
 
     fn new() -> Session {
         let config = Config::parse("sram=0").unwrap();
-        Session::new(Arc::new(Function::new(config).unwrap()))
+        let (ours, _) = UnixStream::pair().unwrap();
+        let link = Arc::new(Link::new(Arc::new(ours)));
+        Session::new(Arc::new(Function::new(config).unwrap()), link)
     }
 
     fn message(command: u16, body: &[u8], fds: Vec<OwnedFd>) -> Message {
@@ -261,7 +281,8 @@ mod tests {
         let mut session = new();
         let refused = session.answer(message(command::DEVICE_RESET, &[], Vec::new())).unwrap_err();
         assert_eq!(refused.errno, errno::EPERM);
-        let bad: [&[u8]; 7] = [
+        let bad: [&[u8]; 8] = [
+            b"\0\0\x01\0{\"capabilities\":{\"max_data_xfer_size\":0}}\0",
             b"",
             b"\0\0",
             b"\x01\0\0\0{}\0",
@@ -311,10 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_could_go_away_or_is_not_there_is_refused() {
+    fn memory_that_is_not_there_is_refused() {
         let mut session = open();
         let (_ours, eventfd) = eventfd();
-        assert_eq!(map(&mut session, 0, 0x1000, vec![memfd(0x1000, false)]), Err(errno::EACCES));
         assert_eq!(map(&mut session, 0, 0x2000, vec![memfd(0x1000, true)]), Err(errno::EINVAL));
         assert_eq!(map(&mut session, 0, 0x1000, vec![eventfd]), Err(errno::EBADF));
         let two = vec![memfd(0x1000, true), memfd(0x1000, true)];

@@ -9,6 +9,7 @@ use npu_uapi::vfio_user::{HEADER_BYTES, Header, MAX_FDS};
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Most descriptors that Linux passes at once; with room for all, none is lost without a trace.
@@ -18,18 +19,22 @@ const CONTROL_WORDS: usize = 2 + SYSTEM_MAX_FDS.div_ceil(2);
 /// Receives one message; `None` when the client closed the connection between two.
 ///
 /// # Errors
-/// The connection broke, within a message or because its size cannot be: it is of no more use.
-pub(crate) fn receive(stream: &UnixStream) -> io::Result<Option<Message>> {
+/// The connection broke, within a message or because its size cannot be: it is of no more use. Or the
+/// message was not whole by `deadline`.
+pub(crate) fn receive(
+    stream: &UnixStream,
+    deadline: Option<Instant>,
+) -> io::Result<Option<Message>> {
     let mut fds = Arrived::default();
     let mut head = [0; HEADER_BYTES];
-    if !fill(stream, &mut head, &mut fds)? {
+    if !fill(stream, &mut head, &mut fds, deadline)? {
         return Ok(None);
     }
     let header = Header::read_from_bytes(&head).map_err(|_| io::ErrorKind::InvalidData)?;
     let len =
         header.body_len().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let mut body = vec![0; len];
-    if len > 0 && !fill(stream, &mut body, &mut fds)? {
+    if len > 0 && !fill(stream, &mut body, &mut fds, deadline)? {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(Some(Message { header, body, fds: fds.kept, has_lost_fds: fds.has_lost }))
@@ -59,9 +64,18 @@ struct Arrived {
 }
 
 /// Fills `buffer`; false when the stream had ended before its first byte.
-fn fill(stream: &UnixStream, buffer: &mut [u8], fds: &mut Arrived) -> io::Result<bool> {
+fn fill(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    fds: &mut Arrived,
+    deadline: Option<Instant>,
+) -> io::Result<bool> {
     let mut at = 0;
     while at < buffer.len() {
+        if let Some(deadline) = deadline {
+            let left = deadline.checked_duration_since(Instant::now()).filter(|l| !l.is_zero());
+            stream.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
+        }
         match receive_some(stream, &mut buffer[at..], fds) {
             Ok(0) if at == 0 => return Ok(false),
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -150,11 +164,11 @@ mod tests {
             (&theirs).write_all(&[*byte]).unwrap();
         }
         send(&theirs, Header::command(4, command::DEVICE_RESET, 0).unwrap(), &[]).unwrap();
-        let first = receive(&ours).unwrap().unwrap();
+        let first = receive(&ours, None).unwrap().unwrap();
         assert_eq!((first.header, &first.body[..]), (header, &b"hello"[..]));
-        assert_eq!(receive(&ours).unwrap().unwrap().header.id, 4);
+        assert_eq!(receive(&ours, None).unwrap().unwrap().header.id, 4);
         theirs.shutdown(Shutdown::Both).unwrap();
-        assert!(receive(&ours).unwrap().is_none());
+        assert!(receive(&ours, None).unwrap().is_none());
     }
 
     #[test]
@@ -168,7 +182,7 @@ mod tests {
             let (ours, theirs) = UnixStream::pair().unwrap();
             (&theirs).write_all(bytes).unwrap();
             drop(theirs);
-            assert!(receive(&ours).is_err(), "{bytes:?}");
+            assert!(receive(&ours, None).is_err(), "{bytes:?}");
         }
     }
 
@@ -178,10 +192,10 @@ mod tests {
         let (watched, end) = UnixStream::pair().unwrap();
         let header = Header::command(3, command::DMA_MAP, 0).unwrap();
         send_with(&theirs, header.as_bytes(), &[end.as_raw_fd()]);
-        let one = receive(&ours).unwrap().unwrap();
+        let one = receive(&ours, None).unwrap().unwrap();
         assert_eq!((one.fds.len(), one.has_lost_fds), (1, false));
         send_with(&theirs, header.as_bytes(), &[end.as_raw_fd(); 40]);
-        let many = receive(&ours).unwrap().unwrap();
+        let many = receive(&ours, None).unwrap().unwrap();
         assert_eq!((many.fds.len(), many.has_lost_fds), (MAX_FDS, true));
         drop((end, one, many));
         watched.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();

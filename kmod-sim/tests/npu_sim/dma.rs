@@ -1,0 +1,559 @@
+//! Jobs on every kind of memory that a client may lend: files that cannot shrink, files that can, and
+//! memory that has no file, each in pieces that lie anywhere.
+
+use super::{Client, DEADLINE, Sim, check_good, sealed};
+use memmap2::MmapRaw;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use npu_uapi::addr::Iova;
+use npu_uapi::queue::{
+    Completion, CopyEntry, Counters, CreateContext, CreateQueue, EntryHeader, FillEntry, GetLog,
+    opcode,
+};
+use npu_uapi::reg::Register;
+use npu_uapi::regs::{
+    Abort, AdminBaseLow, AdminSize, Ctrl, IrqMask, IrqStatus, Kick, MAGIC, Magic, Status as State,
+    state,
+};
+use npu_uapi::ring::{Driver, LastLook, RingLayout, Words};
+use npu_uapi::status::Status;
+use npu_uapi::vfio_user::{
+    DmaAccess, DmaMap, DmaUnmap, Header, IrqSet, RegionAccess, SERVER_ID, command, dma_unmap_flags,
+    errno, irq, irq_set, region,
+};
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Where the rings and what the device writes for the driver lie.
+const RINGS: u64 = 0x1000_0000;
+const RINGS_BYTES: u64 = 0x1_0000;
+const LOG: u64 = RINGS + 0xf000;
+/// Where memory without a file begins.
+const ASKED: u64 = 0x50_0000_0000;
+
+/// How memory without a file answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Answer {
+    Properly,
+    Refuse,
+    Short,
+    ForAnother,
+    Never,
+}
+
+/// Ring words in a mapped file.
+struct Rings(Arc<MmapRaw>, usize, usize);
+
+impl Rings {
+    fn word(&self, index: usize) -> &AtomicU32 {
+        assert!(index < self.2 && self.1 + self.2 * 4 <= self.0.len());
+        let first = self.0.as_mut_ptr().wrapping_add(self.1).cast::<u32>();
+        // SAFETY: the word lies in the mapping, which `self` keeps, and is aligned; all access to it
+        // is atomic.
+        unsafe { AtomicU32::from_ptr(first.wrapping_add(index)) }
+    }
+}
+
+impl Words for Rings {
+    fn word_count(&self) -> usize {
+        self.2
+    }
+    fn load(&self, index: usize, order: Ordering) -> u32 {
+        self.word(index).load(order)
+    }
+    fn store(&self, index: usize, value: u32, order: Ordering) {
+        self.word(index).store(value, order);
+    }
+}
+
+/// A client with an admin queue, an I/O queue, and memory that it is asked for.
+struct Guest {
+    client: Client,
+    rings: Arc<MmapRaw>,
+    file: File,
+    event: EventFd,
+    admin: Driver<Rings>,
+    queue: Option<(u32, Driver<Rings>)>,
+    /// Memory from [`ASKED`] on, for requests of the server.
+    memory: Vec<u8>,
+    answer: Answer,
+    /// Requests so far.
+    asked: usize,
+    /// Most bytes of one request.
+    most_bytes: u64,
+}
+
+impl Guest {
+    fn new(sim: &Sim) -> Self {
+        let client = sim.connect();
+        let version = b"\0\0\x01\0{\"capabilities\":{\"max_data_xfer_size\":8192}}\0";
+        client.call(command::VERSION, version, &[]).unwrap();
+        let fd = sealed(RINGS_BYTES.try_into().unwrap());
+        client.map(RINGS, RINGS_BYTES, &fd).unwrap();
+        let rings = Arc::new(memmap2::MmapOptions::new().map_raw(&fd).unwrap());
+        let event = EventFd::new().unwrap();
+        for vector in 0..2 {
+            let flags = irq_set::DATA_EVENTFD | irq_set::TRIGGER;
+            let request = IrqSet { argsz: 20, flags, index: irq::MSIX, start: vector, count: 1 };
+            let fds = [event.as_fd().as_raw_fd()];
+            client.call(command::DEVICE_SET_IRQS, request.as_bytes(), &fds).unwrap();
+        }
+        let access = RegionAccess { offset: 4, region: region::CONFIG, count: 4 };
+        let body = [access.as_bytes(), &6_u32.to_le_bytes()].concat();
+        client.call(command::REGION_WRITE, &body, &[]).unwrap();
+        client.write(AdminBaseLow::OFFSET, u32::try_from(RINGS).unwrap());
+        let size = AdminSize::default().with(AdminSize::SQ_LOG2, 4).with(AdminSize::CQ_LOG2, 4);
+        client.write(AdminSize::OFFSET, size.raw());
+        client.write(IrqMask::OFFSET, IrqMask::default().with(IrqMask::ADMIN, true).raw());
+        client.write(Ctrl::OFFSET, Ctrl::default().with(Ctrl::ENABLE, true).raw());
+        let found = State::from_raw(client.read(State::OFFSET));
+        assert_eq!(found.get(State::STATE), state::READY);
+        let admin = Self::driver(&rings, 0);
+        let (memory, answer) = (vec![0; 1 << 20], Answer::Properly);
+        let (file, queue) = (File::from(fd), None);
+        let most_bytes = 0;
+        let mut guest =
+            Self { client, rings, file, event, admin, queue, memory, answer, asked: 0, most_bytes };
+        let entry = CreateContext {
+            header: EntryHeader::new(opcode::CREATE_CONTEXT, 0),
+            ..CreateContext::default()
+        };
+        let context = guest.run_admin(entry.words());
+        assert_eq!(context.status, Status::OK);
+        let queue = guest.create_queue(context.value, RINGS + 0x4000);
+        assert_eq!(queue.status, Status::OK);
+        guest.queue = Some((queue.value, Self::driver(&guest.rings, 0x4000)));
+        guest
+    }
+
+    fn driver(rings: &Arc<MmapRaw>, at: usize) -> Driver<Rings> {
+        let layout = RingLayout::new(4, 4).unwrap();
+        Driver::new(Rings(Arc::clone(rings), at, layout.total_words()), layout).unwrap()
+    }
+
+    fn create_queue(&mut self, context: u32, base: u64) -> Completion {
+        let entry = CreateQueue {
+            header: EntryHeader::new(opcode::CREATE_QUEUE, 0),
+            base: Iova::new(base),
+            context,
+            sq_log2: 4,
+            cq_log2: 4,
+            vector: 1,
+            ..CreateQueue::default()
+        };
+        self.run_admin(entry.words())
+    }
+
+    /// A register access whose reply may come behind requests.
+    fn call(&mut self, command: u16, body: &[u8]) -> Vec<u8> {
+        self.client.send(Header::command(1, command, body.len()).unwrap(), body, &[]);
+        loop {
+            let (header, body) = self.client.reply();
+            if header.is_reply() {
+                assert_eq!((header.id, header.command, header.failure()), (1, command, None));
+                return body;
+            }
+            self.serve(header, &body);
+        }
+    }
+
+    fn write(&mut self, offset: u32, value: u32) {
+        let access = RegionAccess { offset: offset.into(), region: region::BAR0, count: 4 };
+        self.call(command::REGION_WRITE, &[access.as_bytes(), value.as_bytes()].concat());
+    }
+
+    fn read(&mut self, offset: u32) -> u32 {
+        let access = RegionAccess { offset: offset.into(), region: region::BAR0, count: 4 };
+        let body = self.call(command::REGION_READ, access.as_bytes());
+        u32::from_le_bytes(body[16..].try_into().unwrap())
+    }
+
+    /// Answers a request of the server.
+    fn serve(&mut self, header: Header, body: &[u8]) {
+        assert!(header.id >= SERVER_ID, "{header:?}");
+        self.asked += 1;
+        let (access, data) = DmaAccess::read_from_prefix(body).unwrap();
+        self.most_bytes = self.most_bytes.max(access.count);
+        let start = usize::try_from(access.address.raw() - ASKED).unwrap();
+        let range = start..start + usize::try_from(access.count).unwrap();
+        let mut reply = access.as_bytes().to_vec();
+        match header.command {
+            command::DMA_READ => reply.extend(&self.memory[range]),
+            command::DMA_WRITE => self.memory[range].copy_from_slice(data),
+            other => panic!("the server sent command {other}"),
+        }
+        let head = header.reply(reply.len()).unwrap();
+        match self.answer {
+            Answer::Properly => self.client.send(head, &reply, &[]),
+            Answer::Refuse => self.client.send(header.error_reply(errno::EIO), &[], &[]),
+            Answer::Short => {
+                let len = reply.len() - 1;
+                self.client.send(header.reply(len).unwrap(), &reply[..len], &[]);
+            }
+            Answer::ForAnother => {
+                // The answer to a request that was not made comes first; it changes nothing.
+                let other = Header { id: head.id ^ 0x40, ..head };
+                self.client.send(other, &vec![0xee; reply.len()], &[]);
+                self.client.send(head, &reply, &[]);
+            }
+            Answer::Never => {}
+        }
+    }
+
+    /// Waits for the next interrupt, or for the next request, which is answered; whether it was that.
+    fn wait(&mut self) -> bool {
+        let (is_asked, is_raised) = {
+            let mut fds = [
+                PollFd::new(self.client.stream.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.event.as_fd(), PollFlags::POLLIN),
+            ];
+            let ready = poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()).unwrap();
+            assert!(ready > 0, "nothing comes");
+            (fds[0].any() == Some(true), fds[1].any() == Some(true))
+        };
+        if is_asked {
+            let (header, body) = self.client.reply();
+            assert!(!header.is_reply(), "{header:?}");
+            self.serve(header, &body);
+        } else if is_raised {
+            self.event.read().unwrap();
+        }
+        is_asked
+    }
+
+    fn run_admin(&mut self, entry: [u32; 16]) -> Completion {
+        self.admin.push(&entry).unwrap();
+        self.admin.publish();
+        if self.admin.needs_kick() {
+            self.write(Kick::OFFSET, 0);
+        }
+        loop {
+            // Before the look: what is pending raises nothing again.
+            self.write(IrqStatus::OFFSET, IrqStatus::default().with(IrqStatus::ADMIN, true).raw());
+            if self.admin.arm_interrupt() == LastLook::Work {
+                break;
+            }
+            self.wait();
+        }
+        Completion::from_words(self.admin.reap().unwrap().unwrap())
+    }
+
+    fn submit(&mut self, entry: [u32; 16]) {
+        let (id, queue) = self.queue.as_mut().unwrap();
+        queue.push(&entry).unwrap();
+        queue.publish();
+        let id = *id;
+        if queue.needs_kick() {
+            self.write(Kick::OFFSET, id);
+        }
+    }
+
+    fn finish(&mut self) -> Completion {
+        while self.queue.as_mut().unwrap().1.arm_interrupt() == LastLook::Clear {
+            self.wait();
+        }
+        Completion::from_words(self.queue.as_mut().unwrap().1.reap().unwrap().unwrap())
+    }
+
+    fn copy(&mut self, src: u64, dst: u64, len: u64) -> Status {
+        self.submit(copy_entry(src, dst, len));
+        self.finish().status
+    }
+
+    fn fill(&mut self, dst: u64, len: u64, value: u32) -> Status {
+        let header = EntryHeader::new(opcode::FILL, 8);
+        let dst = Iova::new(dst);
+        self.submit(FillEntry { header, dst, len, value, ..FillEntry::default() }.words());
+        self.finish().status
+    }
+
+    fn counters(&mut self) -> Counters {
+        let header = EntryHeader::new(opcode::GET_LOG, 1);
+        let entry = GetLog { header, out: Iova::new(LOG), ..GetLog::default() };
+        assert_eq!(self.run_admin(entry.words()).status, Status::OK);
+        let mut bytes = [0; size_of::<Counters>()];
+        self.file.read_exact_at(&mut bytes, LOG - RINGS).unwrap();
+        Counters::read_from_bytes(&bytes).unwrap()
+    }
+
+    fn map(&self, address: u64, size: u64, file: Option<(&OwnedFd, u64)>) -> Result<(), u32> {
+        let offset = file.map_or(0, |(_, offset)| offset);
+        let request = DmaMap { argsz: 32, flags: 3, offset, address: Iova::new(address), size };
+        let fds: Vec<_> = file.iter().map(|(file, _)| file.as_raw_fd()).collect();
+        self.client.call(command::DMA_MAP, request.as_bytes(), &fds).map(drop)
+    }
+}
+
+fn copy_entry(src: u64, dst: u64, len: u64) -> [u32; 16] {
+    let (header, src, dst) = (EntryHeader::new(opcode::COPY, 7), Iova::new(src), Iova::new(dst));
+    CopyEntry { header, src, dst, len, ..CopyEntry::default() }.words()
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at * 7 % 251).unwrap()).collect()
+}
+
+fn contents(file: &OwnedFd, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    File::from(file.try_clone().unwrap()).read_exact_at(&mut bytes, at).unwrap();
+    bytes
+}
+
+fn set(file: &OwnedFd, at: u64, bytes: &[u8]) {
+    File::from(file.try_clone().unwrap()).write_all_at(bytes, at).unwrap();
+}
+
+/// Maps the pages of `file` at `address`, the last page of the file first.
+fn map_reversed(guest: &Guest, address: u64, file: &OwnedFd, (pages, page): (u64, u64)) {
+    for number in 0..pages {
+        guest
+            .map(address + number * page, page, Some((file, (pages - 1 - number) * page)))
+            .unwrap();
+    }
+}
+
+#[test]
+fn small_pages_in_any_order_go_through_a_buffer_and_are_counted() {
+    let sim = Sim::start("small", &["--device", "sram=64K"]);
+    let mut guest = Guest::new(&sim);
+    let (pages, page) = (32, 4096);
+    let straight = sealed(32 * 4096);
+    for number in 0..pages {
+        let place = Some((&straight, number * page));
+        guest.map(0x4000_0000 + number * page, page, place).unwrap();
+    }
+    let reversed = sealed(32 * 4096);
+    map_reversed(&guest, 0x5000_0000, &reversed, (pages, page));
+    let bytes = pattern(20 * 4096);
+    set(&straight, 100, &bytes);
+    assert_eq!(guest.copy(0x4000_0064, 0x4001_4064, 10 * 4096), Status::OK);
+    assert_eq!(guest.counters().bounced_bytes, 0, "neighbours in one file are neighbours");
+    set(&straight, 100, &bytes);
+    let len = bytes.len() as u64;
+    assert_eq!(guest.copy(0x4000_0064, 0x5000_0123, len), Status::OK);
+    // What lies where the slot does is read first, since a job need not write all of it.
+    assert_eq!(guest.counters().bounced_bytes, 2 * len);
+    let by_iova: Vec<u8> =
+        (0..32).flat_map(|at| contents(&reversed, (31 - at) * 4096, 4096)).collect();
+    assert_eq!(by_iova[0x123..0x123 + bytes.len()], bytes);
+    assert!(by_iova[..0x123].iter().chain(&by_iova[0x123 + bytes.len()..]).all(|&b| b == 0));
+    assert_eq!(guest.copy(0x5000_0123, 0x4000_0000, len), Status::OK);
+    assert_eq!(contents(&straight, 0, bytes.len()), bytes);
+    // A hole in the middle is a fault of the job.
+    let hole = DmaUnmap { argsz: 24, flags: 0, address: Iova::new(0x5000_3000), size: 4096 };
+    guest.client.call(command::DMA_UNMAP, hole.as_bytes(), &[]).unwrap();
+    assert_eq!(guest.copy(0x5000_0123, 0x4000_0000, len), Status::UNMAPPED_IOVA);
+}
+
+#[test]
+fn large_pages_in_any_order_are_used_in_place() {
+    let sim = Sim::start("large", &["--device", "sram=64K"]);
+    let mut guest = Guest::new(&sim);
+    let page = 2 << 20;
+    let file = sealed(4 * (2 << 20));
+    map_reversed(&guest, 0x4000_0000, &file, (4, page));
+    // Another file goes on where this one ends.
+    let other = sealed(2 << 20);
+    guest.map(0x4080_0000, page, Some((&other, 0))).unwrap();
+    let bytes = pattern(3 << 20);
+    let half = 1 << 20;
+    set(&file, 3 * page + half, &bytes[..1 << 20]);
+    set(&file, 2 * page, &bytes[1 << 20..]);
+    assert_eq!(guest.copy(0x4010_0000, 0x4058_0000, 3 << 20), Status::OK);
+    assert_eq!(guest.counters().bounced_bytes, 0);
+    let found = [
+        contents(&file, page + 0x18_0000, 0x8_0000),
+        contents(&file, 0, 2 << 20),
+        contents(&other, 0, 0x8_0000),
+    ];
+    assert!(found.concat() == bytes);
+    assert_eq!(guest.fill(0x4070_0000, 2 << 20, 9), Status::OK);
+    assert!(contents(&other, 0, 1 << 20) == [9; 1 << 20]);
+    assert_eq!(guest.counters().bounced_bytes, 0);
+    drop(guest);
+    sim.wait_for_holdings((sim.holdings().0, 2, 0));
+}
+
+#[test]
+fn a_file_that_can_shrink_is_read_and_written_until_it_does() {
+    let sim = Sim::start("shrink", &["--device", "sram=64K"]);
+    let good = sim.client();
+    let mut guest = Guest::new(&sim);
+    let file = memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::unistd::ftruncate(&file, 1 << 20).unwrap();
+    guest.map(0x4000_0000, 1 << 20, Some((&file, 0))).unwrap();
+    let bytes = pattern(300_000);
+    set(&file, 0, &bytes);
+    assert_eq!(guest.copy(0x4000_0000, 0x4008_0000, 300_000), Status::OK);
+    assert_eq!(contents(&file, 0x8_0000, 300_000), bytes);
+    nix::unistd::ftruncate(&file, 0x4000).unwrap();
+    assert_eq!(guest.copy(0x4000_0000, 0x4000_8000, 0x8000), Status::DMA_ERROR);
+    assert_eq!(guest.fill(0x4000_3000, 0x2000, 1), Status::DMA_ERROR);
+    assert_eq!(guest.fill(0x4000_3000, 0x1000, 1), Status::OK);
+    assert_eq!(fs::File::from(file).metadata().unwrap().len(), 0x4000, "nothing made it longer");
+    // No atomics there, so no rings.
+    assert_eq!(guest.create_queue(1, 0x4000_0000).status, Status::ACCESS_DENIED);
+    check_good(&good);
+}
+
+#[test]
+fn memory_without_a_file_is_asked_for_and_wrong_answers_end_the_job() {
+    let sim = Sim::start("asked", &["--device", "sram=64K"]);
+    let good = sim.client();
+    let mut guest = Guest::new(&sim);
+    guest.map(ASKED, 1 << 30, None).unwrap();
+    let bytes = pattern(100_001);
+    guest.memory[5..100_006].copy_from_slice(&bytes);
+    for answer in [Answer::Properly, Answer::ForAnother] {
+        guest.answer = answer;
+        assert_eq!(guest.copy(ASKED + 5, ASKED + 0x4_0000, 100_001), Status::OK, "{answer:?}");
+        assert_eq!(guest.memory[0x4_0000..0x4_0000 + 100_001], bytes);
+        guest.memory[0x4_0000..].fill(0);
+    }
+    // Both slots are read, and the second is written.
+    assert_eq!(guest.counters().bounced_bytes, 6 * 100_001);
+    assert_eq!(guest.most_bytes, 8192, "no more than the client takes");
+    for answer in [Answer::Refuse, Answer::Short] {
+        guest.answer = answer;
+        assert_eq!(guest.fill(ASKED, 0x3000, 1), Status::DMA_ERROR, "{answer:?}");
+    }
+    guest.answer = Answer::Properly;
+    assert_eq!(guest.create_queue(1, ASKED).status, Status::ACCESS_DENIED);
+    let asked = guest.asked;
+    assert_eq!(guest.fill(ASKED, 512 << 20, 1), Status::NO_RESOURCES, "buffers are bounded");
+    assert_eq!(guest.asked, asked);
+    assert_eq!(guest.fill(ASKED + 1, 2, 3), Status::OK);
+    assert_eq!(guest.memory[..4], [bytes_at(&guest, 0), 3, 3, bytes_at(&guest, 3)]);
+    check_good(&good);
+}
+
+fn bytes_at(guest: &Guest, at: usize) -> u8 {
+    guest.memory[at]
+}
+
+#[test]
+fn a_client_that_owes_an_answer_can_read_registers_abort_unmap_and_go() {
+    let sim = Sim::start("owes", &["--device", "sram=64K"]);
+    let good = sim.client();
+    let before = sim.holdings();
+    let mut guest = Guest::new(&sim);
+    guest.map(ASKED, 1 << 20, None).unwrap();
+    guest.answer = Answer::Never;
+    for round in 0..3 {
+        let asked = guest.asked;
+        guest.submit(copy_entry(ASKED, ASKED + 0x8_0000, 0x1000));
+        while guest.asked == asked {
+            guest.wait();
+        }
+        let start = Instant::now();
+        assert_eq!(guest.read(Magic::OFFSET), MAGIC);
+        match round {
+            0 => {
+                let id = guest.queue.as_ref().unwrap().0;
+                guest.write(Abort::OFFSET, id);
+                assert_eq!(guest.finish().status, Status::ABORTED);
+            }
+            1 => {
+                let (flags, address) = (0, Iova::new(ASKED));
+                let all = DmaUnmap { argsz: 24, flags, address, size: 1 << 20 };
+                guest.call(command::DMA_UNMAP, all.as_bytes());
+                assert_eq!(guest.finish().status, Status::ABORTED);
+                guest.map(ASKED, 1 << 20, None).unwrap();
+            }
+            _ => {}
+        }
+        assert!(start.elapsed() < DEADLINE);
+    }
+    // The last is killed with the answer still owed.
+    drop(guest);
+    sim.wait_for_holdings(before);
+    check_good(&good);
+}
+
+#[test]
+fn the_last_page_of_the_address_space_is_memory_like_any_other() {
+    let sim = Sim::start("last", &["--device", "sram=64K"]);
+    let mut guest = Guest::new(&sim);
+    let file = sealed(8192);
+    let last_pages = u64::MAX - 8191;
+    guest.map(last_pages, 8192, Some((&file, 0))).unwrap();
+    assert_eq!(guest.fill(last_pages + 1, 8191, 6), Status::OK);
+    assert_eq!(contents(&file, 0, 8192)[..2], [0, 6]);
+    assert_eq!(contents(&file, 1, 8191), vec![6; 8191]);
+    assert_eq!(guest.fill(last_pages + 1, 8192, 6), Status::UNMAPPED_IOVA);
+    // As a virtual IOMMU unmaps everything.
+    let half = DmaUnmap { argsz: 24, flags: 0, address: Iova::new(1 << 63), size: 1 << 63 };
+    guest.client.call(command::DMA_UNMAP, half.as_bytes(), &[]).unwrap();
+    assert_eq!(guest.fill(last_pages, 1, 6), Status::UNMAPPED_IOVA);
+}
+
+#[test]
+fn a_client_has_65535_mappings_and_a_file_is_mapped_once() {
+    let sim = Sim::start("many", &["--device", "sram=64K"]);
+    let maps = || {
+        let path = format!("/proc/{}/maps", sim.child.id());
+        fs::read_to_string(path).unwrap().lines().count()
+    };
+    let guest = Guest::new(&sim);
+    let (fds, mapped) = (sim.holdings().0, maps());
+    let file = sealed(17_000 * 4096);
+    let start = Instant::now();
+    for number in 0..17_000 {
+        // Each second page is left out, so that no two are neighbours.
+        let place = Some((&file, number * 4096));
+        guest.map(0x40_0000_0000 + number * 8192, 4096, place).unwrap();
+    }
+    println!("17,000 mappings of one file: {:?}, {} more pieces", start.elapsed(), maps() - mapped);
+    assert!(maps() <= mapped + 4, "{} and {mapped}", maps());
+    assert_eq!(sim.holdings().0, fds, "descriptors are not kept");
+    // The rings are one.
+    for number in 17_001..65_535 {
+        guest.map(0x40_0000_0000 + number * 8192, 4096, None).unwrap();
+    }
+    assert_eq!(guest.map(0x1000, 4096, None), Err(errno::ENOSPC));
+    let flags = dma_unmap_flags::ALL;
+    let all = DmaUnmap { argsz: 24, flags, address: Iova::new(0), size: 0 };
+    let start = Instant::now();
+    guest.client.call(command::DMA_UNMAP, all.as_bytes(), &[]).unwrap();
+    println!("65,535 unmapped: {:?}", start.elapsed());
+    guest.map(0x1000, 4096, None).unwrap();
+    // Heaps come and go with load; the file is gone.
+    assert!(maps() <= mapped + 4);
+    assert_eq!(sim.holdings().2, 0);
+}
+
+#[test]
+fn files_that_cannot_be_relied_on_are_refused() {
+    let sim = Sim::start("files", &[]);
+    let guest = Guest::new(&sim);
+    let map = |file: OwnedFd| guest.map(0x4000_0000, 4096, Some((&file, 0)));
+    let open = |path: &str| OwnedFd::from(File::open(path).unwrap());
+    assert_eq!(map(open("/proc/self/maps")), Err(errno::EINVAL), "it has no length");
+    assert_eq!(map(open("/dev/zero")), Err(errno::EBADF));
+    assert_eq!(map(open("/")), Err(errno::EBADF));
+    // Read-only, but to be written.
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("npu-sim-readable");
+    fs::write(&path, [0; 4096]).unwrap();
+    assert_eq!(map(open(path.to_str().unwrap())), Err(errno::EACCES));
+    let append = File::options().append(true).read(true).open(&path).unwrap();
+    assert_eq!(map(append.into()), Err(errno::EACCES));
+    let huge = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_ALLOW_SEALING;
+    // Making one takes no huge page, sizing it neither.
+    if let Ok(huge) = memfd_create(c"huge", huge) {
+        nix::unistd::ftruncate(&huge, 2 << 20).unwrap();
+        assert_eq!(map(huge), Err(errno::EACCES));
+    }
+    let files: Vec<OwnedFd> = (0..256).map(|_| sealed(4096)).collect();
+    for (number, file) in (0..).zip(&files) {
+        let mapped = guest.map(0x6000_0000 + number * 4096, 4096, Some((file, 0)));
+        // The rings are a file too.
+        assert_eq!(mapped, if number < 255 { Ok(()) } else { Err(errno::ENOSPC) }, "{number}");
+    }
+    guest.map(0x7000_0000, 4096, Some((&files[0], 0))).unwrap();
+}

@@ -14,7 +14,7 @@ mod tensor;
 pub use tensor::{GivenOutputs, Outputs, OwnedOutputs, OwnedTensor, TensorMut, TensorRef};
 
 use crate::emit;
-use crate::graph::{Dim, ElementType, Graph, ValueId};
+use crate::graph::{Dim, ElementType, Graph, NodeId, ValueId};
 use crate::program::{self, CompileError, Compiled, Edge};
 use crate::quantize::Units;
 use crate::shape::Assignment;
@@ -167,6 +167,16 @@ pub enum RunError {
         /// Why the device cannot use it where it lies.
         cause: CopyCause,
     },
+    /// The device failed in a command that a node was compiled to.
+    #[error("the device failed the run at node `{node}` ({op}): {source}")]
+    Node {
+        /// Name of the ONNX node.
+        node: String,
+        /// Its operator.
+        op: String,
+        /// What the device says.
+        source: libnpu::Error,
+    },
     /// The device failed.
     #[error("the device failed the run: {0}")]
     Device(#[from] libnpu::Error),
@@ -194,6 +204,8 @@ struct Loaded {
     scratch_bytes: u64,
     inputs: Vec<Edge>,
     outputs: Vec<Edge>,
+    /// By `op_id`, the node that the command was compiled from.
+    nodes: Vec<NodeId>,
 }
 
 impl Executable {
@@ -260,12 +272,25 @@ impl Executable {
                 if bound.is_in_place() {
                     self.end(&job, workers);
                 }
-                return Err(error.into());
+                return Err(self.failed(&loaded, error));
             }
         };
         self.scratch.give_back(scratch);
         let copied_bytes = bound.finish()?;
         Ok(RunReport { cycles: done.cycles, copied_bytes })
+    }
+
+    /// The error of a job, with the node whose command failed where the device names one.
+    fn failed(&self, loaded: &Loaded, source: libnpu::Error) -> RunError {
+        let record = source.fault().and_then(|fault| fault.record);
+        let op_id = record.and_then(|record| usize::try_from(record.op_id).ok());
+        match op_id.and_then(|op_id| loaded.nodes.get(op_id)) {
+            Some(&node) => {
+                let node = self.part.node(node);
+                RunError::Node { node: node.name.clone(), op: node.op.clone(), source }
+            }
+            None => source.into(),
+        }
     }
 
     /// Ends `job`, which is given up, before its tensors go back to the caller.
@@ -366,7 +391,10 @@ impl Executable {
         }
         let program = self.context.load(&compiled.emitted.image.to_bytes())?;
         let constants = self.constants(&compiled)?;
+        let node = |&index: &usize| compiled.ops.ops[index].node;
+        let nodes = compiled.emitted.op_ids.iter().map(node).collect();
         let loaded = Loaded {
+            nodes,
             program,
             constants,
             scratch_bytes: compiled.memory.scratch_bytes,

@@ -65,7 +65,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Device {
     /// Opens the device that `name` names: `sim`, `sim:macs=256,sram=512K`, or `vfio-user:PATH` for one
-    /// behind a socket. One name is one device in a process: whoever opens it again shares it, unless
+    /// behind a socket ([`DeviceString`]). One name is one device in a process: whoever opens it again shares it, unless
     /// it went away.
     ///
     /// # Errors
@@ -144,6 +144,12 @@ impl Device {
             Box::new(out.clone()),
         )?;
         Counters::read_from_bytes(&out.to_vec()).map_err(|_| Error::Implausible)
+    }
+
+    /// How often a completion was found without the interrupt that should have told of it. Nothing is
+    /// lost by that but time, at most 0.1 s each; a device where this grows is broken.
+    pub fn missed_interrupts(&self) -> u64 {
+        self.0.heap.missed_interrupts.load(Ordering::Relaxed)
     }
 
     /// The latest fault records, oldest first.
@@ -238,8 +244,10 @@ fn connect(parsed: &DeviceString, name: &str) -> Result<Arc<dyn Transport>, Erro
         DeviceString::Sim { .. } => {
             Err(unsupported("this build has no emulator; build with the feature `sim`"))
         }
-        DeviceString::VfioUser { path } => {
-            Ok(Arc::new(crate::transport::vfio_user::VfioUser::connect(path.as_ref())?))
+        DeviceString::VfioUser { path, patience } => {
+            let patience = patience.unwrap_or(crate::transport::vfio_user::PATIENCE);
+            let path = path.as_ref();
+            Ok(Arc::new(crate::transport::vfio_user::VfioUser::connect_within(path, patience)?))
         }
         DeviceString::Pci { .. } => {
             Err(unsupported("kernel VFIO is not in this version; use `sim`"))

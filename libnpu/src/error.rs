@@ -141,6 +141,12 @@ pub enum Loss {
         /// The job it named.
         job: u32,
     },
+    /// The device no longer serves queues: somebody else reset it, or it failed.
+    #[error("the device is {}; reset it, then create a new context", state_name(*state))]
+    Stopped {
+        /// `Status.STATE`.
+        state: u32,
+    },
     /// The device is gone.
     #[error("{0}")]
     Gone(TransportError),
@@ -208,11 +214,13 @@ pub struct Stall {
     pub state: Option<u32>,
     /// Whether the heartbeat moved meanwhile: the device was computing.
     pub has_moved: bool,
+    /// Interrupts that this device has not delivered since it was opened.
+    pub missed_interrupts: u64,
 }
 
 impl fmt::Display for Stall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { waited, queue, in_flight, state, has_moved } = self;
+        let Self { waited, queue, in_flight, state, has_moved, missed_interrupts } = self;
         let state = state.map_or("unreadable", state_name);
         write!(f, "no completion in {waited:?} from queue {queue} ({in_flight} in flight); ")?;
         write!(f, "device is {state} and its heartbeat ")?;
@@ -220,7 +228,11 @@ impl fmt::Display for Stall {
             "moves: it computes; wait longer, or abort the context"
         } else {
             "stands still: abort the context, or reset the device"
-        })
+        })?;
+        match missed_interrupts {
+            0 => Ok(()),
+            missed => write!(f, "; it has not delivered {missed} interrupts"),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::iova::Ranges;
 use crate::transport::{Access, Transport};
 use npu_uapi::addr::Iova;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of an arena, unless one allocation needs more. Memory is only committed when it is touched.
@@ -22,6 +23,8 @@ pub(crate) struct Heap {
     /// What was given out, and as which buffer.
     pub(crate) known: Known,
     state: Mutex<State>,
+    /// Completions that were found without the interrupt that should have told of them.
+    pub(crate) missed_interrupts: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -54,7 +57,8 @@ impl Heap {
     pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
         let iovas = Ranges::new(transport.iova_ranges());
         let state = Mutex::new(State { iovas, arenas: Vec::new() });
-        Self { transport, owner: std::process::id(), known: Known::default(), state }
+        let (owner, known) = (std::process::id(), Known::default());
+        Self { transport, owner, known, state, missed_interrupts: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

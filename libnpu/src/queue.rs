@@ -18,6 +18,7 @@ use npu_uapi::ring::{Driver, LastLook, RingError, RingLayout, SUBMISSION_WORDS};
 use npu_uapi::workers::Workers;
 use std::any::Any;
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use words::RingWords;
@@ -133,9 +134,17 @@ impl Queue {
         state.pending.insert(job, (Arc::clone(&ticket), kept));
         state.rings.publish();
         let needs_kick = state.rings.needs_kick();
+        state.check_index();
+        let lost = state.lost.clone();
+        if lost.is_some() {
+            self.wake_followers(&state);
+        }
         drop(state);
         // Unlocked: what they kept may submit when it goes.
         drop(freed);
+        if let Some(why) = lost {
+            return Err(self.lost(why));
+        }
         if needs_kick {
             let kick = Kick::default();
             self.heap.transport.write(npu_uapi::reg::Register::with(
@@ -208,13 +217,14 @@ impl Queue {
             state.has_leader = true;
             drop(state);
             let leader = Leader(self);
-            let waited = self.heap.transport.wait(self.vector, seen, until, workers);
+            let waited = self.sleep(seen, until, workers);
             drop(leader);
             state = self.lock();
-            if let Err(error) = waited {
+            state.check_index();
+            if let Err(why) = waited {
                 // What it completed before it went counts.
                 garbage.append(&mut state.reap());
-                state.lose(Loss::Gone(error));
+                state.lose(why);
                 self.changed.notify_all();
             }
         };
@@ -223,6 +233,38 @@ impl Queue {
         // Unlocked: what they kept may submit when it goes.
         drop(garbage);
         outcome
+    }
+
+    /// Sleeps until the vector is raised, at most until `until`, and looks after the device meanwhile:
+    /// completions whose interrupts are lost are found, and a device that stopped is.
+    ///
+    /// # Errors
+    /// The queue is lost.
+    fn sleep(&self, seen: u64, until: Instant, workers: &dyn Workers) -> Result<(), Loss> {
+        let wait = |until| {
+            let count = self.heap.transport.wait(self.vector, seen, until, workers);
+            count.map(|count| count != seen).map_err(Loss::Gone)
+        };
+        let look = Instant::now() + LOOK;
+        if wait(until.min(look))? {
+            return Ok(());
+        }
+        if self.lock().rings.arm_interrupt() == LastLook::Work {
+            // It may be on its way: the device posts first.
+            if !wait(Instant::now() + GRACE)? {
+                self.heap.missed_interrupts.fetch_add(1, Ordering::Relaxed);
+            }
+            return Ok(());
+        }
+        if Instant::now() < look {
+            return Ok(());
+        }
+        use npu_uapi::reg::Register;
+        let status = self.heap.transport.read::<regs::Status>().map_err(Loss::Gone)?;
+        match status.get(regs::Status::STATE) {
+            regs::state::READY => Ok(()),
+            state => Err(Loss::Stopped { state }),
+        }
     }
 
     /// Takes what is here off the ring, without waiting.
@@ -251,6 +293,7 @@ impl Queue {
             in_flight: state.rings.in_flight(),
             state: status.map(|status| status.get(regs::Status::STATE)),
             has_moved: beat.is_some() && beat != self.beat(),
+            missed_interrupts: self.heap.missed_interrupts.load(Ordering::Relaxed),
         }))
     }
 
@@ -275,6 +318,12 @@ impl Queue {
         self.lock().rings.in_flight()
     }
 }
+
+/// How long a wait sleeps before it looks whether an interrupt was lost or the device stopped.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How much later than its completion an interrupt may come.
+const GRACE: Duration = Duration::from_millis(10);
 
 /// When a long wait looks at the heartbeat of a device that runs by itself.
 const FIRST_LOOK: Duration = Duration::from_millis(10);
@@ -324,6 +373,13 @@ impl State {
             freed.push(kept);
         }
         freed
+    }
+
+    /// Ends the queue when the device's index cannot be.
+    fn check_index(&mut self) {
+        if let Err(error) = self.rings.check_index() {
+            self.lose(Loss::Ring(error));
+        }
     }
 
     fn lose(&mut self, why: Loss) {

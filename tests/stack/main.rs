@@ -16,6 +16,8 @@ mod interop;
 #[cfg(test)]
 mod manage;
 #[cfg(test)]
+mod matrix;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod oracle;

@@ -2,6 +2,7 @@
 
 use super::{Access, Transport, TransportError};
 use crate::dma::DmaMemory;
+use kmod_sim::inject::Injector;
 use kmod_sim::pci::{self, offset};
 use kmod_sim::{Config, Function, MapError};
 use npu_uapi::addr::Iova;
@@ -31,6 +32,11 @@ impl InProcess {
         Ok(device)
     }
 
+    /// Makes the device misbehave, for tests of what stands above.
+    pub fn injector(&self) -> &Arc<Injector> {
+        self.function.injector()
+    }
+
     /// What a bus driver does to a function: lets it access memory, opens every vector.
     fn set_up(&self) {
         self.function.config_write(offset::COMMAND, pci::MEMORY_SPACE | pci::BUS_MASTER);
@@ -47,6 +53,7 @@ fn map_error(error: MapError) -> TransportError {
 
 impl Transport for InProcess {
     fn read32(&self, offset: u32) -> Result<u32, TransportError> {
+        self.function.injector().delay_reply();
         Ok(self.function.read32(offset))
     }
 

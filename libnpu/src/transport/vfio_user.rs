@@ -41,7 +41,7 @@ use vectors::Vectors;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// How long the device may take over a request: all of them are short, also while a job runs.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Most interrupt vectors that a device may have.
 const MOST_VECTORS: u32 = 128;
 /// Bytes of the configuration space of a PCI device.
@@ -91,13 +91,21 @@ impl VfioUser {
     /// # Errors
     /// Nobody listens there, or what does is no device that this transport can drive.
     pub fn connect(path: &Path) -> Result<Self, TransportError> {
-        let stream = open(path).map_err(|error| TransportError::Start {
+        Self::connect_within(path, PATIENCE)
+    }
+
+    /// As [`VfioUser::connect`]; the device is given up when it takes longer than `patience` over a request.
+    ///
+    /// # Errors
+    /// As for [`VfioUser::connect`].
+    pub fn connect_within(path: &Path, patience: Duration) -> Result<Self, TransportError> {
+        let stream = open(path, patience).map_err(|error| TransportError::Start {
             why: format!(
                 "cannot connect to `{}`: {error}; is `npu-sim --socket` running there?",
                 path.display()
             ),
         })?;
-        Self::over(&format!("vfio-user:{}", path.display()), stream, PATIENCE)
+        Self::over(&format!("vfio-user:{}", path.display()), stream, patience)
     }
 
     /// Starts to speak on `stream`; `device` is what errors call it.
@@ -146,11 +154,12 @@ impl VfioUser {
 }
 
 /// Connects, in bounded time also when the other end accepts nobody.
-fn open(path: &Path) -> Result<UnixStream, nix::Error> {
+fn open(path: &Path, patience: Duration) -> Result<UnixStream, nix::Error> {
     let address = UnixAddr::new(path)?;
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let seconds = i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX);
-    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(seconds, 0))?;
+    let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
+    let limit = TimeVal::new(seconds, patience.subsec_micros().into());
+    setsockopt(&socket, sockopt::SendTimeout, &limit)?;
     connect(socket.as_raw_fd(), &address)?;
     Ok(UnixStream::from(socket))
 }

@@ -121,6 +121,14 @@ impl<W: Words> Driver<W> {
         Ok(Some(completion))
     }
 
+    /// Looks at the device's index, which [`Driver::push`] otherwise needs only where the ring is full.
+    ///
+    /// # Errors
+    /// [`RingError::SqHeadOutOfRange`]: the device is broken.
+    pub fn check_index(&mut self) -> Result<(), RingError> {
+        self.refresh_sq_head()
+    }
+
     /// Asks for an interrupt at the next completion that is not yet reaped, then looks once more.
     pub fn arm_interrupt(&mut self) -> LastLook {
         // Relaxed: the device compares with it; the fence puts it before the look.

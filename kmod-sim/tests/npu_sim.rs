@@ -3,6 +3,8 @@
 
 #[path = "npu_sim/dma.rs"]
 mod dma;
+#[path = "npu_sim/fuzz.rs"]
+mod fuzz;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::eventfd::EventFd;
@@ -311,6 +313,11 @@ fn a_broken_stream_ends_its_connection_and_no_other() {
         (&client.stream).write_all(&bytes).unwrap();
         client.stream.shutdown(std::net::Shutdown::Write).unwrap();
         assert!(client.is_closed(), "{bytes:?}");
+    }
+    for body in [&[0, 0][..], b"\0\0\x01\0{}", b"\0\0\x01\0{\0", b"\x01\0\0\0"] {
+        let client = sim.connect();
+        assert_eq!(client.call(command::VERSION, body, &[]), Err(errno::EINVAL), "{body:?}");
+        client.call(command::VERSION, &[0; 4], &[]).unwrap();
     }
     let early = sim.connect();
     assert_eq!(early.call(command::DEVICE_RESET, &[], &[]), Err(errno::EPERM));

@@ -187,6 +187,16 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_not_whole_in_time_is_given_up() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (&theirs).write_all(&[0; 7]).unwrap();
+        let soon = Instant::now() + std::time::Duration::from_millis(20);
+        for deadline in [soon, Instant::now()] {
+            assert!(receive(&ours, Some(deadline)).is_err());
+        }
+    }
+
+    #[test]
     fn descriptors_arrive_owned_and_those_beyond_the_limit_are_closed() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (watched, end) = UnixStream::pair().unwrap();

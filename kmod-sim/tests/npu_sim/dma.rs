@@ -13,8 +13,8 @@ use npu_uapi::queue::{
 };
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{
-    Abort, AdminBaseLow, AdminSize, Ctrl, IrqMask, IrqStatus, Kick, MAGIC, Magic, Status as State,
-    state,
+    Abort, AdminBaseLow, AdminSize, Ctrl, FaultLost, IrqMask, IrqStatus, Kick, MAGIC, Magic,
+    Scratch, Status as State, state,
 };
 use npu_uapi::ring::{Driver, LastLook, RingLayout, Words};
 use npu_uapi::status::Status;
@@ -556,4 +556,69 @@ fn files_that_cannot_be_relied_on_are_refused() {
         assert_eq!(mapped, if number < 255 { Ok(()) } else { Err(errno::ENOSPC) }, "{number}");
     }
     guest.map(0x7000_0000, 4096, Some((&files[0], 0))).unwrap();
+}
+
+#[test]
+fn nonsense_in_registers_and_rings_is_recorded_as_faults_and_a_reset_makes_good() {
+    let sim = Sim::start("nonsense", &["--device", "sram=64K"]);
+    let good = sim.client();
+    let mut guest = Guest::new(&sim);
+    // There is no fault ring: records are counted as lost.
+    let faults = |guest: &mut Guest| guest.read(FaultLost::OFFSET);
+    let mut before = faults(&mut guest);
+    for (offset, value) in [(Magic::OFFSET, 1), (0x1000, 1), (Scratch::OFFSET + 4, 7), (0xfffc, 7)]
+    {
+        guest.write(offset, value);
+        assert_eq!(faults(&mut guest), before + 1, "{offset:#x}");
+        before += 1;
+    }
+    let base = RINGS + 0x8000;
+    for (sq_log2, cq_log2, vector, base) in [
+        (3, 4, 1, base),
+        (4, 13, 1, base),
+        (255, 255, 1, base),
+        (4, 4, u16::MAX, base),
+        (4, 4, 1, base + 4),
+    ] {
+        let header = EntryHeader::new(opcode::CREATE_QUEUE, 0);
+        let base = Iova::new(base);
+        let entry = CreateQueue {
+            header,
+            base,
+            context: 1,
+            sq_log2,
+            cq_log2,
+            vector,
+            ..CreateQueue::default()
+        };
+        assert_eq!(guest.run_admin(entry.words()).status, Status::INVALID_FIELD, "{entry:?}");
+    }
+    assert_eq!(guest.create_queue(1, 0x7000_0000).status, Status::UNMAPPED_IOVA);
+    assert_eq!(guest.create_queue(77, base).status, Status::UNKNOWN_ID);
+    assert_eq!(guest.fill(0x7000_0000, 4096, 1), Status::UNMAPPED_IOVA);
+    let file = sealed(4096);
+    let address = Iova::new(0x7000_0000);
+    let request = DmaMap { argsz: 32, flags: 1, offset: 0, address, size: 4096 };
+    guest.client.call(command::DMA_MAP, request.as_bytes(), &[file.as_raw_fd()]).unwrap();
+    assert_eq!(guest.fill(0x7000_0000, 4096, 1), Status::ACCESS_DENIED);
+    assert_eq!(guest.create_queue(1, 0x7000_0000).status, Status::ACCESS_DENIED);
+    before = faults(&mut guest);
+    // An index that cannot be stops the queue, then the device.
+    let id = guest.queue.as_ref().unwrap().0;
+    guest.file.write_all_at(&0x7777_u32.to_le_bytes(), 0x4000).unwrap();
+    guest.write(Kick::OFFSET, id);
+    let start = Instant::now();
+    while faults(&mut guest) == before {
+        assert!(start.elapsed() < DEADLINE, "no fault was recorded");
+    }
+    guest.file.write_all_at(&0x7777_u32.to_le_bytes(), 0).unwrap();
+    guest.write(Kick::OFFSET, 0);
+    let found = |guest: &mut Guest| State::from_raw(guest.read(State::OFFSET)).get(State::STATE);
+    while found(&mut guest) != state::FAILED {
+        assert!(start.elapsed() < DEADLINE, "it does not fail");
+    }
+    guest.write(Ctrl::OFFSET, Ctrl::default().with(Ctrl::RESET, true).raw());
+    assert_eq!(found(&mut guest), state::RESET);
+    check_good(&guest.client);
+    check_good(&good);
 }

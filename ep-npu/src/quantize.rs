@@ -10,9 +10,12 @@
 
 mod codes;
 mod elements;
+mod expression;
 mod form;
+mod functions;
 mod pools;
 mod products;
+mod terms;
 mod unit;
 mod window;
 
@@ -20,7 +23,7 @@ pub use codes::{Codes, Table};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
 pub use window::{Placed, WindowSpec};
 
-use crate::graph::{ElementType, Graph, Node, NodeId};
+use crate::graph::{ElementType, Graph, Node, NodeId, ValueId};
 use crate::refusal::{Refusal, refuse, rule};
 use form::{Former, closed, is_dequantize, is_quantize};
 
@@ -58,12 +61,27 @@ impl Search<'_> {
             if is_quantize(node) || is_dequantize(node) || self.is_settled(id) {
                 continue;
             }
-            let unit = operator(self.graph, id, node);
+            let unit = match self.expression(id, node) {
+                Some(unit) => unit,
+                None => operator(self.graph, id, node),
+            };
             match unit.and_then(|unit| closed(self.graph, unit)) {
                 Ok(unit) => self.take(unit),
                 Err(refusal) => self.refuse(id, &refusal),
             }
         }
+    }
+
+    /// The unit of `node` as a function of one tensor; `None` where it is no such thing.
+    fn expression(&self, id: NodeId, node: &Node) -> Option<Result<Unit, Refusal>> {
+        let writer = |value: ValueId| {
+            let node = self.graph.value(value).producer?;
+            let &Some(Ok(unit)) = &self.of_node[node.0 as usize] else { return None };
+            let unit = &self.units[unit];
+            matches!(unit.kind, Kind::Elementwise(_)).then_some(unit)
+        };
+        let unit = terms::is_operation(node).then(|| expression::form(self.graph, id, &writer));
+        unit.and_then(Result::transpose)
     }
 
     /// Units of conversions that belong to no operator; a QuantizeLinear may claim the
@@ -90,15 +108,20 @@ impl Search<'_> {
         }
     }
 
-    fn finish(mut self) -> Units {
+    fn finish(self) -> Units {
+        // Some units have become part of a later one.
+        let is_whole = |&unit: &usize| {
+            let target: &Unit = &self.units[unit];
+            matches!(&self.of_node[target.target.0 as usize], Some(Ok(of)) if *of == unit)
+        };
         // Units were found in two sweeps; the order of their operators is topological.
-        let mut order: Vec<usize> = (0..self.units.len()).collect();
+        let mut order: Vec<usize> = (0..self.units.len()).filter(is_whole).collect();
         order.sort_by_key(|&unit| self.units[unit].target);
-        let mut position = vec![0; order.len()];
+        let mut position = vec![0; self.units.len()];
         for (new, &old) in order.iter().enumerate() {
             position[old] = new;
         }
-        self.units.sort_by_key(|unit| unit.target);
+        let units = order.iter().map(|&unit| self.units[unit].clone()).collect();
         let of_node = self
             .of_node
             .into_iter()
@@ -107,7 +130,7 @@ impl Search<'_> {
                 None => refuse!(UNIT, "the node stands between units"),
             })
             .collect();
-        Units { units: self.units, of_node }
+        Units { units, of_node }
     }
 
     fn is_settled(&self, id: NodeId) -> bool {
@@ -118,9 +141,10 @@ impl Search<'_> {
         self.of_node[id.0 as usize].get_or_insert(verdict);
     }
 
+    /// Whatever was said of the unit's nodes before: what it holds is its own, as `closed` has seen.
     fn take(&mut self, unit: Unit) {
         for &node in &unit.nodes {
-            self.settle(node, Ok(self.units.len()));
+            self.of_node[node.0 as usize] = Some(Ok(self.units.len()));
         }
         self.units.push(unit);
     }
@@ -147,9 +171,6 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "Gemm" => products::gemm,
         "MatMul" => products::matmul,
         "Add" => elements::add,
-        "Relu" => elements::relu,
-        "Clip" => elements::clip,
-        "LeakyRelu" => elements::leaky_relu,
         "MaxPool" => pools::max_pool,
         "AveragePool" => pools::average_pool,
         "GlobalAveragePool" => pools::global_average_pool,
@@ -157,6 +178,9 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "Reshape" => elements::reshape,
         "Squeeze" => elements::squeeze,
         "Unsqueeze" => elements::unsqueeze,
+        op if terms::is_operation(node) => {
+            return refuse!(OPERATOR, "{node}: no exact form of {op} of two tensors yet");
+        }
         _ => return refuse!(OPERATOR, "{node}: no exact form of {} yet", node.op),
     };
     if !node.is(&node.op) {

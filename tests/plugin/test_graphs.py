@@ -97,9 +97,24 @@ class Random(Layer):
             y = self.node("MatMul", inputs)
         self.give(y, self.codes(1.0), [shape[0], outputs])
 
+    def function(self) -> None:
+        """A function of one tensor, which may multiply that tensor."""
+        x, codes, shape = self.pick()
+        kind = str(self.random.choice(["Sigmoid", "Tanh", "HardSigmoid", "Abs", "Neg", "Relu", "LeakyRelu"]))
+        result = self.codes(0.01)
+        y = self.node(kind, [self.dequantise(x, codes)])
+        if self.random.random() < 0.5:
+            self.give(y, result, shape)
+            return
+        y = self.quantise(y, result)
+        if self.random.random() < 0.2:
+            self.flow.append((y, result, shape))
+        kind = str(self.random.choice(["Add", "Mul", "Max", "Sub"]))
+        self.give(self.node(kind, [self.dequantise(x, codes), self.dequantise(y, result)]), self.codes(0.05), shape)
+
     def refused(self) -> None:
         x, codes, shape = self.pick()
-        kind = str(self.random.choice(["Sigmoid", "Tanh", "Identity", "Softmax", "Transpose", "codes"]))
+        kind = str(self.random.choice(["Softsign", "Sin", "Identity", "Softmax", "Transpose", "codes"]))
         if kind == "codes":
             self.flow.append((self.node("Identity", [x]), codes, shape))
         elif kind == "Transpose":
@@ -109,8 +124,8 @@ class Random(Layer):
             self.give(self.node(kind, [self.dequantise(x, codes)]), self.codes(0.05), shape)
 
     def model(self) -> ModelProto:
-        steps = [self.convolution, self.addition, self.reshape, self.pool, self.matrix, self.refused]
-        for step in self.random.choice(len(steps), int(self.random.integers(3, 14)), p=[0.3, 0.25, 0.13, 0.12, 0.12, 0.08]):
+        steps = [self.convolution, self.addition, self.reshape, self.pool, self.matrix, self.function, self.refused]
+        for step in self.random.choice(len(steps), int(self.random.integers(3, 14)), p=[0.25, 0.2, 0.12, 0.12, 0.1, 0.13, 0.08]):
             steps[step]()
         self.outputs.append((self.dequantise(*self.flow[-1][:2]), TensorProto.FLOAT))
         outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in dict(self.outputs).items()]

@@ -1,7 +1,6 @@
-//! Units that work element by element, or only change a shape.
+//! Units that add two tensors, or only change a shape.
 
-use super::codes::Codes;
-use super::form::{Former, clip_range};
+use super::form::Former;
 use super::unit::{Kind, ShapeChange, Unit};
 use crate::graph::Tensor;
 use crate::refusal::{Refusal, refuse};
@@ -20,29 +19,6 @@ pub(super) fn add(mut unit: Former<'_>) -> Result<Unit, Refusal> {
         return refuse!(SCALE, "{node} has scales that come to terms of {terms:?}");
     }
     Ok(unit.finish(value, Kind::Add { first, second, result }))
-}
-
-/// Relu, where it is a step of its own.
-pub(super) fn relu(unit: Former<'_>) -> Result<Unit, Refusal> {
-    elementwise(unit, |value| if value > 0.0 { value } else { 0.0 })
-}
-
-/// Clip with constant bounds, where it is a step of its own.
-pub(super) fn clip(unit: Former<'_>) -> Result<Unit, Refusal> {
-    let node = unit.node();
-    match clip_range(unit.graph, node) {
-        Some((low, high)) if low <= high => {
-            elementwise(unit, |value| if value < low { low } else { value.min(high) })
-        }
-        Some((low, high)) => refuse!(ATTRIBUTE, "{node} has bounds {low} and {high}"),
-        None => refuse!(ATTRIBUTE, "{node} has bounds that are not constant float32"),
-    }
-}
-
-/// LeakyRelu.
-pub(super) fn leaky_relu(unit: Former<'_>) -> Result<Unit, Refusal> {
-    let alpha = unit.node().float("alpha").unwrap_or(0.01);
-    elementwise(unit, |value| if value >= 0.0 { value } else { alpha * value })
 }
 
 /// Flatten.
@@ -85,12 +61,6 @@ fn axes(unit: &Former<'_>) -> Result<Option<Vec<i64>>, Refusal> {
         Some(axes) => Ok(Some(axes)),
         None => refuse!(SHAPE, "{node} has axes that are not constant int64"),
     }
-}
-
-fn elementwise(mut unit: Former<'_>, function: impl Fn(f32) -> f32) -> Result<Unit, Refusal> {
-    let input = unit.activation(0)?;
-    let (value, output): (_, Codes) = unit.result()?;
-    Ok(unit.finish(value, Kind::Elementwise(input.table(output, function))))
 }
 
 fn reshaped(mut unit: Former<'_>, shape: ShapeChange) -> Result<Unit, Refusal> {

@@ -24,6 +24,16 @@ impl<'g> Former<'g> {
         Self { graph, target, nodes: vec![target], inputs: Vec::new() }
     }
 
+    /// Makes `node` part of the unit.
+    pub(super) fn include(&mut self, node: NodeId) {
+        self.nodes.push(node);
+    }
+
+    /// Makes `value` the next tensor that the unit reads.
+    pub(super) fn reads(&mut self, value: ValueId) {
+        self.inputs.push(value);
+    }
+
     /// The operator.
     pub(super) fn node(&self) -> &'g Node {
         self.graph.node(self.target)

@@ -60,6 +60,19 @@ fn a_residual_addition_joins_the_convolution_before_it() {
 }
 
 #[test]
+fn a_gate_over_the_tensor_that_it_multiplies_joins_the_convolution_before_it() {
+    let mut model = Model::new(6);
+    let input = model.code_input(&[1, 16, 4, 4], SIGNED);
+    let shape = [1, 16, 4, 4];
+    let conv = model.weighted("Conv", &input, &weighted(&[16, 16, 1, 1]), &[], (SIGNED, &shape));
+    let gate = model.unit("Sigmoid", &[&conv], &[], (RELU, &shape));
+    let product = model.unit("Mul", &[&conv, &gate], &[], (SIGNED, &shape));
+    model.code_output(&product);
+    let graph = model.finish();
+    insta::assert_snapshot!(stages(&graph, &[2, 16, 4, 4]));
+}
+
+#[test]
 fn a_product_with_a_flattened_image_is_a_convolution() {
     let mut model = Model::new(3);
     let input = model.code_input(&[1, 4, 2, 3], SIGNED);
@@ -101,8 +114,8 @@ fn verdicts_name_what_stays_behind() {
     let input = model.float_input(&[1, 4, 4, 4], SIGNED);
     let shape = [1, 4, 4, 4];
     let conv = model.weighted("Conv", &input, &weighted(&[4, 4, 1, 1]), &[], (SIGNED, &shape));
-    let tanh = model.unit("Tanh", &[&conv], &[], (SIGNED, &shape));
-    let conv = model.weighted("Conv", &tanh, &weighted(&[4, 4, 1, 1]), &[], (SIGNED, &shape));
+    let softsign = model.unit("Softsign", &[&conv], &[], (SIGNED, &shape));
+    let conv = model.weighted("Conv", &softsign, &weighted(&[4, 4, 1, 1]), &[], (SIGNED, &shape));
     model.float_output(&conv);
     let graph = model.finish();
     let plan = partition::plan(&graph, &Limits::REFERENCE);

@@ -1,0 +1,232 @@
+//! Units that are a function of one 8-bit tensor, whatever operators write it: a table of 256 codes.
+//!
+//! ```text
+//! DequantizeLinear -> Div by 6 -> QuantizeLinear                      one operator and a constant
+//! DequantizeLinear -> Div -> Erf -> QuantizeLinear                    floats between them
+//! x -> HardSigmoid -> QuantizeLinear -> DequantizeLinear -> Mul by x  steps with roundings between
+//! ```
+//!
+//! The proof that the table is right is that it has no more entries: every code went through the CPU
+//! provider's own arithmetic, with each rounding where it has one.
+
+use super::codes::{Codes, Table};
+use super::form::{Former, closed, is_dequantize};
+use super::terms::{Operation, Term, is_operation, operation};
+use super::unit::{Kind, Unit};
+use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
+use crate::refusal::{Refusal, refuse};
+use npu_uapi::requantise::{dequantise, quantise};
+use std::sync::Arc;
+
+/// Steps that a tensor's history is followed back, and operators that an expression may nest.
+const DEPTH: usize = 16;
+
+/// The unit that writes a value, where it is a table.
+pub(super) type Before<'a> = &'a dyn Fn(ValueId) -> Option<&'a Unit>;
+
+/// The unit around the operator `id`, when all that it reads comes from one 8-bit tensor through
+/// tables; `None` when it reads several tensors.
+///
+/// Units before it that only it reads become part of it.
+pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Option<Unit>, Refusal> {
+    let mut unit = Former::new(graph, id);
+    let node = unit.node();
+    let mut reader = Reader { graph, nodes: Vec::new(), leaves: Vec::new() };
+    let root = reader.operator(node, 0)?;
+    let (value, output) = unit.result()?;
+    let Reader { mut nodes, leaves, .. } = reader;
+    let Some(source) = common_source(&leaves, before) else {
+        return match leaves.is_empty() {
+            true => refuse!(UNIT, "{node} reads constants only; fold it"),
+            false => Ok(None),
+        };
+    };
+    let mut columns = Vec::with_capacity(leaves.len());
+    for &leaf in &leaves {
+        let (table, passed) = path(leaf, source, before);
+        nodes.extend(passed);
+        columns.push((leaf, table));
+    }
+    let mut table = [0; 256];
+    for (entry, code) in table.iter_mut().zip(0..=255) {
+        *entry = root.code(code, &columns, output)?;
+    }
+    nodes.into_iter().for_each(|node| unit.include(node));
+    unit.reads(source);
+    let unit = unit.finish(value, Kind::Elementwise(Arc::new(table)));
+    let is_merged = leaves.len() > 1 && !leaves.iter().all(|&leaf| leaf == source);
+    match closed(graph, unit) {
+        // Something between is read elsewhere, so each step stays a unit of its own.
+        Err(_) if is_merged => Ok(None),
+        closed => closed.map(Some),
+    }
+}
+
+/// Collects what an expression is made of.
+struct Reader<'g> {
+    graph: &'g Graph,
+    nodes: Vec<NodeId>,
+    /// The 8-bit tensors, each once.
+    leaves: Vec<ValueId>,
+}
+
+impl Reader<'_> {
+    /// The operator `node` with all that it reads.
+    fn operator(&mut self, node: &Node, depth: usize) -> Result<Root, Refusal> {
+        let (indices, operation) = operation(self.graph, node)?;
+        if depth > 0 && !operation.may_nest() {
+            return refuse!(
+                UNIT,
+                "{node} feeds float arithmetic, which the CPU may merge with it; quantise its output"
+            );
+        }
+        let terms = indices.into_iter().map(|index| self.operand(node, index, depth));
+        let terms = terms.collect::<Result<Vec<Term>, Refusal>>()?;
+        Ok(Root { name: node.to_string(), operation, terms })
+    }
+
+    fn operand(&mut self, node: &Node, index: usize, depth: usize) -> Result<Term, Refusal> {
+        let graph = self.graph;
+        let Some(value) = node.input(index) else {
+            return refuse!(UNIT, "{node} has no input {index}");
+        };
+        let found = graph.value(value);
+        if let Some(constant) = &found.constant {
+            return Ok(Term::Constant { value: self.scalar(node, constant)?, quantised: None });
+        }
+        let name = &found.name;
+        let Some(producer) = found.producer else {
+            return refuse!(UNIT, "{node} reads `{name}` as float; quantise it");
+        };
+        let before = graph.node(producer);
+        self.nodes.push(producer);
+        if is_dequantize(before) {
+            return self.dequantised(node, before);
+        }
+        if depth == DEPTH {
+            return refuse!(UNIT, "{node} stands behind {DEPTH} float operators");
+        }
+        if !is_operation(before) {
+            return refuse!(UNIT, "{node} reads `{name}` as float; quantise it");
+        }
+        let root = self.operator(before, depth + 1)?;
+        Ok(Term::Nested(Box::new((root.operation, root.terms))))
+    }
+
+    fn dequantised(&mut self, node: &Node, dequantize: &Node) -> Result<Term, Refusal> {
+        let Some(source) = dequantize.input(0) else {
+            return refuse!(UNIT, "{dequantize} has no input");
+        };
+        let codes = Codes::read(self.graph, dequantize)?;
+        let Some(constant) = &self.graph.value(source).constant else {
+            if !self.leaves.contains(&source) {
+                self.leaves.push(source);
+            }
+            return Ok(Term::Leaf { value: source, codes });
+        };
+        let code = self.single(node, constant)?;
+        if code.element != ElementType::U8 {
+            let found = code.element;
+            return refuse!(ELEMENT_TYPE, "{node} reads a constant of {found}; uint8 is taken");
+        }
+        let code = code.bytes[0];
+        let value = dequantise(code, codes.scale, codes.zero_point);
+        Ok(Term::Constant { value, quantised: Some((codes, code)) })
+    }
+
+    /// The only element of a float constant.
+    fn scalar(&self, node: &Node, constant: &Tensor) -> Result<f32, Refusal> {
+        match self.single(node, constant)?.as_f32().as_deref() {
+            Some(&[value]) => Ok(value),
+            _ => refuse!(ELEMENT_TYPE, "{node} reads {constant:?}; float32 constants are taken"),
+        }
+    }
+
+    /// `constant`, when it has one element and gives the result no further dimensions.
+    fn single<'t>(&self, node: &Node, constant: &'t Tensor) -> Result<&'t Tensor, Refusal> {
+        if constant.len() != 1 {
+            return refuse!(
+                SHAPE,
+                "{node} reads a constant of shape {:?}; one number for all elements is taken",
+                constant.shape
+            );
+        }
+        let rank =
+            |value: ValueId| Some(self.graph.value(value).ty.as_ref()?.shape.as_ref()?.len());
+        let flowing = node.inputs.iter().flatten().copied();
+        let flowing = flowing.filter(|&value| self.graph.value(value).constant.is_none());
+        let most = flowing.filter_map(rank).max().unwrap_or(0);
+        if constant.shape.len() > most {
+            return refuse!(
+                SHAPE,
+                "{node} reads a constant of shape {:?}, which has more dimensions than its other input; give it fewer",
+                constant.shape
+            );
+        }
+        Ok(constant)
+    }
+}
+
+/// The last operator of an expression.
+struct Root {
+    name: String,
+    operation: Operation,
+    terms: Vec<Term>,
+}
+
+impl Root {
+    /// The code that the expression comes to at `code` of its source.
+    fn code(&self, code: u8, columns: &[(ValueId, Table)], output: Codes) -> Result<u8, Refusal> {
+        let leaf = |value: ValueId| {
+            let column = columns.iter().find(|(leaf, _)| *leaf == value);
+            column.map_or(code, |(_, table)| table[usize::from(code)])
+        };
+        if let Some(code) = self.operation.fused(&self.terms, &leaf, output) {
+            return Ok(code);
+        }
+        let operands: Vec<f32> = self.terms.iter().map(|term| term.value(&leaf)).collect();
+        let (value, error) = self.operation.apply(&operands);
+        let found = quantise(value, output.scale, output.zero_point);
+        // Where only a bound of the provider's error is known, both ends must have the same code.
+        let ends = [value - error, value + error];
+        if error > 0.0
+            && ends.iter().any(|&end| quantise(end, output.scale, output.zero_point) != found)
+        {
+            return refuse!(
+                SCALE,
+                "{} comes so near a rounding tie at code {code} that the CPU's code is not certain; change the scale slightly",
+                self.name
+            );
+        }
+        Ok(found)
+    }
+}
+
+/// The nearest tensor that all of `leaves` come from through tables.
+fn common_source(leaves: &[ValueId], before: Before<'_>) -> Option<ValueId> {
+    let (&first, others) = leaves.split_first()?;
+    let others: Vec<Vec<ValueId>> = others.iter().map(|&leaf| history(leaf, before)).collect();
+    let candidates = if others.is_empty() { vec![first] } else { history(first, before) };
+    candidates.into_iter().find(|value| others.iter().all(|line| line.contains(value)))
+}
+
+/// `value` and the tensors that it comes from through tables, nearest first.
+fn history(value: ValueId, before: Before<'_>) -> Vec<ValueId> {
+    let back = |&value: &ValueId| before(value).map(|unit| unit.inputs[0]);
+    std::iter::successors(Some(value), back).take(DEPTH).collect()
+}
+
+/// The table from codes of `source` to those of `leaf`, and the nodes on the way.
+fn path(leaf: ValueId, source: ValueId, before: Before<'_>) -> (Table, Vec<NodeId>) {
+    let mut table: [u8; 256] = std::array::from_fn(|code| u8::try_from(code).unwrap_or(u8::MAX));
+    let (mut value, mut nodes) = (leaf, Vec::new());
+    while value != source {
+        let Some(unit) = before(value) else { break };
+        let Kind::Elementwise(step) = &unit.kind else { break };
+        // `table` leads from `value` to the leaf; one step further back comes first.
+        table = std::array::from_fn(|code| table[usize::from(step[code])]);
+        nodes.extend(&unit.nodes);
+        value = unit.inputs[0];
+    }
+    (Arc::new(table), nodes)
+}

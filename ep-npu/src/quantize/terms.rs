@@ -1,0 +1,253 @@
+//! What an expression is made of: operators on floats, and those that the CPU provider computes on codes.
+
+use super::codes::Codes;
+use super::form::clip_range;
+use super::functions;
+use crate::graph::{Graph, Node, ValueId};
+use crate::refusal::{Refusal, refuse};
+use npu_uapi::requantise::{AddTerms, MulTerms, add, dequantise, multiply};
+
+/// Where an operand comes from.
+pub(super) enum Term {
+    /// An 8-bit tensor, dequantised.
+    Leaf {
+        /// The tensor.
+        value: ValueId,
+        /// Its codes.
+        codes: Codes,
+    },
+    /// A constant.
+    Constant {
+        /// As a float.
+        value: f32,
+        /// As the model has it, when it is quantised.
+        quantised: Option<(Codes, u8)>,
+    },
+    /// The float result of an operator.
+    Nested(Box<(Operation, Vec<Term>)>),
+}
+
+impl Term {
+    /// The float, with the codes of tensors as `leaf` gives them.
+    pub(super) fn value(&self, leaf: &dyn Fn(ValueId) -> u8) -> f32 {
+        match self {
+            Self::Leaf { value, codes } => dequantise(leaf(*value), codes.scale, codes.zero_point),
+            Self::Constant { value, .. } => *value,
+            Self::Nested(nested) => {
+                let (operation, terms) = nested.as_ref();
+                let operands: Vec<f32> = terms.iter().map(|term| term.value(leaf)).collect();
+                operation.apply(&operands).0
+            }
+        }
+    }
+
+    /// Scale, zero point and code, when it is quantised.
+    fn code(&self, leaf: &dyn Fn(ValueId) -> u8) -> Option<((f32, u8), u8)> {
+        let (codes, code) = match self {
+            Self::Leaf { value, codes } => (*codes, leaf(*value)),
+            Self::Constant { quantised, .. } => (*quantised)?,
+            Self::Nested(_) => return None,
+        };
+        Some(((codes.scale, codes.zero_point), code))
+    }
+}
+
+/// An element-wise operator.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Operation {
+    Relu,
+    LeakyRelu(f32),
+    Clip(f32, f32),
+    Sigmoid,
+    HardSigmoid { alpha: f32, beta: f32 },
+    HardSwish,
+    Tanh,
+    Elu(f32),
+    Erf,
+    Exp,
+    Sqrt,
+    Abs,
+    Neg,
+    PRelu,
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Max,
+    Min,
+    Square,
+    Cube,
+}
+
+/// Whether `node` is an element-wise operator of this list.
+pub(super) fn is_operation(node: &Node) -> bool {
+    const NAMES: [&str; 21] = [
+        "Relu",
+        "LeakyRelu",
+        "Clip",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Sqrt",
+        "Abs",
+        "Neg",
+        "PRelu",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Max",
+        "Min",
+        "Pow",
+    ];
+    NAMES.iter().any(|name| node.is(name))
+}
+
+/// What `node` does, and which of its inputs are operands.
+pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Operation), Refusal> {
+    if !is_operation(node) {
+        return refuse!(OPERATOR, "{node} is not element-wise, or not known to be");
+    }
+    let float = |name: &str, otherwise| node.float(name).unwrap_or(otherwise);
+    let one = |operation| Ok((vec![0], operation));
+    let two = |operation| match node.inputs.len() {
+        2 => Ok((vec![0, 1], operation)),
+        inputs => refuse!(ATTRIBUTE, "{node} has {inputs} inputs; two are taken"),
+    };
+    match node.op.as_str() {
+        "Relu" => one(Operation::Relu),
+        "LeakyRelu" => one(Operation::LeakyRelu(float("alpha", 0.01))),
+        "Clip" => match clip_range(graph, node) {
+            Some((low, high)) if low <= high => one(Operation::Clip(low, high)),
+            Some((low, high)) => refuse!(ATTRIBUTE, "{node} has bounds {low} and {high}"),
+            None => refuse!(ATTRIBUTE, "{node} has bounds that are not constant float32"),
+        },
+        "Sigmoid" => one(Operation::Sigmoid),
+        "HardSigmoid" => {
+            let (alpha, beta) = (float("alpha", 0.2), float("beta", 0.5));
+            one(Operation::HardSigmoid { alpha, beta })
+        }
+        "HardSwish" => one(Operation::HardSwish),
+        "Tanh" => one(Operation::Tanh),
+        "Elu" => one(Operation::Elu(float("alpha", 1.0))),
+        "Erf" => one(Operation::Erf),
+        "Exp" => one(Operation::Exp),
+        "Sqrt" => one(Operation::Sqrt),
+        "Abs" => one(Operation::Abs),
+        "Neg" => one(Operation::Neg),
+        "PRelu" => two(Operation::PRelu),
+        "Add" => two(Operation::Add),
+        "Sub" => two(Operation::Sub),
+        "Mul" => two(Operation::Mul),
+        "Div" => two(Operation::Div),
+        "Max" => two(Operation::Max),
+        "Min" => two(Operation::Min),
+        _ => power(graph, node),
+    }
+}
+
+/// Pow by 2 and 3, which the CPU provider multiplies out.
+fn power(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Operation), Refusal> {
+    let exponent = graph.constant(node, 1).and_then(|tensor| tensor.as_f32());
+    match exponent.as_deref() {
+        Some(&[2.0]) => Ok((vec![0], Operation::Square)),
+        Some(&[3.0]) => Ok((vec![0], Operation::Cube)),
+        found => refuse!(ATTRIBUTE, "{node} has exponent {found:?}; 2 and 3 are taken"),
+    }
+}
+
+impl Operation {
+    /// Whether it may feed other float operators: the CPU provider merges some into one function of
+    /// its own, `x * Sigmoid(x)` for one, whose roundings are others.
+    pub(super) fn may_nest(self) -> bool {
+        !matches!(self, Self::Sigmoid | Self::Tanh | Self::Erf | Self::Elu(_))
+    }
+
+    /// The float result, and how far from it the CPU provider's may be.
+    pub(super) fn apply(self, operands: &[f32]) -> (f32, f32) {
+        let x = operands[0];
+        let second = || operands[1];
+        let value = match self {
+            Self::Relu => {
+                if x > 0.0 {
+                    x
+                } else {
+                    0.0
+                }
+            }
+            Self::LeakyRelu(alpha) => {
+                if x >= 0.0 {
+                    x
+                } else {
+                    alpha * x
+                }
+            }
+            Self::Clip(low, high) => {
+                if x < low {
+                    low
+                } else {
+                    x.min(high)
+                }
+            }
+            Self::Sigmoid => functions::logistic(x),
+            Self::HardSigmoid { alpha, beta } => functions::hard_sigmoid(x, alpha, beta),
+            Self::HardSwish => x * functions::hard_sigmoid(x, 1.0 / 6.0, 0.5),
+            Self::Tanh => functions::tanh(x),
+            Self::Elu(alpha) if x < 0.0 => {
+                let value = alpha * (functions::exp(x) - 1.0);
+                // The exponential is good to 2 steps of 2^-24, the difference cancels no more than that.
+                return (value, alpha.abs() * 2_f32.powi(-21));
+            }
+            Self::Elu(_) => x,
+            Self::Erf => functions::erf(x),
+            Self::Exp => functions::exp(x),
+            Self::Sqrt => x.sqrt(),
+            Self::Abs => x.abs(),
+            Self::Neg => -x,
+            Self::PRelu => {
+                if x > 0.0 {
+                    x
+                } else {
+                    x * second()
+                }
+            }
+            Self::Add => x + second(),
+            Self::Sub => x - second(),
+            Self::Mul => x * second(),
+            Self::Div => x / second(),
+            Self::Max => x.max(second()),
+            Self::Min => x.min(second()),
+            Self::Square => x * x,
+            Self::Cube => x * x * x,
+        };
+        (value, 0.0)
+    }
+
+    /// The code, where the CPU provider computes the operator on codes: Add and Mul whose operands
+    /// are all quantised.
+    pub(super) fn fused(
+        self,
+        terms: &[Term],
+        leaf: &dyn Fn(ValueId) -> u8,
+        output: Codes,
+    ) -> Option<u8> {
+        if !matches!(self, Self::Add | Self::Mul) {
+            return None;
+        }
+        let (first, a) = terms[0].code(leaf)?;
+        let (second, b) = terms[1].code(leaf)?;
+        let result = (output.scale, output.zero_point);
+        Some(match self {
+            Self::Mul => multiply(a, b, MulTerms::new(first, second, result)),
+            // A constant is its second operand, wherever the model has it.
+            _ if matches!(terms[0], Term::Constant { .. }) => {
+                add(b, a, AddTerms::new(second, first, result))
+            }
+            _ => add(a, b, AddTerms::new(first, second, result)),
+        })
+    }
+}

@@ -16,7 +16,7 @@ from npu_models.published import Published
 
 NAMES = [name for name in SETS["all" if os.environ.get("NPU_MODELS") == "all" else "quick"] if name not in RECIPES]
 # Those of which nothing may be left to the CPU.
-WHOLE: set[str] = set()
+WHOLE = {"oww-embedding"}
 
 
 def feeds(name: str, packages) -> list[dict[str, np.ndarray]]:

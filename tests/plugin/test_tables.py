@@ -19,6 +19,7 @@ class Graph:
 
     def __init__(self, seed: int, salt: int = 0, opset: int = 14):
         self.random = np.random.default_rng([seed, salt])
+        self.shape = ALL_CODES.shape
         self.nodes, self.constants, self.outputs, self.count, self.opset = [], [], [], 0, opset
 
     def constant(self, value, kind, shape=()) -> str:
@@ -55,7 +56,7 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(self.quantise(x, self.codes(about)), TensorProto.UINT8, None))
 
     def model(self) -> ModelProto:
-        x = helper.make_tensor_value_info("x", TensorProto.UINT8, ALL_CODES.shape)
+        x = helper.make_tensor_value_info("x", TensorProto.UINT8, self.shape)
         graph = helper.make_graph(self.nodes, "tables", [x], self.outputs, self.constants)
         return onnx_model(graph, self.opset)
 
@@ -183,6 +184,44 @@ def test_floats_between_operators(seed):
         gate = graph.node("HardSigmoid", [graph.dequantise("x", codes)], alpha=1 / 6)
         graph.end(graph.node("Mul", [gate, graph.dequantise("x", codes)]), 0.03)
     compare(graph)
+
+
+# Operators that may stand between floats, and what draws their further inputs.
+CHAIN = {
+    "Relu": [], "LeakyRelu": [], "HardSigmoid": [], "Abs": [], "Neg": [], "Exp": [],
+    "Add": ["any"], "Sub": ["any"], "Mul": ["any"], "Div": ["float"], "Max": ["any"], "Min": ["any"], "Clip": ["low", "high"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_chains_of_floats(seed):
+    graph = Graph(seed, 10)
+    others = {
+        "any": lambda: graph.quantised_constant() if graph.random.random() < 0.5 else graph.float_constant(),
+        "float": lambda: graph.float_constant(low=0.5),
+        "low": lambda: graph.constant(graph.random.choice([0, -1]), np.float32),
+        "high": lambda: graph.constant(graph.random.choice([1, 6]), np.float32),
+    }
+    for _ in range(BRANCHES):
+        y = graph.dequantise("x", graph.codes(0.02))
+        for kind in graph.random.choice(list(CHAIN), int(graph.random.integers(2, 5))):
+            inputs = [y, *(others[other]() for other in CHAIN[kind])]
+            y = graph.node(str(kind), inputs[::-1] if kind in ("Add", "Mul", "Sub") and graph.random.random() < 0.5 else inputs)
+        graph.end(y, 0.02)
+    compare(graph)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Mul"])
+def test_a_tensor_of_one_element_and_a_constant(kind):
+    graph = Graph(1, 11)
+    graph.shape = (1, 1, 1, 1)
+    for turn in range(BRANCHES):
+        inputs = [graph.dequantise("x", graph.codes(0.02)), graph.quantised_constant((1,) * (turn % 5))]
+        graph.end(graph.node(kind, inputs if turn % 2 else inputs[::-1]), 0.05)
+    model = graph.model().SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    for code in range(256):
+        sessions.assert_same(npu, reference, np.full(graph.shape, code, np.uint8), f"code {code}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

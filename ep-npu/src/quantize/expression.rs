@@ -137,7 +137,10 @@ impl Reader<'_> {
     /// The only element of a float constant.
     fn scalar(&self, node: &Node, constant: &Tensor) -> Result<f32, Refusal> {
         match self.single(node, constant)?.as_f32().as_deref() {
-            Some(&[value]) => Ok(value),
+            Some(&[value]) if value.is_finite() => Ok(value),
+            Some(&[value]) => {
+                refuse!(SCALE, "{node} reads the constant {value}; it must be finite")
+            }
             _ => refuse!(ELEMENT_TYPE, "{node} reads {constant:?}; float32 constants are taken"),
         }
     }
@@ -181,10 +184,18 @@ impl Root {
             let column = columns.iter().find(|(leaf, _)| *leaf == value);
             column.map_or(code, |(_, table)| table[usize::from(code)])
         };
-        if let Some(code) = self.operation.fused(&self.terms, &leaf, output) {
-            return Ok(code);
+        let name = &self.name;
+        match self.operation.fused(&self.terms, &leaf, output) {
+            Some(Ok(code)) => return Ok(code),
+            Some(Err(found)) => {
+                return refuse!(SCALE, "{name} has scales that come to a factor of {found}");
+            }
+            None => {}
         }
         let operands: Vec<f32> = self.terms.iter().map(|term| term.value(&leaf)).collect();
+        if operands.iter().any(|operand| operand.is_nan()) {
+            return refuse!(UNIT, "{name} reads NaN where its tensor has code {code}");
+        }
         let (value, error) = self.operation.apply(&operands);
         let found = quantise(value, output.scale, output.zero_point);
         // Where only a bound of the provider's error is known, both ends must have the same code.
@@ -194,8 +205,7 @@ impl Root {
         {
             return refuse!(
                 SCALE,
-                "{} comes so near a rounding tie at code {code} that the CPU's code is not certain; change the scale slightly",
-                self.name
+                "{name} comes so near a rounding tie at code {code} that the CPU's code is not certain; change the scale slightly"
             );
         }
         Ok(found)

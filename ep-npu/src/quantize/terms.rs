@@ -36,7 +36,9 @@ impl Term {
             Self::Nested(nested) => {
                 let (operation, terms) = nested.as_ref();
                 let operands: Vec<f32> = terms.iter().map(|term| term.value(leaf)).collect();
-                operation.apply(&operands).0
+                // What the CPU's kernels make of NaN differs from one to the next.
+                let is_nan = operands.iter().any(|operand| operand.is_nan());
+                if is_nan { f32::NAN } else { operation.apply(&operands).0 }
             }
         }
     }
@@ -112,7 +114,10 @@ pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Opera
     if !is_operation(node) {
         return refuse!(OPERATOR, "{node} is not element-wise, or not known to be");
     }
-    let float = |name: &str, otherwise| node.float(name).unwrap_or(otherwise);
+    let float = |name: &str, otherwise| match node.float(name).unwrap_or(otherwise) {
+        found if found.is_finite() => Ok(found),
+        found => refuse!(ATTRIBUTE, "{node} has {name} {found}; it must be finite"),
+    };
     let one = |operation| Ok((vec![0], operation));
     let two = |operation| match node.inputs.len() {
         2 => Ok((vec![0, 1], operation)),
@@ -120,7 +125,7 @@ pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Opera
     };
     match node.op.as_str() {
         "Relu" => one(Operation::Relu),
-        "LeakyRelu" => one(Operation::LeakyRelu(float("alpha", 0.01))),
+        "LeakyRelu" => one(Operation::LeakyRelu(float("alpha", 0.01)?)),
         "Clip" => match clip_range(graph, node) {
             Some((low, high)) if low <= high => one(Operation::Clip(low, high)),
             Some((low, high)) => refuse!(ATTRIBUTE, "{node} has bounds {low} and {high}"),
@@ -128,12 +133,12 @@ pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Opera
         },
         "Sigmoid" => one(Operation::Sigmoid),
         "HardSigmoid" => {
-            let (alpha, beta) = (float("alpha", 0.2), float("beta", 0.5));
+            let (alpha, beta) = (float("alpha", 0.2)?, float("beta", 0.5)?);
             one(Operation::HardSigmoid { alpha, beta })
         }
         "HardSwish" => one(Operation::HardSwish),
         "Tanh" => one(Operation::Tanh),
-        "Elu" => one(Operation::Elu(float("alpha", 1.0))),
+        "Elu" => one(Operation::Elu(float("alpha", 1.0)?)),
         "Erf" => one(Operation::Erf),
         "Exp" => one(Operation::Exp),
         "Sqrt" => one(Operation::Sqrt),
@@ -228,26 +233,30 @@ impl Operation {
     }
 
     /// The code, where the CPU provider computes the operator on codes: Add and Mul whose operands
-    /// are all quantised.
+    /// are all quantised. As an error, what their scales come to when that is no number.
     pub(super) fn fused(
         self,
         terms: &[Term],
         leaf: &dyn Fn(ValueId) -> u8,
         output: Codes,
-    ) -> Option<u8> {
+    ) -> Option<Result<u8, f32>> {
         if !matches!(self, Self::Add | Self::Mul) {
             return None;
         }
         let (first, a) = terms[0].code(leaf)?;
         let (second, b) = terms[1].code(leaf)?;
         let result = (output.scale, output.zero_point);
-        Some(match self {
-            Self::Mul => multiply(a, b, MulTerms::new(first, second, result)),
-            // A constant is its second operand, wherever the model has it.
-            _ if matches!(terms[0], Term::Constant { .. }) => {
-                add(b, a, AddTerms::new(second, first, result))
-            }
-            _ => add(a, b, AddTerms::new(first, second, result)),
-        })
+        if self == Self::Mul {
+            let terms = MulTerms::new(first, second, result);
+            let found = terms.multiplier;
+            return Some(if found.is_finite() { Ok(multiply(a, b, terms)) } else { Err(found) });
+        }
+        // A constant is the second operand of the CPU's addition, wherever the model has it.
+        let is_swapped = matches!(terms[0], Term::Constant { .. });
+        let [(first, a), (second, b)] =
+            if is_swapped { [(second, b), (first, a)] } else { [(first, a), (second, b)] };
+        let terms = AddTerms::new(first, second, result);
+        let broken = [terms.first, terms.second, terms.offset].into_iter().find(|t| !t.is_finite());
+        Some(broken.map_or_else(|| Ok(add(a, b, terms)), Err))
     }
 }

@@ -7,7 +7,7 @@
 //! has the instruction, as a share of what back-to-back `vpdpbusd` reaches on as many threads.
 #![expect(clippy::print_stdout, reason = "a report is what the program is for")]
 
-use kmod_sim::kernel::{Control, Isa, execute};
+use kmod_sim::kernel::{Control, Engine, Isa, execute};
 use kmod_sim::memory::Extent;
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
@@ -67,8 +67,8 @@ fn best(command: &Command, isa: Isa, workers: &dyn Workers) -> f64 {
         // SAFETY: `memory` outlives the runs below and is not touched meanwhile.
         .map(|m| Some(unsafe { Extent::from_raw(m.as_mut_ptr().cast(), m.len() * 8, true) }))
         .collect();
-    let (abort, heartbeat) = (AtomicBool::new(false), AtomicU64::new(0));
-    let control = Control { abort: &abort, heartbeat: &heartbeat };
+    let engine = Engine::default();
+    let control = Control::new(&engine);
     let (mut best, start) = (Duration::MAX, Instant::now());
     while start.elapsed() < Duration::from_millis(60) {
         let run = Instant::now();

@@ -278,7 +278,7 @@ impl Bounce {
     /// Bytes that the job only writes are read too, since it need not write all of them. Only where
     /// the client did not allow that, and could tell, they begin as zeros.
     pub(crate) fn gather(&self, control: &Control<'_>) -> Result<u64, Stop> {
-        let is_aborted = || control.abort.load(Ordering::Relaxed);
+        let is_aborted = || control.engine.end().is_some();
         let (mut at, mut moved) = (0, 0);
         for piece in self.pieces.iter() {
             let is_asked = matches!(&piece.place, Place::There(remote, _) if !remote.is_prompt());
@@ -289,7 +289,7 @@ impl Bounce {
                 let copied = unsafe { piece.place.copy_to(to, piece.len, &is_aborted) };
                 copied.map_err(|error| self.stop(error, (at, piece.len), false))?;
                 moved += piece.len;
-                control.heartbeat.fetch_add(1, Ordering::Relaxed);
+                control.engine.beat();
             }
             at += piece.len;
         }
@@ -301,7 +301,7 @@ impl Bounce {
         if self.used & access::WRITE == 0 {
             return Ok(0);
         }
-        let is_aborted = || control.abort.load(Ordering::Relaxed);
+        let is_aborted = || control.engine.end().is_some();
         let mut at = 0;
         for piece in self.pieces.iter() {
             let from = self.buffer.start().wrapping_add(usize_of(at));
@@ -309,7 +309,7 @@ impl Bounce {
             // piece of a slot that is written may be.
             let copied = unsafe { piece.place.copy_from(from, piece.len, &is_aborted) };
             copied.map_err(|error| self.stop(error, (at, piece.len), true))?;
-            control.heartbeat.fetch_add(1, Ordering::Relaxed);
+            control.engine.beat();
             at += piece.len;
         }
         Ok(at)

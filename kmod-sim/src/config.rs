@@ -1,25 +1,35 @@
 //! What a virtual device is made of, from the options in its device string: `macs=256,sram=512K`.
 
 use crate::inject::{InjectError, Plan};
+use crate::kernel::control::HANG;
 use npu_uapi::limits::Limits;
+use std::time::Duration;
 
 /// Sizes and modes of one virtual device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Config {
     /// What the device reports of itself.
     pub limits: Limits,
-    /// Threads that the driver should compute with; `None` leaves it to the driver.
+    /// Threads to compute with: the driver's, or in a process of its own the array's. `None` is as many as
+    /// the process may use.
     pub threads: Option<usize>,
     /// Fills the SRAM slot with a pattern before each job, so that reading what was never written shows.
     pub is_strict: bool,
     /// Faults that the device is to show.
     pub inject: Plan,
+    /// A job that makes no progress for as long is ended as hung.
+    pub hang: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        let limits = Limits::REFERENCE;
-        Self { limits, threads: None, is_strict: false, inject: Plan::default() }
+        Self {
+            limits: Limits::REFERENCE,
+            threads: None,
+            is_strict: false,
+            inject: Plan::default(),
+            hang: HANG,
+        }
     }
 }
 
@@ -31,6 +41,7 @@ pub const OPTIONS: &[(&str, &str)] = &[
     ("threads", "threads to compute with, 1 to 1024"),
     ("strict", "0 or 1; 1 poisons the SRAM before each job"),
     ("inject", "faults to show, KIND[@N][:ARG] joined by +, such as stuck-engine or slow-dma@3:20"),
+    ("hang_ms", "milliseconds without progress after which a job is ended, 10 to 600000"),
 ];
 
 /// Why options are refused.
@@ -100,6 +111,7 @@ impl Config {
                 self.threads = Some(usize::try_from(number(1, 1024)?).map_err(|_| bad())?);
             }
             "inject" => self.inject = Plan::parse(value)?,
+            "hang_ms" => self.hang = Duration::from_millis(number(10, 600_000)?.into()),
             "strict" => self.is_strict = number(0, 1)? == 1,
             "sram" => {
                 self.limits.sram_bytes =
@@ -129,11 +141,13 @@ mod tests {
 
     #[test]
     fn options_change_what_the_device_reports() {
-        let config = Config::parse("macs=256,sram=512K,mhz=800,threads=3,strict=1").unwrap();
+        let config =
+            Config::parse("macs=256,sram=512K,mhz=800,threads=3,strict=1,hang_ms=10").unwrap();
         assert_eq!(config.limits.macs_per_cycle, 256);
         assert_eq!(config.limits.sram_bytes, 512 << 10);
         assert_eq!(config.limits.clock_khz, 800_000);
         assert_eq!((config.threads, config.is_strict), (Some(3), true));
+        assert_eq!(config.hang, Duration::from_millis(10));
         assert!(config.limits.is_plausible());
         assert_eq!(Config::parse("").unwrap(), Config::default());
     }
@@ -146,7 +160,9 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_refused() {
-        for option in ["macs=0", "macs=x", "sram=1G", "sram=99999999999M", "strict=2", "mhz="] {
+        for option in
+            ["macs=0", "macs=x", "sram=1G", "sram=99999999999M", "strict=2", "mhz=", "hang_ms=9"]
+        {
             assert!(matches!(Config::parse(option), Err(ConfigError::Value { .. })), "{option}");
         }
         assert!(matches!(Config::parse("strict"), Err(ConfigError::NoValue { .. })));

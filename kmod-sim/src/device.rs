@@ -9,13 +9,14 @@
 //! The function has no thread. One of the threads that wait, or one that only [serves](Function::serve), executes the job that runs, command by
 //! command, with the lock released; all others can still read registers, abort and reset.
 
+use crate::array::{Array, Seat};
 use crate::config::Config;
 use crate::guest::MapError;
 use crate::inject::Injector;
 use crate::interrupt::{InterruptSink, Signals, Turn};
-use crate::kernel::{self, Control, Isa, IsaError};
+use crate::kernel::{Engine, Isa, IsaError};
 use crate::pci::Effect;
-use crate::state::{Ended, State, Step};
+use crate::state::State;
 use npu_uapi::addr::Iova;
 use npu_uapi::limits::Limits;
 use npu_uapi::queue::Counters;
@@ -23,8 +24,7 @@ use npu_uapi::reg::Register;
 use npu_uapi::regs::{self, Abort, Ctrl, HeartbeatHigh, HeartbeatLow, Kick, state};
 use npu_uapi::status::Status;
 use npu_uapi::workers::Workers;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long an unmap waits for a job to notice that it is to end. Kernels look every few milliseconds.
@@ -37,12 +37,13 @@ pub struct Function {
     isa: Isa,
     state: Mutex<State>,
     /// A command has ended.
-    ended: Condvar,
+    pub(crate) ended: Condvar,
     signals: Arc<Signals>,
-    injector: Arc<Injector>,
-    /// Tells the thread that executes a command to stop.
-    abort: AtomicBool,
-    heartbeat: AtomicU64,
+    pub(crate) injector: Arc<Injector>,
+    /// The command under way.
+    pub(crate) engine: Arc<Engine>,
+    /// Where the array is shared with other functions.
+    pub(crate) seat: Option<Seat>,
 }
 
 impl Function {
@@ -51,10 +52,27 @@ impl Function {
     /// # Errors
     /// `NPU_ISA` names kernels that do not exist or cannot run here.
     pub fn new(config: Config) -> Result<Self, IsaError> {
+        Self::with_seat(config, |_| None)
+    }
+
+    /// A function that shares `array` with others, and computes with its workers only.
+    ///
+    /// # Errors
+    /// As for [`Function::new`].
+    pub fn sharing(config: Config, array: Arc<Array>) -> Result<Self, IsaError> {
+        Self::with_seat(config, |engine| Some(Seat::new(array, Arc::clone(engine))))
+    }
+
+    fn with_seat(
+        config: Config,
+        seat: impl FnOnce(&Arc<Engine>) -> Option<Seat>,
+    ) -> Result<Self, IsaError> {
         let isa = Isa::detect()?;
         let vectors = usize::try_from(config.limits.vectors).unwrap_or(0);
         let signals = Arc::new(Signals::new(vectors));
         let injector = Arc::new(Injector::new(&config.inject));
+        let engine = Arc::default();
+        let seat = seat(&engine);
         Ok(Self {
             config,
             isa,
@@ -62,8 +80,8 @@ impl Function {
             ended: Condvar::new(),
             signals,
             injector,
-            abort: AtomicBool::new(false),
-            heartbeat: AtomicU64::new(0),
+            engine,
+            seat,
         })
     }
 
@@ -98,14 +116,31 @@ impl Function {
         self.isa
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         // Kernels run outside the lock; what is inside is consistent between any two method calls.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Tells the thread that executes a command, or waits for the array, to end it. Under the lock, so
+    /// that it is the command that was found active.
+    fn end_command(&self) {
+        self.engine.abort();
+        if let Some(seat) = &self.seat {
+            seat.wake();
+        }
+    }
+
     /// Reads the register at byte `offset` of BAR0; zero where there is none.
     pub fn read32(&self, offset: u32) -> u32 {
-        let beats = self.heartbeat.load(Ordering::Relaxed).to_le_bytes();
+        let beats = self.engine.heartbeat().to_le_bytes();
         let [a, b, c, d, e, f, g, h] = beats;
         match offset {
             HeartbeatLow::OFFSET => u32::from_le_bytes([a, b, c, d]),
@@ -132,7 +167,7 @@ impl Function {
             Abort::OFFSET => {
                 let queue = Abort::from_raw(value).get(Abort::QUEUE);
                 if u16::try_from(queue).is_ok_and(|queue| state.abort_queue(queue)) {
-                    self.abort.store(true, Ordering::Relaxed);
+                    self.end_command();
                 }
             }
             _ => {}
@@ -152,9 +187,9 @@ impl Function {
 
     /// Resets at once, or as soon as the command that executes has stopped.
     fn begin_reset(&self, state: &mut State) {
-        if state.running.as_ref().is_some_and(|running| running.is_active) {
+        if state.is_active() {
             state.set_state(state::QUIESCING);
-            self.abort.store(true, Ordering::Relaxed);
+            self.end_command();
         } else {
             state.reset();
         }
@@ -253,11 +288,8 @@ impl Function {
         let mut state = self.lock();
         // First, so that nothing new begins to use it, however fast the driver submits.
         let mapping = state.guest.take(iova, len)?;
-        while state.running.as_ref().is_some_and(|running| running.work.uses(range)) {
-            if !state.end_running(Status::ABORTED) {
-                continue;
-            }
-            self.abort.store(true, Ordering::Relaxed);
+        while state.end_users_of(range, Status::ABORTED) {
+            self.end_command();
             let now = Instant::now();
             if now >= deadline {
                 state.guest.put_back(iova, mapping);
@@ -267,8 +299,8 @@ impl Function {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.stop_queues_in(range);
-        if state.running.as_ref().is_some_and(|running| running.end.is_some()) {
-            self.abort.store(true, Ordering::Relaxed);
+        if state.running.iter().flatten().any(|running| running.end.is_some()) {
+            self.end_command();
         }
         Ok(())
     }
@@ -293,9 +325,10 @@ impl Function {
                 Turn::Raised(count) => return count,
                 Turn::TimedOut => return seen,
                 Turn::Drive(driving) => {
+                    let mut held = None;
                     while driving.goes_on(vector, seen) && Instant::now() < deadline {
                         driving.looks();
-                        if !self.step(workers) {
+                        if !self.step(workers, &mut held) {
                             break;
                         }
                         driving.found_work();
@@ -308,9 +341,10 @@ impl Function {
     /// Drives the device until it has nothing to do; whether this thread got to.
     pub fn drive(&self, workers: &dyn Workers) -> bool {
         let Some(driving) = self.signals.try_drive() else { return false };
+        let mut held = None;
         loop {
             driving.looks();
-            if !self.step(workers) {
+            if !self.step(workers, &mut held) {
                 return true;
             }
             driving.found_work();
@@ -326,9 +360,10 @@ impl Function {
     /// that has a thread of its own, since its driver lives elsewhere.
     pub fn serve(&self, workers: &dyn Workers) {
         while let Some(driving) = self.signals.wait_to_drive() {
+            let mut held = None;
             while !driving.is_stopped() {
                 driving.looks();
-                if !self.step(workers) {
+                if !self.step(workers, &mut held) {
                     break;
                 }
                 driving.found_work();
@@ -337,53 +372,11 @@ impl Function {
     }
 
     /// Ends [`Function::serve`] for ever, after the command that executes. Reset the function first to
-    /// end that command soon.
+    /// end that command soon. A job that waits for the array rests for ever.
     pub fn stop(&self) {
         self.signals.stop();
-    }
-
-    /// Does the next thing; false when there is nothing until a kick.
-    fn step(&self, workers: &dyn Workers) -> bool {
-        let mut state = self.lock();
-        let (work, index) = match state.step() {
-            Step::Idle => return false,
-            Step::Again => return true,
-            Step::Execute(work, index) => (work, index),
-        };
-        // Under the lock: whoever sees the command active after this sets the flag for this command.
-        self.abort.store(false, Ordering::Relaxed);
-        drop(state);
-        let mut ending = Ending { function: self, how: Ended::Broken };
-        self.heartbeat.fetch_add(1, Ordering::Relaxed);
-        self.injector.hold(&self.abort, &self.heartbeat);
-        let control = Control { abort: &self.abort, heartbeat: &self.heartbeat };
-        ending.how = match work.command(index) {
-            Some((command, _)) => {
-                let run = || {
-                    work.before(index, &control)?;
-                    kernel::execute(command, &work.slots.extents, self.isa, workers, &control)?;
-                    work.after(index, &control)
-                };
-                match run() {
-                    Ok(()) => Ended::Done,
-                    Err(stop) => Ended::Stopped(stop),
-                }
-            }
-            None => Ended::Broken,
-        };
-        true
-    }
-}
-
-/// Sees to it that a command that was begun is ended, even where a worker of the caller panics.
-struct Ending<'a> {
-    function: &'a Function,
-    how: Ended,
-}
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.function.lock().ended(self.how);
-        self.function.ended.notify_all();
+        if let Some(seat) = &self.seat {
+            seat.stop();
+        }
     }
 }

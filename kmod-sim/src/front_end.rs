@@ -6,7 +6,7 @@ use crate::job::{Commands, Running, Work};
 use crate::program::Program;
 use crate::queue::{Queue, overlaps};
 use crate::slots::{Bindings, Slots};
-use crate::state::State;
+use crate::state::{LOADER, State};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, Copy, Fill, Flags, Header, opcode as command_opcode};
 use npu_uapi::queue::{
@@ -73,33 +73,30 @@ impl State {
     /// Answers one admin entry.
     pub(crate) fn serve_admin(&mut self, fetched: Fetched) {
         let head = header(fetched.entry);
-        let answer = self.admin(fetched.entry);
         let victim = Victim { queue: 0, job: head.job, opcode: head.opcode };
+        let answer = match self.begin_load(fetched.entry) {
+            Ok(Some(work)) => {
+                self.running[LOADER] = Some(Running::new(0, head, fetched.permit, work));
+                return;
+            }
+            Ok(None) => self.admin(fetched.entry),
+            Err(problem) => Err(problem),
+        };
         self.answer(fetched.permit, victim, answer);
     }
 
-    /// Answers one entry of I/O queue `queue`, or makes it the job that runs.
-    pub(crate) fn begin(&mut self, (queue, context): (u16, u32), fetched: Fetched) {
+    /// Answers one entry of I/O queue `queue`, or makes it the job of its band.
+    pub(crate) fn begin(&mut self, (queue, context, band): (u16, u32, usize), fetched: Fetched) {
         let head = header(fetched.entry);
         let victim = Victim { queue, job: head.job, opcode: head.opcode };
-        match self.io(context, fetched.entry) {
+        match self.io((context, band), fetched.entry) {
             Ok(Begun::Answered(answer)) => self.answer(fetched.permit, victim, Ok(answer)),
             Err(problem) => self.answer(fetched.permit, victim, Err(problem)),
             Ok(Begun::Job(work)) => {
-                if self.config.is_strict {
-                    self.sram.poison();
-                }
-                self.running = Some(Running {
-                    queue,
-                    job: head.job,
-                    opcode: head.opcode,
-                    permit: fetched.permit,
-                    work,
-                    next: 0,
-                    cycles: 0,
-                    is_active: false,
-                    end: None,
-                });
+                let must_poison = self.config.is_strict && work.slots.has_sram;
+                let mut running = Running::new(queue, head, fetched.permit, work);
+                running.poison = must_poison.then(|| self.sram.bank(band).whole());
+                self.running[band] = Some(running);
             }
         }
     }
@@ -121,7 +118,6 @@ impl State {
                 self.create_context()
             }
             opcode::CREATE_QUEUE => self.create_queue(entry!(words, CreateQueue)),
-            opcode::LOAD_PROGRAM => self.load_program(entry!(words, LoadProgram)),
             opcode::BIND => self.bind(entry!(words, Bind)),
             opcode::DESTROY_CONTEXT => self.destroy_context(entry!(words, Destroy).id),
             opcode::DESTROY_QUEUE => self.destroy_queue(entry!(words, Destroy).id),
@@ -167,7 +163,7 @@ impl State {
         if u32::from(entry.vector) >= self.config.limits.vectors {
             return Err(invalid!(CreateQueue, vector));
         }
-        let Some(_band) = priority::band(entry.priority) else {
+        let Some(band) = priority::band(entry.priority) else {
             return Err(invalid!(CreateQueue, priority));
         };
         self.has_room(self.queues.len(), self.config.limits.queues)?;
@@ -175,7 +171,7 @@ impl State {
         let id = free.ok_or(Problem::new(Status::NO_RESOURCES))?;
         let log2 = (u32::from(entry.sq_log2), u32::from(entry.cq_log2));
         let identity = (id, entry.context, entry.vector);
-        let queue = self.open_queue(identity, entry.base, log2)?;
+        let queue = self.open_queue(identity, band, entry.base, log2)?;
         self.queues.push(queue);
         Ok(Answer { value: id.into(), ..Answer::default() })
     }
@@ -184,6 +180,7 @@ impl State {
     pub(crate) fn open_queue(
         &self,
         identity: (u16, u32, u16),
+        band: usize,
         base: npu_uapi::addr::Iova,
         (sq_log2, cq_log2): (u32, u32),
     ) -> Result<Queue, Problem> {
@@ -199,7 +196,7 @@ impl State {
         }
         let words = self.guest.words(base, layout.total_words())?;
         let rings = ring::Device::new(words, layout).map_err(|_| depth)?;
-        Ok(Queue::new(identity, (base.raw(), layout.total_bytes() as u64), rings))
+        Ok(Queue::new(identity, band, (base.raw(), layout.total_bytes() as u64), rings))
     }
 
     fn destroy_queue(&mut self, id: u32) -> Result<Answer, Problem> {
@@ -212,17 +209,28 @@ impl State {
         Ok(Answer::default())
     }
 
-    fn load_program(&mut self, entry: LoadProgram) -> Result<Answer, Problem> {
+    /// What an entry that loads a program is to do, once it is known to be in order; `None` for others.
+    fn begin_load(
+        &self,
+        words: [u32; ring::SUBMISSION_WORDS],
+    ) -> Result<Option<Arc<Work>>, Problem> {
+        if header(words).opcode != opcode::LOAD_PROGRAM {
+            return Ok(None);
+        }
+        let entry = entry!(words, LoadProgram);
         if !self.contexts.contains(&entry.context) {
             return Err(unknown!(LoadProgram, context));
         }
         self.has_room(self.programs.len(), self.config.limits.programs)?;
-        let image = (entry.image, entry.len);
-        let limits = &self.config.limits;
-        let program = Program::load(&self.guest, image, entry.context, limits)?;
+        let work = Work { commands: Commands::Load(entry), slots: Slots::default() };
+        Ok(Some(Arc::new(work)))
+    }
+
+    /// Takes up a program that was loaded.
+    pub(crate) fn add_program(&mut self, program: Program) -> Result<Answer, Problem> {
         let commands = |program: &Program| program.verified().commands().len();
         let loaded: usize = self.programs.values().map(|program| commands(program)).sum();
-        let most = usize::try_from(limits.commands).unwrap_or(usize::MAX);
+        let most = usize::try_from(self.config.limits.commands).unwrap_or(usize::MAX);
         if loaded + commands(&program) > most.saturating_mul(LARGEST_PROGRAMS) {
             return Err(Problem::new(Status::NO_RESOURCES));
         }
@@ -258,7 +266,11 @@ impl State {
         }
     }
 
-    fn io(&mut self, context: u32, words: [u32; ring::SUBMISSION_WORDS]) -> Result<Begun, Problem> {
+    fn io(
+        &mut self,
+        (context, band): (u32, usize),
+        words: [u32; ring::SUBMISSION_WORDS],
+    ) -> Result<Begun, Problem> {
         match header(words).opcode {
             opcode::NOP => {
                 let _ = entry!(words, Nop);
@@ -269,14 +281,14 @@ impl State {
                 let cycles = self.counters.cycles;
                 Ok(Begun::Answered(Answer { cycles, ..Answer::default() }))
             }
-            opcode::EXEC => self.exec(context, entry!(words, Exec)).map(Begun::Job),
+            opcode::EXEC => self.exec(context, band, entry!(words, Exec)).map(Begun::Job),
             opcode::COPY => self.copy(entry!(words, CopyEntry)),
             opcode::FILL => self.fill(entry!(words, FillEntry)),
             _ => Err(Problem::new(Status::UNKNOWN_OPCODE).at(0, 1)),
         }
     }
 
-    fn exec(&self, context: u32, entry: Exec) -> Result<Arc<Work>, Problem> {
+    fn exec(&mut self, context: u32, band: usize, entry: Exec) -> Result<Arc<Work>, Problem> {
         let program = self.programs.get(&entry.program);
         let program = program.filter(|program| program.context == context);
         let program = program.ok_or(unknown!(Exec, program))?;
@@ -290,7 +302,7 @@ impl State {
         };
         let slots = self.config.limits.slots;
         let overlay = Bindings::read(&self.guest, (entry.overlay, entry.count), slots)?;
-        let memory = (&self.guest, &self.sram);
+        let memory = (&self.guest, self.sram.bank(band));
         let slots = Slots::resolve(program.verified(), base, &overlay, memory)?;
         Ok(Arc::new(Work { commands: Commands::Program(Arc::clone(program)), slots }))
     }

@@ -9,9 +9,10 @@
 //! places that ask do so with one relaxed load while nothing is armed. What is armed outlives resets of the
 //! function, as a broken part would.
 
+use crate::kernel::{Control, Stop};
 use npu_uapi::queue::Completion;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -301,24 +302,25 @@ impl Injector {
         }
     }
 
-    /// Holds a command up where it is to be slow or stuck, until `abort` ends its job. A stuck one does
-    /// not beat, a slow one does.
-    pub(crate) fn hold(&self, abort: &AtomicBool, heartbeat: &AtomicU64) {
-        if self.armed.load(Relaxed) == 0 {
-            return;
-        }
+    /// Holds a command up where memory is slow, until its job is to end. It beats meanwhile.
+    pub(crate) fn slow(&self, control: &Control<'_>) {
         if let Some(millis) = self.fires(Kind::SlowDma) {
             let end = Instant::now() + Duration::from_millis(millis.into());
-            while !abort.load(Relaxed) && Instant::now() < end {
+            while control.engine.end().is_none() && Instant::now() < end {
                 std::thread::sleep(STEP.min(end.saturating_duration_since(Instant::now())));
-                heartbeat.fetch_add(1, Relaxed);
+                control.engine.beat();
             }
         }
-        if self.fires(Kind::StuckEngine).is_some() {
-            while !abort.load(Relaxed) {
-                std::thread::sleep(STEP);
-            }
-        }
+    }
+
+    /// Whether memory may be slow.
+    pub(crate) fn may_be_slow(&self) -> bool {
+        self.armed.load(Relaxed) & Kind::SlowDma.bit() != 0
+    }
+
+    /// Holds a command up where the engine is stuck, without a beat, until its job is ended.
+    pub(crate) fn stick(&self, control: &Control<'_>) -> Result<(), Stop> {
+        if self.fires(Kind::StuckEngine).is_some() { control.stall(None) } else { Ok(()) }
     }
 
     /// Makes a reply late where it is to be.
@@ -337,6 +339,7 @@ impl Injector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Engine;
 
     #[test]
     fn a_fault_happens_at_its_occurrence_as_often_as_it_says_and_no_more() {
@@ -363,17 +366,18 @@ mod tests {
     #[test]
     fn a_stuck_command_is_held_until_its_job_is_to_end() {
         let injector = Injector::new(&Plan::parse("stuck-engine").unwrap());
-        let (abort, beats) = (AtomicBool::new(false), AtomicU64::new(0));
+        let engine = Engine::default();
+        let control = Control { hang: Duration::from_secs(600), ..Control::new(&engine) };
         std::thread::scope(|scope| {
-            let held = scope.spawn(|| injector.hold(&abort, &beats));
+            let held = scope.spawn(|| injector.stick(&control));
             while injector.happened(Kind::StuckEngine) == 0 {
                 std::thread::yield_now();
             }
             assert!(!held.is_finished());
-            abort.store(true, Relaxed);
-            held.join().unwrap();
+            engine.abort();
+            assert_eq!(held.join().unwrap(), Err(Stop::Aborted));
         });
-        assert_eq!(beats.into_inner(), 0);
+        assert_eq!(engine.heartbeat(), 0);
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! The job that runs: its commands, the memory of its slots, and how far it has come.
+//! A job that was begun: its commands, the memory of its slots, and how far it has come.
 
 use crate::counters::Charge;
-use crate::kernel::{Control, Stop};
+use crate::kernel::control::Place;
+use crate::memory::Extent;
 use crate::program::Program;
 use crate::queue::overlaps;
 use crate::slots::Slots;
 use npu_uapi::command::Command;
+use npu_uapi::queue::{EntryHeader, LoadProgram};
 use npu_uapi::ring::Permit;
 use npu_uapi::status::Status;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ pub(crate) enum Commands {
     Program(Arc<Program>),
     /// A transfer: one command, with its cost.
     One(Box<(Command, Charge)>),
+    /// None: an image is loaded.
+    Load(LoadProgram),
 }
 
 impl Work {
@@ -32,18 +36,8 @@ impl Work {
         match &self.commands {
             Commands::Program(program) => program.command(index),
             Commands::One(one) => (index == 0).then_some((&one.0, one.1)),
+            Commands::Load(_) => None,
         }
-    }
-
-    /// What comes before command `index`: the slots are brought here, once.
-    pub(crate) fn before(&self, index: usize, control: &Control<'_>) -> Result<(), Stop> {
-        if index == 0 { self.slots.gather(control) } else { Ok(()) }
-    }
-
-    /// What comes after it: the results are taken where they belong, once.
-    pub(crate) fn after(&self, index: usize, control: &Control<'_>) -> Result<(), Stop> {
-        let is_last = self.command(index + 1).is_none();
-        if is_last { self.slots.scatter(control) } else { Ok(()) }
     }
 
     /// Whether the job reaches memory in the IOVA range `(start, len)`.
@@ -52,7 +46,8 @@ impl Work {
     }
 }
 
-/// A job under way. Between two commands it rests, and any thread may go on with it.
+/// A job under way. It rests between two commands, and where others come first between two chunks of one;
+/// any thread may go on with it.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) queue: u16,
@@ -60,12 +55,83 @@ pub(crate) struct Running {
     pub(crate) opcode: u8,
     pub(crate) permit: Permit,
     pub(crate) work: Arc<Work>,
+    /// The SRAM to poison before the first command.
+    pub(crate) poison: Option<Extent>,
+    /// Whether slots that are not one piece of memory are yet to be brought here, and back.
+    pub(crate) must_gather: bool,
+    pub(crate) must_scatter: bool,
     /// The next command, or the one that is executed now.
     pub(crate) next: usize,
+    /// How far that one had come when it was preempted.
+    pub(crate) place: Place,
     /// Modelled cycles so far.
     pub(crate) cycles: u64,
     /// Whether a thread executes a command of it now.
     pub(crate) is_active: bool,
     /// Why it is to end before its last command.
     pub(crate) end: Option<Status>,
+}
+
+impl Running {
+    /// A job that has done nothing yet.
+    pub(crate) fn new(queue: u16, head: EntryHeader, permit: Permit, work: Arc<Work>) -> Self {
+        let is_bounced = work.slots.is_bounced();
+        Self {
+            queue,
+            job: head.job,
+            opcode: head.opcode,
+            permit,
+            work,
+            poison: None,
+            must_gather: is_bounced,
+            must_scatter: is_bounced,
+            next: 0,
+            place: Place::default(),
+            cycles: 0,
+            is_active: false,
+            end: None,
+        }
+    }
+
+    /// What a thread does of it next.
+    pub(crate) fn what(&self) -> What {
+        match (&self.work.commands, self.poison) {
+            (Commands::Load(entry), _) => What::Load(*entry),
+            (_, Some(bank)) => What::Poison(bank),
+            _ if self.must_gather => What::Gather,
+            _ if self.work.command(self.next).is_some() => What::Command(self.next),
+            _ if self.must_scatter => What::Scatter,
+            _ => What::Nothing,
+        }
+    }
+}
+
+/// What the thread that drives executes with the lock released.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) work: Arc<Work>,
+    pub(crate) what: What,
+    /// Where to resume it.
+    pub(crate) place: Place,
+    /// The band of its job.
+    pub(crate) band: usize,
+    /// Whether there are queues whose entries come before it.
+    pub(crate) is_watched: bool,
+}
+
+/// A part of a job.
+#[derive(Debug)]
+pub(crate) enum What {
+    /// Overwrite the SRAM, in strict mode.
+    Poison(Extent),
+    /// Bring the slots here that are not one piece of memory.
+    Gather,
+    /// Execute the command of this index.
+    Command(usize),
+    /// Take them back.
+    Scatter,
+    /// It is done.
+    Nothing,
+    /// Load an image.
+    Load(LoadProgram),
 }

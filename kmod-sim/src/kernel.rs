@@ -7,7 +7,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `operand` | operands resolved to memory |
-//! | `split` | chunks over workers, abort, heartbeat |
+//! | `control` | abort, preemption, heartbeat |
+//! | `split` | chunks over workers, stopped and resumed between two |
 //! | `stage` | the output stage, one scalar at a time |
 //! | `conv` | CONV and MATMUL |
 //! | `binary`, `pool`, `table`, `layout`, `copy` | the other commands |
@@ -19,6 +20,7 @@
 //! says: kernels differ in what they make of other bytes there.
 
 pub(crate) mod binary;
+pub(crate) mod control;
 pub(crate) mod conv;
 pub(crate) mod copy;
 pub(crate) mod layout;
@@ -33,6 +35,8 @@ pub(crate) mod vector;
 #[cfg(test)]
 mod tests;
 
+pub use control::{Control, Engine};
+
 use crate::memory::Extent;
 use npu_uapi::command::{Command, Dims, Flags};
 use npu_uapi::extent::{Access, accesses, feature_maps};
@@ -40,7 +44,6 @@ use npu_uapi::status::Status;
 use npu_uapi::workers::Workers;
 use operand::Slots;
 use split::Split;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -104,20 +107,15 @@ impl Isa {
     }
 }
 
-/// What ends a command early, and what shows that it lives.
-#[derive(Clone, Copy, Debug)]
-pub struct Control<'a> {
-    /// Set by whoever wants the job to end; polled at least every 2^24 multiply-accumulates a worker.
-    pub abort: &'a AtomicBool,
-    /// Counts up as chunks of work end.
-    pub heartbeat: &'a AtomicU64,
-}
-
 /// Why a command did not run to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stop {
-    /// [`Control::abort`] was set; the command's results are undefined.
+    /// [`Engine::abort`]; the command's results are undefined.
     Aborted,
+    /// Others come first; the same call resumes the command where it stopped.
+    Preempted,
+    /// It made no progress; the command's results are undefined.
+    Hung,
     /// An operand is not what the slots allow; nothing was read or written.
     Fault {
         /// The operand.
@@ -130,6 +128,11 @@ pub enum Stop {
 /// Runs one command on the memory of `slots`.
 ///
 /// Every operand is checked against its slot first, whatever a verifier proved before.
+///
+/// # Errors
+/// A fault, or what `control` asked for. After [`Stop::Preempted`] the same call goes on: with the same
+/// command, slots, `isa` and engine, other workers if need be. Operands that were read before the first
+/// chunk (tables, channel records) are read again.
 pub fn execute(
     command: &Command,
     slots: &[Option<Extent>],
@@ -154,6 +157,16 @@ pub fn execute(
         Command::Fill(c) => copy::fill(c, slots, &split),
         Command::End(_) => Ok(()),
     }
+}
+
+/// Sets all of `memory` to `value`, as a command would.
+pub(crate) fn poison(
+    memory: Extent,
+    value: u8,
+    workers: &dyn Workers,
+    control: &Control<'_>,
+) -> Result<(), Stop> {
+    copy::fill_all(&memory, value, &Split { workers, control })
 }
 
 /// The device's own protection: what the kernels below take for granted.

@@ -13,10 +13,12 @@
 //! [`Function`]; a driver in the same process calls it directly, others through a socket
 //! (module `server`, with feature `server`).
 
+mod array;
 mod bounce;
 mod config;
 mod counters;
 mod device;
+mod execute;
 mod fault;
 mod front_end;
 mod guest;
@@ -38,6 +40,7 @@ mod state;
 pub mod timing;
 pub mod walker;
 
+pub use array::Array;
 pub use config::{Config, ConfigError, OPTIONS};
 pub use device::Function;
 pub use guest::MapError;

@@ -45,11 +45,6 @@ fn device_options() -> String {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    if arguments.device.threads.is_some() {
-        anyhow::bail!(
-            "`threads` is for a device in the driver's process; here each has one thread"
-        );
-    }
     // Before any thread, so that all inherit it and the signals wait for the one that takes them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("cannot block signals")?;

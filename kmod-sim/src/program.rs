@@ -2,7 +2,6 @@
 
 use crate::counters::Charge;
 use crate::fault::Problem;
-use crate::guest::Guest;
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::command::Command;
 use npu_uapi::image::{Image, ImageError, slot_kind};
@@ -21,12 +20,14 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Copies, decodes and verifies the image of `len` bytes at `image`.
+    /// Has `read` copy the image of `len` bytes at `image`; decodes and verifies it. Where `is_to_end`
+    /// says so between two of these, what is returned is of no use.
     pub(crate) fn load(
-        guest: &Guest,
         (image, len): (Iova, u64),
         context: u32,
         limits: &Limits,
+        read: impl FnOnce(&mut [u8]) -> Result<(), Problem>,
+        is_to_end: &dyn Fn() -> bool,
     ) -> Result<Self, Problem> {
         let too_long = Problem::new(Status::PROGRAM_REFUSED).cause(Rule::ImageSize.number());
         let too_long = too_long.at(0, len).iova(image);
@@ -34,10 +35,14 @@ impl Program {
             return Err(too_long);
         }
         let mut bytes = vec![0; usize::try_from(len).map_err(|_| too_long)?];
-        guest.read(image, &mut bytes)?;
+        read(&mut bytes)?;
+        let ended = || if is_to_end() { Err(Problem::new(Status::ABORTED)) } else { Ok(()) };
+        ended()?;
         let image = Image::from_bytes(&bytes).map_err(|error| malformed(&error))?;
+        ended()?;
         let verified =
             verify(&image, limits).map_err(|refusal| Problem::from_record(refusal.fault()))?;
+        ended()?;
         let charges = charges(&verified, limits);
         Ok(Self { context, verified, charges })
     }

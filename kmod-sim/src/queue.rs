@@ -10,6 +10,8 @@ pub(crate) struct Queue {
     pub(crate) id: u16,
     /// The context its jobs run in; 0 for the admin queue.
     pub(crate) context: u32,
+    /// The band of its jobs, 0 for the one that goes first; of no meaning for the admin queue.
+    pub(crate) band: usize,
     /// The vector of its completions.
     pub(crate) vector: u16,
     /// IOVA range of the rings, `(start, len)`.
@@ -20,10 +22,11 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn new(
         (id, context, vector): (u16, u32, u16),
+        band: usize,
         region: (u64, u64),
         rings: ring::Device<GuestWords>,
     ) -> Self {
-        Self { id, context, vector, region, rings }
+        Self { id, context, band, vector, region, rings }
     }
 
     pub(crate) fn pop(&mut self) -> Result<Option<Fetched>, RingError> {
@@ -44,6 +47,11 @@ impl Queue {
     /// Jobs that were submitted and not yet answered, as far as the driver's word for it can be.
     pub(crate) fn in_flight(&self) -> u32 {
         self.rings.in_flight()
+    }
+
+    /// Whether an entry waits, or the rings are broken.
+    pub(crate) fn has_entry(&self) -> bool {
+        self.rings.has_entry()
     }
 
     /// Says that the device sleeps unless kicked; whether that holds.

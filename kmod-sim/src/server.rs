@@ -9,12 +9,9 @@
 //! ```
 //!
 //! Each connection is a PCI function of its own: nothing that one client does reaches another, but for
-//! the time that both spend on the same processors. A message that makes no sense is refused with an
+//! the time that both spend on the one array of the server ([`crate::Array`]), which is shared fairly. A message that makes no sense is refused with an
 //! error number; one whose size makes no sense ends the connection; neither ends the server. When a
 //! client goes, its jobs are aborted, its memory unmapped, its descriptors closed and its threads joined.
-//!
-//! Not there yet: each function computes on one thread, so that functions share the processors as the
-//! system's scheduler has it.
 
 mod client;
 mod files;
@@ -30,6 +27,7 @@ mod socket;
 mod vectors;
 mod window;
 
+use crate::array::Array;
 use crate::config::Config;
 use crate::kernel::{Isa, IsaError};
 use listener::{Listener, Who};
@@ -37,6 +35,7 @@ use manage::Manage;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use npu_uapi::vfio_user::errno;
+use npu_workers::Pool;
 use roster::{Place, Roster};
 use std::io;
 use std::os::fd::AsFd;
@@ -109,6 +108,8 @@ pub struct Server {
     listener: Listener,
     manage: Option<Manage>,
     options: Options,
+    /// What the functions of all clients compute on.
+    array: Arc<Array>,
     stop: Arc<EventFd>,
     roster: Roster,
 }
@@ -136,10 +137,12 @@ impl Server {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = EventFd::from_flags(flags)
             .map_err(|error| ServerError::Listen { path: path.to_owned(), source: error.into() })?;
+        let threads = options.config.threads.unwrap_or_else(Pool::default_count);
         Ok(Self {
             listener,
             manage: None,
             options,
+            array: Arc::new(Array::new(Box::new(Pool::new(threads)), options.config.hang)),
             stop: Arc::new(stop),
             roster: Roster::default(),
         })
@@ -248,7 +251,7 @@ impl Server {
             log("refused: too many clients");
             refuse(&client.stream).map_err(client::ClientError::from)
         } else {
-            client::serve(place, self.options.config, &log)
+            client::serve(place, (self.options.config, &self.array), &log)
         };
         if let Err(error) = ended {
             log(&error.to_string());

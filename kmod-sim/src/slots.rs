@@ -6,7 +6,7 @@ use crate::guest::{Guest, Reached};
 use crate::kernel::{Control, Stop};
 use crate::memory::Extent;
 use crate::queue::overlaps;
-use crate::sram::Sram;
+use crate::sram::Bank;
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::image::{SlotDecl, slot_kind};
 use npu_uapi::queue::{Binding, access};
@@ -64,6 +64,8 @@ pub(crate) struct Slots {
     pub(crate) extents: Vec<Option<Extent>>,
     /// The IOVA ranges behind them, `(start, len)`.
     pub(crate) ranges: Vec<(u64, u64)>,
+    /// Whether one of them is SRAM.
+    pub(crate) has_sram: bool,
     /// Those that are not one piece of memory.
     bounces: Vec<Bounce>,
     /// Bytes that went through the buffers of `bounces` so far.
@@ -76,7 +78,7 @@ impl Slots {
         program: &Verified,
         base: &Bindings,
         overlay: &Bindings,
-        (guest, sram): (&Guest, &Sram),
+        (guest, sram): (&Guest, &Bank),
     ) -> Result<Self, Problem> {
         let declared = program.slots();
         let mut bound: Vec<Option<&Binding>> = vec![None; declared.len()];
@@ -100,6 +102,7 @@ impl Slots {
                 let extent = sram.extent(sram_offset, decl.len);
                 let extent = extent.ok_or(Problem::new(Status::SLOT_TOO_SMALL).slot(id))?;
                 slots.extents[index] = Some(extent);
+                slots.has_sram |= decl.len > 0;
                 sram_offset += decl.len.next_multiple_of(64);
             } else if used != 0 {
                 let unbound = Problem::new(Status::UNBOUND_SLOT).slot(id).at(0, decl.len);
@@ -154,6 +157,11 @@ impl Slots {
             }
         }
         Ok(())
+    }
+
+    /// Whether there are any that are not one piece of memory.
+    pub(crate) fn is_bounced(&self) -> bool {
+        !self.bounces.is_empty()
     }
 
     /// Fills the buffers of slots that are not one piece of memory. Before the first command, and not

@@ -1,27 +1,52 @@
-//! On-chip memory: one buffer a function, lent to the job that runs.
+//! On-chip memory: a bank for each band of priorities, lent to the job that is under way in it.
+//!
+//! A job that rests while one of a higher band runs keeps what it has there, so each band has a bank of
+//! the whole size. Banks are allocated when a band's first job comes; a device whose queues all have one
+//! priority has one.
 
 use crate::memory::Extent;
+use npu_uapi::queue::priority;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// What an undefined byte holds in strict mode.
-const POISON: u8 = 0xa5;
+pub(crate) const POISON: u8 = 0xa5;
 
 /// The SRAM of a function. Undefined at the start of a job; poisoned in strict mode.
 #[derive(Debug)]
 pub(crate) struct Sram {
+    layout: Layout,
+    banks: [Option<Bank>; priority::COUNT],
+}
+
+impl Sram {
+    /// Banks of `len` bytes, as the configuration bounds them, and what aligning 256 slots to 64 bytes
+    /// takes.
+    pub(crate) fn new(len: usize) -> Self {
+        let layout = Layout::from_size_align(len + 256 * 64, 64);
+        let layout = layout.expect("the configuration bounds the SRAM");
+        Self { layout, banks: Default::default() }
+    }
+
+    /// The bank of `band`.
+    pub(crate) fn bank(&mut self, band: usize) -> &Bank {
+        let layout = self.layout;
+        self.banks[band].get_or_insert_with(|| Bank::new(layout))
+    }
+}
+
+/// The memory of one job at a time.
+#[derive(Debug)]
+pub(crate) struct Bank {
     start: NonNull<u8>,
     layout: Layout,
 }
 
 // SAFETY: the buffer is owned; what points into it goes through raw accesses of one job at a time.
-unsafe impl Send for Sram {}
+unsafe impl Send for Bank {}
 
-impl Sram {
-    /// `len` bytes, as the configuration bounds them, and what aligning 256 slots to 64 bytes takes.
-    pub(crate) fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len + 256 * 64, 64);
-        let layout = layout.expect("the configuration bounds the SRAM");
+impl Bank {
+    fn new(layout: Layout) -> Self {
         // SAFETY: the size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
@@ -41,14 +66,14 @@ impl Sram {
         Some(unsafe { Extent::from_raw(start, len, true) })
     }
 
-    /// Overwrites everything; no job may be running.
-    pub(crate) fn poison(&self) {
-        // SAFETY: the buffer has this size, and the caller has no job running.
-        unsafe { self.start.as_ptr().write_bytes(POISON, self.layout.size()) }
+    /// All of it.
+    pub(crate) fn whole(&self) -> Extent {
+        // SAFETY: as above.
+        unsafe { Extent::from_raw(self.start.as_ptr(), self.layout.size(), true) }
     }
 }
 
-impl Drop for Sram {
+impl Drop for Bank {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with the same layout.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }

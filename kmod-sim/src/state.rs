@@ -3,14 +3,15 @@
 //! No method here waits or computes; commands execute in [`crate::device`], outside the lock.
 
 use crate::config::Config;
-use crate::counters::{Charge, charge};
+use crate::counters::charge;
 use crate::fault::{FaultRing, Problem, Victim};
 use crate::front_end::{Answer, header};
 use crate::guest::Guest;
 use crate::inject::{Injector, Kind};
 use crate::interrupt::Signals;
-use crate::job::{Running, Work};
+use crate::job::{Running, Task, What};
 use crate::kernel::Stop;
+use crate::kernel::control::Place;
 use crate::pci::Pci;
 use crate::program::Program;
 use crate::queue::{Queue, overlaps};
@@ -19,7 +20,7 @@ use crate::slots::Bindings;
 use crate::sram::Sram;
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::command::ISA_VERSION;
-use npu_uapi::queue::{Completion, Counters, access};
+use npu_uapi::queue::{Completion, Counters, access, priority};
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{
     ABI, AbiRange, AdminBaseHigh, AdminBaseLow, AdminSize, Ctrl, FaultBaseHigh, FaultBaseLow,
@@ -51,9 +52,10 @@ pub(crate) struct State {
     pub(crate) last_id: u32,
     pub(crate) admin: Option<Queue>,
     pub(crate) queues: Vec<Queue>,
-    /// Index in `queues` of the one to look at next.
-    turn: usize,
-    pub(crate) running: Option<Running>,
+    /// By band, index in `queues` of the one to look at next.
+    turns: [usize; priority::COUNT],
+    /// The job of each band that was begun, and what the admin queue loads. One of them is active at most.
+    pub(crate) running: [Option<Running>; LOADER + 1],
     resets: u32,
 }
 
@@ -63,14 +65,18 @@ pub(crate) enum Step {
     Idle,
     /// Look again.
     Again,
-    /// Execute this command of the job that runs.
-    Execute(Arc<Work>, usize),
+    /// Execute this part of a job.
+    Execute(Task),
 }
 
-/// How a command ended.
-#[derive(Clone, Copy, Debug)]
+/// Index in [`State::running`] of what the admin queue loads, behind the bands.
+pub(crate) const LOADER: usize = priority::COUNT;
+
+/// How a part of a job ended.
+#[derive(Debug)]
 pub(crate) enum Ended {
     Done,
+    Loaded(Result<Program, Problem>),
     Stopped(Stop),
     /// A kernel panicked.
     Broken,
@@ -97,8 +103,8 @@ impl State {
             last_id: 0,
             admin: None,
             queues: Vec::new(),
-            turn: 0,
-            running: None,
+            turns: [0; priority::COUNT],
+            running: Default::default(),
             resets: 0,
         };
         new.set_constants();
@@ -135,7 +141,7 @@ impl State {
         let size: AdminSize = self.regs.get();
         let log2 = (size.get(AdminSize::SQ_LOG2), size.get(AdminSize::CQ_LOG2));
         let queue = if self.pci.is_bus_master() {
-            self.open_queue((0, 0, 0), base, log2)
+            self.open_queue((0, 0, 0), 0, base, log2)
         } else {
             Err(Problem::new(Status::ACCESS_DENIED).iova(base))
         };
@@ -155,7 +161,7 @@ impl State {
     /// Forgets everything but mappings and PCI addresses; no thread may be executing a command.
     pub(crate) fn reset(&mut self) {
         // The permit goes with its queue: nobody answers what a reset ends.
-        self.running = None;
+        self.running = Default::default();
         self.admin = None;
         self.queues.clear();
         self.contexts.clear();
@@ -241,10 +247,14 @@ impl State {
         // A queue that is gone took its permits with it: there is nowhere to post.
     }
 
-    /// The next thing to do: admin entries first, then the job that runs, then the I/O queues in turn.
+    /// The next thing to do: admin entries first; then, band by band, the job that was begun, else the
+    /// queues in turn.
     pub(crate) fn step(&mut self) -> Step {
         if self.state() != state::READY {
             return Step::Idle;
+        }
+        if let Some(task) = self.resume(LOADER) {
+            return Step::Execute(task);
         }
         match self.admin.as_mut().map(Queue::pop) {
             Some(Ok(Some(fetched))) => {
@@ -257,32 +267,64 @@ impl State {
             }
             Some(Ok(None)) | None => {}
         }
-        if let Some(running) = &mut self.running {
-            running.is_active = true;
-            return Step::Execute(Arc::clone(&running.work), running.next);
+        for band in 0..priority::COUNT {
+            if let Some(task) = self.resume(band) {
+                return Step::Execute(task);
+            }
+            if self.fetch(band) {
+                return Step::Again;
+            }
         }
+        let mut queues = self.admin.iter_mut().chain(&mut self.queues);
+        // Where one is not asked, the look is repeated: it sleeps only with all of them armed.
+        if queues.all(Queue::may_sleep) { Step::Idle } else { Step::Again }
+    }
+
+    /// The next part of what was begun in `band`.
+    fn resume(&mut self, band: usize) -> Option<Task> {
+        let is_watched = band < LOADER && self.queues.iter().any(|queue| queue.band < band);
+        let running = self.running[band].as_mut()?;
+        running.is_active = true;
+        let (work, place) = (Arc::clone(&running.work), running.place);
+        Some(Task { work, what: running.what(), place, band, is_watched })
+    }
+
+    /// Looks into the queues of `band`; whether there was something to do.
+    fn fetch(&mut self, band: usize) -> bool {
         for _ in 0..self.queues.len() {
-            self.turn = (self.turn + 1) % self.queues.len();
-            let queue = &mut self.queues[self.turn];
-            let identity = (queue.id, queue.context);
+            self.turns[band] = (self.turns[band] + 1) % self.queues.len();
+            let queue = &mut self.queues[self.turns[band]];
+            if queue.band != band {
+                continue;
+            }
+            let identity = (queue.id, queue.context, band);
             match queue.pop() {
                 Ok(Some(fetched)) => {
                     if self.injector.fires(Kind::WrongRingIndex).is_some() {
                         queue.publish_wrong_index();
                     }
                     self.begin(identity, fetched);
-                    return Step::Again;
+                    return true;
                 }
                 Ok(None) => {}
                 Err(_) => {
                     self.stop_queue(identity.0, Status::INVALID_FIELD);
-                    return Step::Again;
+                    return true;
                 }
             }
         }
-        let mut queues = self.admin.iter_mut().chain(&mut self.queues);
-        // Where one is not asked, the look is repeated: it sleeps only with all of them armed.
-        if queues.all(Queue::may_sleep) { Step::Idle } else { Step::Again }
+        false
+    }
+
+    /// Whether an entry waits that comes before the jobs of `band`.
+    pub(crate) fn has_entry_before(&self, band: usize) -> bool {
+        let before = self.queues.iter().filter(|queue| queue.band < band);
+        before.chain(&self.admin).any(Queue::has_entry)
+    }
+
+    /// Whether a thread executes a part of a job now.
+    pub(crate) fn is_active(&self) -> bool {
+        self.running.iter().flatten().any(|running| running.is_active)
     }
 
     /// The driver broke the admin queue's rings: nothing can be told to it but by a reset.
@@ -296,89 +338,139 @@ impl State {
     fn stop_queue(&mut self, id: u16, status: Status) {
         let victim = Victim { queue: id, ..Victim::default() };
         self.report(Problem::new(status), victim);
-        if let Some(running) = &mut self.running
-            && running.queue == id
-        {
-            if running.is_active {
-                running.end = Some(Status::ABORTED);
-            } else {
-                self.running = None;
+        for slot in &mut self.running {
+            match slot {
+                Some(running) if running.queue != id => {}
+                Some(running) if running.is_active => running.end = Some(Status::ABORTED),
+                _ => *slot = None,
             }
         }
         self.queues.retain(|queue| queue.id != id);
     }
 
-    /// Takes note of how the active command ended; the job goes on, or is answered.
-    pub(crate) fn ended(&mut self, ended: Ended) {
-        let Some(running) = self.running.as_mut() else { return };
+    /// Takes note of how the active part of the job in `band` ended, at `place` of its command; the job
+    /// goes on, or is answered.
+    pub(crate) fn ended(&mut self, band: usize, ended: Ended, place: Place) {
+        let Some(running) = self.running[band].as_mut() else { return };
         running.is_active = false;
         if self.state() == state::QUIESCING {
             return self.reset();
         }
-        let Some(running) = self.running.as_mut() else { return };
-        let command = running.work.command(running.next);
-        let (header, cost) = match command {
-            Some((command, cost)) => (*command.header(), cost),
-            None => (npu_uapi::command::Header::default(), Charge::default()),
-        };
-        let index = u32::try_from(running.next).unwrap_or(u32::MAX);
-        let locate = |problem: Problem| problem.command(index, header.op_id, header.opcode);
+        let Some(running) = self.running[band].as_mut() else { return };
         let problem = match (ended, running.end) {
-            (Ended::Done, None) => None,
-            (Ended::Done, Some(status)) => Some(Problem::new(status)),
-            (Ended::Stopped(Stop::Aborted), status) => {
-                Some(Problem::new(status.unwrap_or(Status::ABORTED)))
-            }
             (Ended::Stopped(Stop::Fault { access, status }), _) => {
                 let bit = if access.write { access::WRITE } else { access::READ };
                 let slot: SlotId = access.slot;
-                Some(Problem::new(status).slot(slot).at(access.start, access.len).access(bit))
+                Problem::new(status).slot(slot).at(access.start, access.len).access(bit)
             }
-            (Ended::Broken, _) => Some(Problem::new(Status::INTERNAL)),
+            (Ended::Broken, _) => Problem::new(Status::INTERNAL),
+            (_, Some(status)) => Problem::new(status),
+            (Ended::Stopped(Stop::Aborted), None) => Problem::new(Status::ABORTED),
+            (Ended::Stopped(Stop::Hung), None) => {
+                self.finish_at(band, Problem::new(Status::HUNG));
+                return self.lose_sram();
+            }
+            (Ended::Stopped(Stop::Preempted), None) => {
+                running.place = place;
+                return;
+            }
+            (Ended::Loaded(loaded), None) => {
+                let answer = loaded.and_then(|program| self.add_program(program));
+                return self.finish(band, answer);
+            }
+            (Ended::Done, None) => return self.advance(band),
         };
-        if let Some(problem) = problem {
-            let problem = locate(problem);
-            return self.finish(Err(problem));
+        self.finish_at(band, problem);
+    }
+
+    /// The active part of the job in `band` is done.
+    fn advance(&mut self, band: usize) {
+        let Some(running) = self.running[band].as_mut() else { return };
+        running.place = Place::default();
+        match running.what() {
+            What::Poison(_) => running.poison = None,
+            What::Gather => running.must_gather = false,
+            What::Command(index) => {
+                let cost = running.work.command(index).map(|(_, cost)| cost).unwrap_or_default();
+                charge(&mut self.counters, cost);
+                running.cycles = running.cycles.saturating_add(cost.cycles);
+                running.next += 1;
+            }
+            What::Scatter => running.must_scatter = false,
+            What::Load(_) | What::Nothing => {}
         }
-        charge(&mut self.counters, cost);
-        running.cycles = running.cycles.saturating_add(cost.cycles);
-        running.next += 1;
-        if running.work.command(running.next).is_none() {
+        if matches!(running.what(), What::Nothing) {
             let answer = Answer { cycles: running.cycles, ..Answer::default() };
             self.counters.jobs = self.counters.jobs.saturating_add(1);
-            self.finish(Ok(answer));
+            self.finish(band, Ok(answer));
         }
     }
 
-    /// Answers the job that runs.
-    fn finish(&mut self, answer: Result<Answer, Problem>) {
-        let Some(running) = self.running.take() else { return };
+    /// The engine was reset because a job hung: what others had in SRAM is gone, and they with it.
+    fn lose_sram(&mut self) {
+        for band in 0..LOADER {
+            let running = self.running[band].as_ref();
+            if running.is_some_and(|running| running.work.slots.has_sram) {
+                self.finish_at(band, Problem::new(Status::INNOCENT));
+            }
+        }
+    }
+
+    /// Answers the job of `band` with a problem, at the command that it has come to.
+    fn finish_at(&mut self, band: usize, problem: Problem) {
+        let Some(running) = &self.running[band] else { return };
+        let problem = match running.work.command(running.next) {
+            Some((command, _)) => {
+                let (header, next) = (command.header(), running.next);
+                let index = u32::try_from(next).unwrap_or(u32::MAX);
+                problem.command(index, header.op_id, header.opcode)
+            }
+            None => problem,
+        };
+        self.finish(band, Err(problem));
+    }
+
+    /// Answers the job of `band`.
+    fn finish(&mut self, band: usize, answer: Result<Answer, Problem>) {
+        let Some(running) = self.running[band].take() else { return };
         let Running { queue, job, opcode, permit, work, .. } = running;
         let bounced = &mut self.counters.bounced_bytes;
         *bounced = bounced.saturating_add(work.slots.bounced());
         self.answer(permit, Victim { queue, job, opcode }, answer);
     }
 
-    /// Ends the job that runs: at once when it rests, else as soon as its thread notices. Whether the
+    /// Ends the job of `band`: at once when it rests, else as soon as its thread notices. Whether the
     /// thread must be told.
-    pub(crate) fn end_running(&mut self, status: Status) -> bool {
-        let Some(running) = &mut self.running else { return false };
+    pub(crate) fn end_running(&mut self, band: usize, status: Status) -> bool {
+        let Some(running) = &mut self.running[band] else { return false };
         if running.is_active {
             running.end = Some(status);
             return true;
         }
-        let command = running.work.command(running.next);
-        let header = command.map(|(command, _)| *command.header()).unwrap_or_default();
-        let index = u32::try_from(running.next).unwrap_or(u32::MAX);
-        let problem = Problem::new(status).command(index, header.op_id, header.opcode);
-        self.finish(Err(problem));
+        self.finish_at(band, Problem::new(status));
         false
+    }
+
+    /// Ends every job that uses the IOVA range `(start, len)`, as far as that is possible at once. Whether
+    /// a thread must be told.
+    pub(crate) fn end_users_of(&mut self, range: (u64, u64), status: Status) -> bool {
+        let mut must_tell = false;
+        for band in 0..self.running.len() {
+            if self.running[band].as_ref().is_some_and(|running| running.work.uses(range)) {
+                must_tell |= self.end_running(band, status);
+            }
+        }
+        must_tell
     }
 
     /// Ends every entry of `queue` with `ABORTED`. Whether a thread must be told.
     pub(crate) fn abort_queue(&mut self, queue: u16) -> bool {
-        let is_running = self.running.as_ref().is_some_and(|running| running.queue == queue);
-        let must_tell = is_running && self.end_running(Status::ABORTED);
+        let mut must_tell = false;
+        for band in 0..self.running.len() {
+            if self.running[band].as_ref().is_some_and(|running| running.queue == queue) {
+                must_tell |= self.end_running(band, Status::ABORTED);
+            }
+        }
         // What is in the ring now, not what a driver that goes on pushing adds.
         let mut fetched = Vec::new();
         if let Some(found) = self.queues.iter_mut().find(|found| found.id == queue) {

@@ -390,9 +390,9 @@ fn what_cannot_be_served_is_refused_and_only_the_socket_of_a_dead_server_is_repl
     sim.child = spawn(&sim.socket, &[]);
     let sim = Sim::wait_until_ready(sim);
     check_good(&sim.client());
-    let threads = spawn(&sim.socket.with_extension("new"), &["--device", "threads=2"]);
-    let threads = threads.wait_with_output().unwrap();
-    assert!(!threads.status.success(), "an option that would do nothing is refused");
+    let refused = spawn(&sim.socket.with_extension("new"), &["--device", "hang_ms=1"]);
+    let refused = refused.wait_with_output().unwrap();
+    assert!(!refused.status.success(), "an option out of range is refused");
     let file = sim.socket.with_extension("file");
     fs::write(&file, "kept").unwrap();
     let other = spawn(&file, &[]).wait_with_output().unwrap();

@@ -9,7 +9,7 @@
 use crate::guarded::Guarded;
 use arbitrary::Unstructured;
 use arbtest::arbtest;
-use kmod_sim::kernel::{Control, Isa, execute};
+use kmod_sim::kernel::{Control, Engine, Isa, execute};
 use kmod_sim::memory::Extent;
 use npu_uapi::command::{ChannelRecord, Command, Layout, Strides4, element};
 use npu_uapi::extent::{FeatureMap, accesses, feature_maps};
@@ -21,7 +21,6 @@ use npu_uapi::text::{command_text, disassemble};
 use npu_uapi::verify::{Verified, verify};
 use npu_uapi::workers::{Caller, Workers};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// What a byte of a slot is to a command.
@@ -212,7 +211,8 @@ fn run_one(
         let extent = unsafe { Extent::from_raw(slot.pointer(), bytes.len(), writable) };
         extents.push((decl.len > 0).then_some(extent));
     }
-    let control = Control { abort: &AtomicBool::new(false), heartbeat: &AtomicU64::new(0) };
+    let engine = Engine::default();
+    let control = Control::new(&engine);
     let outcome = execute(command, &extents, isa, workers, &control);
     assert_eq!(outcome, Ok(()), "{}", command_text(command));
     slots.iter().map(Guarded::bytes).collect()

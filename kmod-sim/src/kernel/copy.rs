@@ -3,6 +3,7 @@
 use super::Stop;
 use super::operand::Slots;
 use super::split::Split;
+use crate::memory::Extent;
 use npu_uapi::command;
 
 /// Bytes of a chunk.
@@ -20,6 +21,11 @@ pub(crate) fn copy(c: &command::Copy, slots: Slots<'_>, split: &Split<'_>) -> Re
 pub(crate) fn fill(c: &command::Fill, slots: Slots<'_>, split: &Split<'_>) -> Result<(), Stop> {
     let dst = slots.region(c.dst);
     pieces(c.len, split, &|at, len| dst.memory.fill(dst.start + at, len, c.value))
+}
+
+/// Sets every byte of `memory`.
+pub(crate) fn fill_all(memory: &Extent, value: u8, split: &Split<'_>) -> Result<(), Stop> {
+    pieces(memory.len(), split, &|at, len| memory.fill(at, len, value))
 }
 
 fn pieces(total: u64, split: &Split<'_>, body: &(dyn Fn(i64, u64) + Sync)) -> Result<(), Stop> {

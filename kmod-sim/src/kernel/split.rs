@@ -1,10 +1,11 @@
-//! One command over several workers: chunks pulled from a counter, with abort and heartbeat between.
+//! One command over several workers: chunks pulled from a counter, with a look at what is asked between.
 
-use super::{Control, Stop};
+use super::Stop;
+use super::control::Control;
 use npu_uapi::workers::Workers;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Multiply-accumulates after which a kernel polls for abort at the latest.
+/// Multiply-accumulates after which a kernel looks at the latest whether it is to end.
 pub(crate) const POLL_MACS: i64 = 1 << 24;
 
 /// Who computes, and who may end it.
@@ -14,49 +15,103 @@ pub(crate) struct Split<'a> {
     pub(crate) control: &'a Control<'a>,
 }
 
+/// What is done to one element.
+type Element<'a, const N: usize> =
+    dyn Fn([i64; N], &mut Budget<'_>) -> Result<(), Aborted> + Sync + 'a;
+
 /// A chunk was left because the job is to end.
 pub(crate) struct Aborted;
 
 impl Split<'_> {
-    /// Workers to plan for.
+    /// Workers to plan for. The same when a command is resumed, so that its chunks are.
     pub(crate) fn workers(&self) -> i64 {
-        i64::try_from(self.workers.count().clamp(1, 1 << 16)).expect("clamped on this line")
+        let now = self.workers.count().clamp(1, 1 << 16) as u64;
+        i64::try_from(self.control.engine.planned_workers(now)).unwrap_or(1)
     }
 
-    /// Calls `body(i)` once for each `i` in `0..count`, on all workers.
+    /// Calls `body(i)` once for each `i` in `0..count`, on all workers. A kernel calls this once.
     ///
-    /// A single chunk runs here, without waking anyone.
+    /// A single chunk runs here, without waking anyone. When others come first, the chunks that were
+    /// begun are ended, and the call that resumes the command goes on behind them. At least one is done
+    /// each time, so that a command gets on however often it is preempted.
     pub(crate) fn chunks(
         &self,
         count: i64,
         body: &(dyn Fn(i64, &mut Budget<'_>) -> Result<(), Aborted> + Sync),
     ) -> Result<(), Stop> {
+        let engine = self.control.engine;
         let count = u64::try_from(count).unwrap_or(0);
+        engine.set_chunks(count);
         // Relaxed throughout: the counter orders nothing, `Workers::run` orders the memory.
-        let (next, aborted) = (AtomicU64::new(0), AtomicBool::new(false));
-        let piece = |_| loop {
-            let mut budget = Budget { control: self.control, left: POLL_MACS };
-            if budget.poll().is_err() {
-                aborted.store(true, Relaxed);
-                return;
+        let left = AtomicBool::new(false);
+        let piece = |_| {
+            while engine.end().is_none() {
+                let chunk = engine.take_chunk();
+                if chunk >= count {
+                    return;
+                }
+                let chunk = i64::try_from(chunk).expect("it was counted up from 0 to below an i64");
+                let mut budget = Budget { control: self.control, left: POLL_MACS };
+                if body(chunk, &mut budget).is_err() {
+                    left.store(true, Relaxed);
+                    return;
+                }
+                engine.beat();
+                self.control.look();
+                if engine.is_asked() {
+                    return;
+                }
             }
-            let chunk = next.fetch_add(1, Relaxed);
-            if chunk >= count {
-                return;
-            }
-            let chunk = i64::try_from(chunk).expect("it was counted up from 0 to below an i64");
-            if body(chunk, &mut budget).is_err() {
-                aborted.store(true, Relaxed);
-                return;
-            }
-            self.control.heartbeat.fetch_add(1, Relaxed);
         };
         if count <= 1 {
             piece(0);
         } else {
             self.workers.run(&piece);
         }
-        if aborted.load(Relaxed) { Err(Stop::Aborted) } else { Ok(()) }
+        if engine.is_asked() && (left.load(Relaxed) || !engine.is_through()) {
+            return Err(engine.end().unwrap_or(Stop::Preempted));
+        }
+        engine.forget_place();
+        Ok(())
+    }
+
+    /// For a kernel that reads much before its first chunk.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels ask"))]
+    pub(crate) fn poll(&self) -> Result<(), Stop> {
+        self.control.engine.beat();
+        self.control.engine.end().map_or(Ok(()), Err)
+    }
+
+    /// Calls `body` with the indices of each element of `dims`, at about `macs` each: the definitions'
+    /// loops over a tensor, the last index fastest, in chunks whatever its shape is.
+    pub(crate) fn elements<const N: usize>(
+        &self,
+        dims: [i64; N],
+        macs: i64,
+        body: &Element<'_, N>,
+    ) -> Result<(), Stop> {
+        const CHUNK: i64 = 1 << 18;
+        let count: i64 = dims.iter().product();
+        let each = (CHUNK / macs.max(1)).max(1);
+        self.chunks((count + each - 1) / each, &|chunk, budget| {
+            let first = chunk * each;
+            let (mut at, mut rest) = ([0; N], first);
+            for (index, dim) in at.iter_mut().zip(dims).rev() {
+                (*index, rest) = (rest % dim, rest / dim);
+            }
+            for _ in first..(first + each).min(count) {
+                budget.spend(macs)?;
+                body(at, budget)?;
+                for (index, dim) in at.iter_mut().zip(dims).rev() {
+                    *index += 1;
+                    if *index < dim {
+                        break;
+                    }
+                    *index = 0;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// How many of `units` equal units of `macs` each make a chunk: about eight chunks a worker, for
@@ -87,47 +142,91 @@ impl Budget<'_> {
             return Ok(());
         }
         self.left = POLL_MACS;
-        self.control.heartbeat.fetch_add(1, Relaxed);
-        self.poll()
-    }
-
-    fn poll(&self) -> Result<(), Aborted> {
-        if self.control.abort.load(Relaxed) { Err(Aborted) } else { Ok(()) }
+        self.control.engine.beat();
+        self.control.look();
+        if self.control.engine.end().is_some() { Err(Aborted) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::control::{Engine, Lookout};
     use npu_uapi::workers::Caller;
+    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_chunk_runs_once_and_beats_once() {
-        let (abort, heartbeat) = (AtomicBool::new(false), AtomicU64::new(0));
-        let control = Control { abort: &abort, heartbeat: &heartbeat };
+        let engine = Engine::default();
         let seen = AtomicU64::new(0);
-        let split = Split { workers: &Caller, control: &control };
+        let split = Split { workers: &Caller, control: &Control::new(&engine) };
         let done = split.chunks(10, &|chunk, _| {
-            seen.fetch_or(1 << chunk, Relaxed);
+            assert_eq!(seen.fetch_or(1 << chunk, Relaxed) >> chunk, 0);
             Ok(())
         });
         assert_eq!((done, seen.into_inner()), (Ok(()), 0x3ff));
-        assert_eq!(heartbeat.into_inner(), 10);
+        assert_eq!(engine.heartbeat(), 10);
     }
 
     #[test]
     fn an_abort_within_a_chunk_ends_the_command() {
-        let (abort, heartbeat) = (AtomicBool::new(false), AtomicU64::new(0));
-        let control = Control { abort: &abort, heartbeat: &heartbeat };
-        let split = Split { workers: &Caller, control: &control };
+        let engine = Engine::default();
+        let split = Split { workers: &Caller, control: &Control::new(&engine) };
         let done = split.chunks(10, &|chunk, budget| {
             if chunk == 3 {
-                abort.store(true, Relaxed);
+                engine.abort();
                 budget.spend(POLL_MACS)?;
                 unreachable!("a spent budget polls");
             }
             Ok(())
         });
         assert_eq!(done, Err(Stop::Aborted));
+    }
+
+    #[test]
+    fn a_preempted_command_goes_on_where_it_stopped_and_gets_on_each_time() {
+        let engine = Engine::default();
+        let split = Split { workers: &Caller, control: &Control::new(&engine) };
+        let (seen, mut stops) = (std::sync::Mutex::new(Vec::new()), 0);
+        loop {
+            engine.preempt();
+            let done = split.chunks(5, &|chunk, _| {
+                seen.lock().unwrap().push(chunk);
+                Ok(())
+            });
+            if done.is_ok() {
+                break;
+            }
+            assert_eq!(done, Err(Stop::Preempted));
+            let place = engine.place();
+            engine.reset();
+            engine.begin(place);
+            stops += 1;
+        }
+        assert_eq!(seen.into_inner().unwrap(), [0, 1, 2, 3, 4]);
+        assert_eq!(stops, 4, "behind the last chunk there is nothing left to preempt");
+    }
+
+    #[test]
+    fn what_a_lookout_finds_preempts() {
+        let engine = Engine::default();
+        let look = || true;
+        let lookout = Lookout::new(&look);
+        let control = Control { lookout: Some(&lookout), ..Control::new(&engine) };
+        let split = Split { workers: &Caller, control: &control };
+        assert_eq!(split.chunks(3, &|_, _| Ok(())), Err(Stop::Preempted));
+    }
+
+    #[test]
+    fn elements_come_once_each_in_order() {
+        let (engine, seen) = (Engine::default(), std::sync::Mutex::new(Vec::new()));
+        let split = Split { workers: &Caller, control: &Control::new(&engine) };
+        let done = split.elements([2, 1, 3, 2], 1 << 17, &|at, _| {
+            seen.lock().unwrap().push(at);
+            Ok(())
+        });
+        assert_eq!((done, engine.heartbeat()), (Ok(()), 6), "two elements a chunk");
+        let all = (0..2).flat_map(|n| (0..3).flat_map(move |x| (0..2).map(move |c| [n, 0, x, c])));
+        assert!(seen.into_inner().unwrap().into_iter().eq(all));
     }
 }

@@ -10,12 +10,11 @@ mod machine;
 mod moves;
 mod pool;
 
-use super::{Control, Isa, IsaError, Stop};
+use super::{Control, Engine, Isa, IsaError, Stop};
 use machine::Machine;
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, Conv, Copy, Dims, Fill, Header, MatMul, Window};
 use npu_uapi::status::Status;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[test]
 fn a_forced_instruction_set_is_checked() {
@@ -68,12 +67,12 @@ fn a_large_command_beats_often_and_can_be_aborted() {
     let machine = Machine::new(&[size(m * k), size(n * k), size(n * 16), size(m * n)], 7);
     machine.write(2, &vec![0; size(n * 16)]);
     for isa in [Isa::Scalar, Isa::best()] {
-        let (abort, heartbeat) = (AtomicBool::new(false), AtomicU64::new(0));
-        let control = Control { abort: &abort, heartbeat: &heartbeat };
+        let engine = Engine::default();
+        let control = Control::new(&engine);
         machine.run_with(&command, isa, &control).unwrap();
         let macs = u64::from(m) * u64::from(n) * u64::from(k);
-        assert!(heartbeat.load(Ordering::Relaxed) >= macs >> 24, "{isa:?}");
-        abort.store(true, Ordering::Relaxed);
+        assert!(engine.heartbeat() >= macs >> 24, "{isa:?}");
+        engine.abort();
         assert_eq!(machine.run_with(&command, isa, &control), Err(Stop::Aborted));
     }
 }

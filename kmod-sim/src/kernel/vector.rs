@@ -7,6 +7,8 @@
 pub(crate) mod runs;
 pub(crate) mod stage;
 
+use crate::kernel::Stop;
+use crate::kernel::split::Split;
 use npu_uapi::requantise::{AddTerms, MulTerms};
 use std::arch::x86_64::{
     __m128i, __m256i, __m512, __m512i, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
@@ -211,7 +213,7 @@ pub(crate) struct Channels {
 /// # Safety
 /// Vector instructions present; the records, rounded up to 16, must be readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-pub(crate) unsafe fn channels(from: *const u8, count: usize) -> Channels {
+unsafe fn some_channels(from: *const u8, count: usize) -> Channels {
     const SECOND_OF_FOUR: u16 = 0x2222;
     const THIRD_OF_FOUR: u16 = 0x4444;
     let no_sign = _mm512_set1_epi32(i32::MAX);
@@ -227,6 +229,32 @@ pub(crate) unsafe fn channels(from: *const u8, count: usize) -> Channels {
         large |= _mm512_mask_cmpge_epi32_mask(used & SECOND_OF_FOUR, magnitude, one);
     }
     Channels { symmetric: zero_points == 0, small: large == 0 }
+}
+
+/// What the `count` records at `from` have in common.
+///
+/// # Safety
+/// As of [`some_channels`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+pub(crate) unsafe fn channels(
+    from: *const u8,
+    count: usize,
+    split: &Split<'_>,
+) -> Result<Channels, Stop> {
+    /// Records between two looks whether the job is to end: some milliseconds.
+    const SOME: usize = 1 << 20;
+    let mut all = Channels { symmetric: true, small: true };
+    for first in (0..count).step_by(SOME) {
+        if first > 0 {
+            split.poll()?;
+        }
+        let at = from.wrapping_add(first * 16);
+        // SAFETY: the caller's promise; `SOME` is a multiple of 16.
+        let some = unsafe { some_channels(at, (count - first).min(SOME)) };
+        all.symmetric &= some.symmetric;
+        all.small &= some.small;
+    }
+    Ok(all)
 }
 
 /// `requantise` and the clamp behind it, in one: rounding is monotonic and keeps integers, so the

@@ -8,6 +8,7 @@ use super::message::Message;
 use super::roster::Place;
 use super::session::Session;
 use super::socket;
+use crate::array::Array;
 use crate::config::Config;
 use crate::device::Function;
 use crate::inject::InjectError;
@@ -44,12 +45,12 @@ pub(crate) enum ClientError {
 /// Serves a client until its stream ends. When this returns, nothing of the client is left.
 pub(crate) fn serve(
     place: &Place<'_>,
-    config: Config,
+    (config, array): (Config, &Arc<Array>),
     log: &(dyn Fn(&str) + Sync),
 ) -> Result<(), ClientError> {
     let stream = &place.client().stream;
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
-    let function = Arc::new(Function::new(config)?);
+    let function = Arc::new(Function::sharing(config, Arc::clone(array))?);
     place.opened(&function)?;
     let link = Arc::new(Link::new(Arc::clone(stream)));
     // Outlives the engine, and unmaps the client's memory when it goes.

@@ -116,6 +116,12 @@ impl<W: Words> Device<W> {
         Ok(Some(Fetched { index, entry, permit }))
     }
 
+    /// Whether [`Device::pop`] would find a submission, or an error. Only a look.
+    pub fn has_entry(&self) -> bool {
+        // Relaxed: `pop` loads the tail again and checks it.
+        self.head != self.tail || self.words.load(SQ_TAIL, Ordering::Relaxed) != self.head
+    }
+
     /// Posts the completion of the command that held `permit`, visible to the driver at once.
     ///
     /// The ring sets the phase: bit 31 of the last word is not the caller's. Ask

@@ -2,24 +2,18 @@
 
 use crate::kernel::Stop;
 use crate::kernel::binary::Problem;
+use crate::kernel::operand::Map;
 use crate::kernel::split::Split;
 use crate::kernel::stage::lookup;
 
-/// Runs `problem`, a chunk for each row.
+/// Runs `problem`.
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let p = problem;
-    let [images, rows, pixels, channels] = p.dims;
-    split.chunks(images * rows, &|chunk, budget| {
-        let (n, y) = (chunk / rows, chunk % rows);
-        for x in 0..pixels {
-            let (a, b, out) = (p.a.at(n, y, x), p.b.at(n, y, x), p.out.at(n, y, x));
-            for ch in 0..channels {
-                budget.spend(4)?;
-                let code = p.function.code(p.a.load(a + ch), p.b.load(b + ch));
-                let code = code.max(p.low).min(p.high);
-                p.out.store(out + ch, lookup(p.table.as_ref(), code));
-            }
-        }
+    split.elements(p.dims, 4, &|[n, y, x, ch], _| {
+        let at = |map: &Map| map.at(n, y, x) + ch;
+        let code = p.function.code(p.a.load(at(&p.a)), p.b.load(at(&p.b)));
+        let code = code.max(p.low).min(p.high);
+        p.out.store(at(&p.out), lookup(p.table.as_ref(), code));
         Ok(())
     })
 }

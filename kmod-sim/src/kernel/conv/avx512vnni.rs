@@ -55,6 +55,8 @@ const CHUNK_WEIGHTS: i64 = 256 << 10;
 pub(crate) fn takes(p: &Problem) -> bool {
     let fours = (p.group_inputs + 3) / 4;
     let groups = p.groups == 1 || (p.group_inputs % 4 == 0 && p.group_outputs % 16 == 0);
+    // A pixel of padding is made for each job: not where it is larger than any model's.
+    let groups = groups && p.groups.saturating_mul(p.group_inputs) <= 1 << 24;
     // A step may read pad lanes up to a multiple of 4 channels; they must be in the slot.
     !p.depthwise && groups && p.ifm.lanes >= 4 * fours && p.taps() * fours * 4 * 32 <= POLL_MACS
 }
@@ -67,7 +69,11 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
     let job = Job::new(p);
     let outputs = usize_of(p.outputs.unsigned_abs());
     // SAFETY: the processor is the caller's promise; the records were checked, in sixteens.
-    let channels = unsafe { channels(job.records, outputs) };
+    let channels = unsafe { channels(job.records, outputs, split) };
+    let channels = match channels {
+        Ok(channels) => channels,
+        Err(stop) => return Some(Err(stop)),
+    };
     if !channels.symmetric {
         return None;
     }

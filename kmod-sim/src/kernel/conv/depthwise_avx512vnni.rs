@@ -58,7 +58,11 @@ pub(crate) fn takes(p: &Problem) -> bool {
 pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), Stop>> {
     let records = p.records.memory.pointer(p.records.start, 1);
     // SAFETY: the processor is the caller's promise; the records were checked, in sixteens.
-    let channels = unsafe { channels(records, usize_of(p.outputs.unsigned_abs())) };
+    let channels = unsafe { channels(records, usize_of(p.outputs.unsigned_abs()), split) };
+    let channels = match channels {
+        Ok(channels) => channels,
+        Err(stop) => return Some(Err(stop)),
+    };
     if !channels.symmetric {
         return None;
     }

@@ -4,21 +4,35 @@ use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
 use npu_uapi::command::ChannelRecord;
+use std::ops::Range;
 use zerocopy::FromBytes;
 
-/// Runs `problem`, a chunk for each output pixel.
+/// Multiply-accumulates of a chunk, about.
+const CHUNK: i64 = 1 << 18;
+
+/// Runs `problem`, some output channels of a pixel at a time.
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let p = problem;
-    split.chunks(p.images * p.ofm_h * p.ofm_w, &|chunk, budget| {
-        let (row, ox) = (chunk / p.ofm_w, chunk % p.ofm_w);
-        pixel(p, [row / p.ofm_h, row % p.ofm_h, ox], budget)
+    let macs = p.taps().saturating_mul(p.group_inputs).max(1);
+    let some = (CHUNK / macs).clamp(1, p.outputs.max(1));
+    let parts = (p.outputs + some - 1) / some;
+    split.chunks((p.images * p.ofm_h * p.ofm_w).saturating_mul(parts), &|chunk, budget| {
+        let (pixel, first) = (chunk / parts, chunk % parts * some);
+        let (row, ox) = (pixel / p.ofm_w, pixel % p.ofm_w);
+        let outputs = first..(first + some).min(p.outputs);
+        compute(p, [row / p.ofm_h, row % p.ofm_h, ox], outputs, budget)
     })
 }
 
-/// All channels of one output pixel.
-fn pixel(p: &Problem, [n, oy, ox]: [i64; 3], budget: &mut Budget<'_>) -> Result<(), Aborted> {
+/// Some channels of one output pixel.
+fn compute(
+    p: &Problem,
+    [n, oy, ox]: [i64; 3],
+    outputs: Range<i64>,
+    budget: &mut Budget<'_>,
+) -> Result<(), Aborted> {
     let out = p.ofm.at(n, oy, ox);
-    for oc in 0..p.outputs {
+    for oc in outputs {
         let record = record(p, oc);
         let sum = accumulate(p, [n, oy, ox, oc], &record, budget)?;
         let aux = || p.aux.map_or(0, |aux| aux.load(aux.at(n, oy, ox) + oc));

@@ -6,19 +6,10 @@ use crate::kernel::split::Split;
 use crate::kernel::stage::lookup;
 use npu_uapi::requantise;
 
-/// Runs `problem`, a chunk for each row.
+/// Runs `problem`.
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
-    let p = problem;
-    let [outer, images, rows, pixels, channels] = p.dims;
-    split.chunks(outer * images * rows, &|chunk, budget| {
-        let (image, y) = (chunk / rows, chunk % rows);
-        let (i, n) = (image / images, image % images);
-        for x in 0..pixels {
-            for ch in 0..channels {
-                budget.spend(4)?;
-                element(p, [i, n, y, x, ch]);
-            }
-        }
+    split.elements(problem.dims, 4, &|at, _| {
+        element(problem, at);
         Ok(())
     })
 }

@@ -2,28 +2,28 @@
 
 use crate::kernel::Stop;
 use crate::kernel::pool::Problem;
-use crate::kernel::split::{Aborted, Budget, Split};
+use crate::kernel::split::{Aborted, Budget, POLL_MACS, Split};
 use crate::kernel::stage::lookup;
 use npu_uapi::command::pool_kind;
 use npu_uapi::requantise;
 
-/// Runs `problem`, a chunk for each output row.
+/// Runs `problem`.
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let p = problem;
-    split.chunks(p.dims[0] * p.ofm_h, &|chunk, budget| {
-        let (n, oy) = (chunk / p.ofm_h, chunk % p.ofm_h);
-        for ox in 0..p.ofm_w {
-            let out = p.ofm.at(n, oy, ox);
-            for ch in 0..p.dims[3] {
-                let code = match p.kind {
-                    pool_kind::MAX => maximum(p, [n, oy, ox, ch], budget)?,
-                    pool_kind::AVERAGE => average(p, [n, oy, ox, ch], budget)?,
-                    _ => global_average(p, n, ch, budget)?,
-                };
-                let code = code.max(p.low).min(p.high);
-                p.ofm.store(out + ch, lookup(p.table.as_ref(), code));
-            }
-        }
+    let dims = [p.dims[0], p.ofm_h, p.ofm_w, p.dims[3]];
+    let window = match p.kind {
+        pool_kind::GLOBAL_AVERAGE => p.dims[1].saturating_mul(p.dims[2]),
+        _ => p.window.kernel_h * p.window.kernel_w,
+    };
+    // Only the plan of the chunks counts whole windows: one may be larger than what is polled after.
+    split.elements(dims, window.clamp(1, POLL_MACS / 2), &|at @ [n, oy, ox, ch], budget| {
+        let code = match p.kind {
+            pool_kind::MAX => maximum(p, at, budget)?,
+            pool_kind::AVERAGE => average(p, at, budget)?,
+            _ => global_average(p, n, ch, budget)?,
+        };
+        let code = code.max(p.low).min(p.high);
+        p.ofm.store(p.ofm.at(n, oy, ox) + ch, lookup(p.table.as_ref(), code));
         Ok(())
     })
 }

@@ -3,7 +3,7 @@
 //! Slots are mapped without being reserved, so only what a command touches takes memory. Each command
 //! runs on the scalar kernel and on the best one, from the same contents; real lanes must be equal.
 
-use crate::kernel::{Control, Isa, execute};
+use crate::kernel::{Control, Engine, Isa, execute};
 use crate::memory::Extent;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use npu_uapi::addr::{Operand, SlotId};
@@ -17,7 +17,6 @@ use proptest::prelude::*;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// A slot that takes memory only where it is written.
 struct Sparse {
@@ -132,7 +131,8 @@ fn check(command: &Command, mut seed: u64) -> Result<(), TestCaseError> {
             slots[access.slot.index()].extent().store(at, if exponent { 0x3a } else { byte });
         }
     }
-    let control = Control { abort: &AtomicBool::new(false), heartbeat: &AtomicU64::new(0) };
+    let engine = Engine::default();
+    let control = Control::new(&engine);
     let mut results = [Isa::Scalar, Isa::best()].into_iter().map(|isa| {
         for &(slot, at) in &outputs {
             slots[slot].extent().store(at, 0x55);

@@ -1,6 +1,6 @@
 //! Slots between pages that fault, random contents, and random layouts of feature maps.
 
-use crate::kernel::{Control, Isa, Stop, execute};
+use crate::kernel::{Control, Engine, Isa, Stop, execute};
 use crate::memory::Extent;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use npu_uapi::addr::{Operand, SlotId};
@@ -11,7 +11,6 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const PAGE: usize = 4096;
 
@@ -91,8 +90,8 @@ impl Machine {
     }
 
     pub(super) fn run(&self, command: &Command, isa: Isa) -> Result<(), Stop> {
-        let (abort, heartbeat) = (AtomicBool::new(false), AtomicU64::new(0));
-        self.run_with(command, isa, &Control { abort: &abort, heartbeat: &heartbeat })
+        let engine = Engine::default();
+        self.run_with(command, isa, &Control::new(&engine))
     }
 
     pub(super) fn run_with(

@@ -1,0 +1,181 @@
+//! One step of a function, by the thread that drives it: what happens with the lock released.
+//!
+//! ```text
+//!   State::step ──> Task ──> the array, where it is shared ──> kernel ──> State::ended
+//!      locked                      unlocked, watched                         locked
+//! ```
+
+use crate::array::{Grant, Seat};
+use crate::device::Function;
+use crate::fault::Problem;
+use crate::guest::Unreachable;
+use crate::job::{Task, What};
+use crate::kernel::control::{Control, Lookout};
+use crate::kernel::{self, Stop};
+use crate::program::Program;
+use crate::sram::POISON;
+use crate::state::{Ended, Step};
+use npu_uapi::queue::LoadProgram;
+use npu_uapi::workers::Workers;
+
+/// Bytes of a program image that are copied at a time, under the lock.
+const IMAGE_PIECE: usize = 256 << 10;
+
+impl Function {
+    /// Does the next thing; false when there is nothing until a kick. `held` is the array, which the
+    /// thread keeps from one step to the next as long as nobody asks for it.
+    pub(crate) fn step<'a>(&'a self, workers: &dyn Workers, held: &mut Option<Grant<'a>>) -> bool {
+        let mut state = self.lock();
+        let task = match state.step() {
+            Step::Execute(task) => task,
+            Step::Again => return true,
+            Step::Idle => {
+                drop(state);
+                *held = None;
+                return false;
+            }
+        };
+        // Under the lock: whoever sees the command active after this asks this command to end.
+        self.engine.begin(task.place);
+        drop(state);
+        let mut ending = Ending { function: self, band: task.band, how: Some(Ended::Broken) };
+        self.engine.beat();
+        ending.how = Some(self.execute(&task, workers, held));
+        true
+    }
+
+    fn execute<'a>(
+        &'a self,
+        task: &Task,
+        workers: &dyn Workers,
+        held: &mut Option<Grant<'a>>,
+    ) -> Ended {
+        let look = || self.comes_first(task.band);
+        let lookout = task.is_watched.then(|| Lookout::new(&look));
+        let control =
+            Control { engine: &self.engine, lookout: lookout.as_ref(), hang: self.config().hang };
+        // These wait for memory, or compute nothing: others may have the array meanwhile.
+        let result = match &task.what {
+            What::Load(entry) => {
+                *held = None;
+                return self.load(entry);
+            }
+            What::Gather => {
+                *held = None;
+                task.work.slots.gather(&control)
+            }
+            What::Scatter => {
+                *held = None;
+                task.work.slots.scatter(&control)
+            }
+            _ => {
+                if self.injector.may_be_slow() {
+                    *held = None;
+                    self.injector.slow(&control);
+                }
+                self.compute(task, workers, held, &control)
+            }
+        };
+        match result {
+            Ok(()) => Ended::Done,
+            Err(stop) => Ended::Stopped(stop),
+        }
+    }
+
+    /// What the array does.
+    fn compute<'a>(
+        &'a self,
+        task: &Task,
+        workers: &dyn Workers,
+        held: &mut Option<Grant<'a>>,
+        control: &Control<'_>,
+    ) -> Result<(), Stop> {
+        let workers = match &self.seat {
+            None => workers,
+            Some(seat) => {
+                hold(seat, task.band, held, control.lookout)?;
+                seat.workers()
+            }
+        };
+        let index = match task.what {
+            What::Command(index) => index,
+            What::Poison(bank) => return kernel::poison(bank, POISON, workers, control),
+            _ => return Ok(()),
+        };
+        let Some((command, cost)) = task.work.command(index) else { return Ok(()) };
+        if let Some(grant) = &held {
+            grant.begin(cost.cycles, task.place);
+        }
+        let slots = &task.work.slots.extents;
+        let run = || kernel::execute(command, slots, self.isa(), workers, control);
+        let result = self.injector.stick(control).and_then(|()| run());
+        if let Some(grant) = &held {
+            grant.end(result.is_err().then(|| self.engine.place()));
+        }
+        result
+    }
+
+    /// Whether an entry waits that comes before jobs of `band`. Where the lock is taken, not now.
+    fn comes_first(&self, band: usize) -> bool {
+        self.try_lock().is_some_and(|state| state.has_entry_before(band))
+    }
+
+    /// LOAD_PROGRAM: the copy piece by piece, verified without the lock.
+    fn load(&self, entry: &LoadProgram) -> Ended {
+        let (image, len) = (entry.image, entry.len);
+        let read = |bytes: &mut [u8]| {
+            let mut at = image;
+            for piece in bytes.chunks_mut(IMAGE_PIECE) {
+                if self.engine.end().is_some() {
+                    break;
+                }
+                let read = self.lock().guest.read(at, piece);
+                read.map_err(|fault| Unreachable { iova: image, len, ..fault })?;
+                // It cannot wrap: the whole range was found.
+                at = at.checked_add(piece.len() as u64).unwrap_or(at);
+            }
+            Ok::<(), Problem>(())
+        };
+        let is_to_end = || self.engine.end().is_some();
+        let limits = &self.config().limits;
+        let loaded = Program::load((image, len), entry.context, limits, read, &is_to_end);
+        match self.engine.end() {
+            Some(stop) => Ended::Stopped(stop),
+            None => Ended::Loaded(loaded),
+        }
+    }
+}
+
+/// Has `held` be the array, in `band`.
+fn hold<'a>(
+    seat: &'a Seat,
+    band: usize,
+    held: &mut Option<Grant<'a>>,
+    lookout: Option<&Lookout<'_>>,
+) -> Result<(), Stop> {
+    *held = match held.take() {
+        Some(grant) if grant.band() == band && !grant.is_asked_for() => Some(grant),
+        Some(grant) if grant.band() == band => Some(grant.renew(lookout)?),
+        other => {
+            drop(other);
+            Some(seat.acquire(band, lookout)?)
+        }
+    };
+    Ok(())
+}
+
+/// Sees to it that a command that was begun is ended, even where a worker of the caller panics.
+struct Ending<'a> {
+    function: &'a Function,
+    band: usize,
+    how: Option<Ended>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let place = self.function.engine.place();
+        let how = self.how.take().unwrap_or(Ended::Broken);
+        self.function.lock().ended(self.band, how, place);
+        self.function.ended.notify_all();
+    }
+}

@@ -1,7 +1,10 @@
 //! What the whole-stack tests share: devices over every transport, and small programs built by hand.
 
+pub mod liar;
+mod noise;
 mod simulator;
 
+pub use noise::Noise;
 pub use simulator::Simulator;
 
 use libnpu::{Device, Error};

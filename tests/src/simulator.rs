@@ -47,10 +47,18 @@ impl Simulator {
     /// # Panics
     /// It cannot be built or does not start.
     pub fn start(options: &str) -> Self {
+        Self::start_with(options, &[])
+    }
+
+    /// As [`Simulator::start`], with these variables in its environment until it is restarted.
+    ///
+    /// # Panics
+    /// As [`Simulator::start`].
+    pub fn start_with(options: &str, environment: &[(&str, &str)]) -> Self {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("npu-sim-{}-{number}.sock", std::process::id());
         let socket = std::env::temp_dir().join(name);
-        let child = spawn(&socket, options);
+        let child = spawn(&socket, options, environment);
         Self { child, socket, options: options.to_owned() }
     }
 
@@ -113,7 +121,7 @@ impl Simulator {
     /// # Panics
     /// It does not start.
     pub fn restart(&mut self) {
-        self.child = spawn(&self.socket, &self.options);
+        self.child = spawn(&self.socket, &self.options, &[]);
     }
 }
 
@@ -131,8 +139,9 @@ fn management_socket(socket: &Path) -> PathBuf {
     socket.with_extension("manage")
 }
 
-fn spawn(socket: &Path, options: &str) -> Child {
+fn spawn(socket: &Path, options: &str, environment: &[(&str, &str)]) -> Child {
     let mut command = Command::new(program());
+    command.envs(environment.iter().copied());
     command.arg("--socket").arg(socket).args(["--device", options]);
     command.arg("--manage").arg(management_socket(socket));
     let mut child = command.stdout(Stdio::piped()).spawn().expect("npu-sim starts");

@@ -14,6 +14,10 @@ mod guarded;
 #[cfg(test)]
 mod interop;
 #[cfg(test)]
+mod kill;
+#[cfg(test)]
+mod liar;
+#[cfg(test)]
 mod manage;
 #[cfg(test)]
 mod matrix;

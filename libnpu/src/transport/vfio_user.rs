@@ -108,8 +108,16 @@ impl VfioUser {
         Self::over(&format!("vfio-user:{}", path.display()), stream, patience)
     }
 
-    /// Starts to speak on `stream`; `device` is what errors call it.
-    fn over(device: &str, stream: UnixStream, patience: Duration) -> Result<Self, TransportError> {
+    /// Starts to speak on `stream`, whose other end has `patience` for each answer; `device` is what
+    /// errors call it.
+    ///
+    /// # Errors
+    /// What is there is no device that this transport can drive.
+    pub fn over(
+        device: &str,
+        stream: UnixStream,
+        patience: Duration,
+    ) -> Result<Self, TransportError> {
         let connection = Connection::new(device, stream, patience)?;
         connection.negotiate()?;
         check_device(&connection)?;

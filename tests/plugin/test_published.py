@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import sessions
-from npu_models import describe, inputs
+from npu_models import describe, inputs, quantise
 from npu_models.build import ALL, RECIPES, SETS
 from npu_models.published import Published
 
@@ -46,3 +46,13 @@ def test_outputs_equal_the_cpu(models, name, capsys):
     assert taken > 0, "nothing of the model ran on the NPU"
     if name in WHOLE:
         sessions.assert_all_on_npu(session)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_quantised_intermediate_equals_the_cpu(models, name):
+    """With each 8-bit tensor an output, what was one table is a step for each operator again."""
+    tapped = quantise.with_taps(onnx.load(models / f"{name}.qdq-pc.onnx")).SerializeToString()
+    reference, session = sessions.cpu(tapped), sessions.by_name(tapped)
+    assert len(reference.get_outputs()) > 10
+    for index, feed in enumerate(feeds(name, models / "packages")[:2]):
+        sessions.assert_same(session, reference, feed, f"{name}, input {index}")

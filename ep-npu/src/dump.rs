@@ -2,7 +2,7 @@
 
 use crate::emit::Emitted;
 use crate::graph::{Graph, NodeId, ValueId, shape_text};
-use crate::lower::{Form, Home, Op, OpKind, Ops, Pool, TensorId};
+use crate::lower::{Form, Function, Home, Op, OpKind, Ops, Pool, TensorId};
 use crate::partition::Plan;
 use crate::program::Compiled;
 use crate::quantize::Units;
@@ -110,7 +110,12 @@ fn what(op: &Op) -> String {
             let [rows, columns] = conv.weights.kernel;
             format!("conv {rows}x{columns} groups {}", conv.groups)
         }
-        OpKind::Add { .. } => "add".to_owned(),
+        OpKind::Pair { function: Function::Add(_), .. } => "add".to_owned(),
+        OpKind::Pair { function: Function::Multiply(_), .. } => "multiply".to_owned(),
+        OpKind::Move { fill, parts } => {
+            let fill = fill.map_or(String::new(), |code| format!("fill {code}, "));
+            format!("{fill}move x{}", parts.len())
+        }
         OpKind::Pool { kind: Pool::Max(_), .. } => "max".to_owned(),
         OpKind::Pool { kind: Pool::Average { .. }, .. } => "average".to_owned(),
         OpKind::Pool { kind: Pool::Global { .. }, .. } => "global average".to_owned(),
@@ -123,10 +128,10 @@ fn what(op: &Op) -> String {
             conv.addition.map(|a| if a.aux_first { " +add(aux first)" } else { " +add" }),
             conv.table_1.is_some().then_some(" +table"),
         ],
-        OpKind::Add { table, .. } | OpKind::Pool { table, .. } => {
+        OpKind::Pair { table, .. } | OpKind::Pool { table, .. } => {
             [table.is_some().then_some(" +table"), None, None]
         }
-        OpKind::Table(_) | OpKind::Layout { .. } => [None; 3],
+        OpKind::Table(_) | OpKind::Layout { .. } | OpKind::Move { .. } => [None; 3],
     };
     text.extend(stages.into_iter().flatten());
     text

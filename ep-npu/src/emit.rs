@@ -54,8 +54,8 @@ pub fn image(
     let (constants, constant_bytes) = constants::plan(ops);
     let operands = Operands { ops, memory, constants: &constants, inputs };
     let mut commands: Vec<Command> =
-        (0..).zip(order).map(|(op_id, &index)| operands.command(op_id, index)).collect();
-    let end = u32::try_from(commands.len()).unwrap_or(u32::MAX);
+        (0..).zip(order).flat_map(|(op_id, &index)| operands.commands(op_id, index)).collect();
+    let end = u32::try_from(order.len()).unwrap_or(u32::MAX);
     let header = Header::new(opcode::END, 1, Flags::empty(), end);
     commands.push(Command::End(End { header, reserved: [0; 6] }));
 

@@ -1,20 +1,25 @@
 //! Units to operations on the device's tensors: feature maps channel-last, conversions at the edges.
 //!
-//! A tensor keeps the dimensions it was made with; a change of shape is only remembered, and carried
-//! out where someone needs the new one. What a unit means is settled by `quantize`, that its shapes
+//! A tensor keeps the dimensions it was made with; a change of shape, order or part is only remembered,
+//! and carried out where someone needs the new one. What a unit means is settled by `quantize`, that its shapes
 //! work by `shape`: nothing here can fail.
 
 mod fuse;
 mod op;
+mod place;
 mod unit;
+mod view;
 
-pub use op::{Addition, Conv, Form, Home, Op, OpKind, Ops, Pool, Tensor, TensorId};
+pub use op::{
+    Addition, Conv, Form, Function, Home, Loop, Move, Op, OpKind, Ops, Pool, Tensor, TensorId,
+};
 
 use crate::graph::{Graph, NodeId, ValueId};
-use crate::quantize::{Codes, Unit};
+use crate::quantize::{Codes, Table, Unit};
 use crate::shape::Shapes;
 use npu_uapi::command::Dims;
 use std::collections::BTreeMap;
+use view::View;
 
 /// A convex part of a graph with all its shapes.
 #[derive(Clone, Copy, Debug)]
@@ -50,40 +55,32 @@ struct Lowering<'a> {
 }
 
 /// Where a value is.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Held {
     /// The codes.
     tensor: TensorId,
+    /// Where in it they are; in its own order when `None`.
+    view: Option<View>,
+    /// What the codes still have to go through.
+    table: Option<Table>,
     /// When the value is the float that these codes stand for.
     dequantise: Option<Codes>,
+}
+
+impl Held {
+    fn plain(tensor: TensorId) -> Self {
+        Self { tensor, view: None, table: None, dequantise: None }
+    }
 }
 
 impl Lowering<'_> {
     /// The feature map of `value`, whatever its dimensions; graph inputs are fetched on first use.
     fn map(&mut self, value: ValueId, node: NodeId) -> TensorId {
-        if let Some(held) = self.values.get(&value) {
+        let held = self.held(value, node);
+        if held.view.is_none() && held.table.is_none() {
             return held.tensor;
         }
-        let map = self.fetch(value, value, node, None);
-        self.hold(value, map);
-        map
-    }
-
-    /// The feature map of `value`, with the dimensions of its shape.
-    fn natural_map(&mut self, value: ValueId, node: NodeId) -> TensorId {
-        let map = self.map(value, node);
-        let want = self.dims(value);
-        if self.ops.tensor(map).form.dims() == want {
-            return map;
-        }
-        // Channel-first and dense, the two shapes are the same bytes.
-        let name = self.ops.tensor(map).name.clone();
-        let dense = Form::Host { dims: self.ops.tensor(map).form.dims(), element_bytes: 1 };
-        let dense = self.tensor(name.clone(), Home::Scratch, dense);
-        self.push(node, vec![map], dense, OpKind::Layout { scale: 0.0, zero_point: 0 });
-        let natural = self.tensor(name, Home::Scratch, Form::map(want));
-        self.push(node, vec![dense], natural, OpKind::Layout { scale: 0.0, zero_point: 0 });
-        natural
+        self.natural_map(value, node)
     }
 
     /// Brings the graph input `value` into a feature map called `name`, quantised when it is float.
@@ -114,7 +111,11 @@ impl Lowering<'_> {
 
     /// Gives what `unit` wrote to the outputs that want it.
     fn give(&mut self, unit: &Unit) {
-        let Held { tensor, dequantise } = self.values[&unit.output];
+        if !self.part.outputs.contains(&unit.output) {
+            return;
+        }
+        let tensor = self.map(unit.output, unit.target);
+        let dequantise = self.values[&unit.output].dequantise;
         for index in 0..self.part.outputs.len() {
             if self.part.outputs[index] != unit.output {
                 continue;
@@ -130,7 +131,7 @@ impl Lowering<'_> {
     }
 
     fn hold(&mut self, value: ValueId, tensor: TensorId) {
-        self.values.insert(value, Held { tensor, dequantise: None });
+        self.values.insert(value, Held::plain(tensor));
     }
 
     fn dims(&self, value: ValueId) -> Dims {

@@ -13,13 +13,18 @@ mod elements;
 mod expression;
 mod form;
 mod functions;
+mod pairs;
 mod pools;
 mod products;
+mod rearrange;
+mod reduce;
 mod terms;
 mod unit;
 mod window;
 
 pub use codes::{Codes, Table};
+pub(crate) use rearrange::axis_of;
+pub use rearrange::{Factors, Rearrange, Step};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
 pub use window::{Placed, WindowSpec};
 
@@ -171,9 +176,20 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "Gemm" => products::gemm,
         "MatMul" => products::matmul,
         "Add" => elements::add,
+        "Mul" => pairs::mul,
         "MaxPool" => pools::max_pool,
         "AveragePool" => pools::average_pool,
         "GlobalAveragePool" => pools::global_average_pool,
+        "GlobalMaxPool" => reduce::global_max_pool,
+        "ReduceMax" | "ReduceMin" => reduce::extreme,
+        "Concat" => rearrange::concat,
+        "Pad" => rearrange::pad,
+        "Slice" => rearrange::slice_unit,
+        "Transpose" => rearrange::transpose,
+        "Resize" => rearrange::resize,
+        "Expand" => rearrange::expand_unit,
+        "Tile" => rearrange::tile,
+        "DepthToSpace" | "SpaceToDepth" => rearrange::blocks,
         "Flatten" => elements::flatten,
         "Reshape" => elements::reshape,
         "Squeeze" => elements::squeeze,

@@ -3,6 +3,7 @@
 //! Loops and formulas only, with nothing of the compiler below `quantize`: no feature maps, no blocks
 //! of weights, no fusion, no zero-point terms folded away.
 
+mod rearrange;
 mod window;
 
 use crate::graph::{Graph, ValueId};
@@ -10,7 +11,8 @@ use crate::quantize::{Codes, Kind, Products, Table, Unit, Units, WindowSpec};
 use crate::shape;
 use ndarray::{Array4, ArrayD, Ix4, IxDyn};
 use npu_uapi::requantise::{
-    AddTerms, add, dequantise, global_average_multiplier, quantise, requantise,
+    AddTerms, MulTerms, add, dequantise, global_average_multiplier, multiply as product, quantise,
+    requantise,
 };
 use std::collections::BTreeMap;
 
@@ -68,9 +70,36 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         Kind::Product(products) => Value::Codes(multiply(products, codes(0))),
         Kind::Add { first, second, result } => {
             let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
-            let mut out = codes(0).clone();
-            out.zip_mut_with(codes(1), |a, &b| *a = add(*a, b, terms));
-            Value::Codes(out)
+            let shapes = [codes(0).shape(), codes(1).shape()];
+            Value::Codes(pairs(part, unit, &shapes, inputs, |a, b| add(a, b, terms)))
+        }
+        Kind::Mul { first, second, result } => {
+            let terms = MulTerms::new(pair(*first), pair(*second), pair(*result));
+            let shapes = [codes(0).shape(), codes(1).shape()];
+            Value::Codes(pairs(part, unit, &shapes, inputs, |a, b| product(a, b, terms)))
+        }
+        Kind::Rearrange { how, table } => {
+            let steps = how.steps(part.node(unit.target), codes(0).shape());
+            let steps = steps.expect("the steps were checked when the part was planned");
+            let out = steps.iter().fold(codes(0).clone(), rearrange::step);
+            Value::Codes(through(table.as_ref(), out))
+        }
+        Kind::Concat { axis, tables } => {
+            let parts = tables.iter().enumerate();
+            let parts = parts.map(|(index, table)| through(table.as_ref(), codes(index).clone()));
+            Value::Codes(rearrange::joined(&parts.collect::<Vec<_>>(), *axis))
+        }
+        Kind::Pad { pads, code, table } => {
+            let inner = through(table.as_ref(), codes(0).clone());
+            Value::Codes(rearrange::padded(&inner, pads, *code))
+        }
+        Kind::Extreme { axes, least, table, .. } => {
+            let shape = shape::output(part, unit, &[codes(0).shape()]);
+            let shape = shape.expect("the shape was checked when the part was planned");
+            let out = rearrange::extreme(codes(0), axes.as_deref(), *least);
+            let flat = out.iter().copied().collect();
+            let out = ArrayD::from_shape_vec(IxDyn(&shape), flat).expect("as many elements");
+            Value::Codes(through(table.as_ref(), out))
         }
         Kind::MaxPool { window, table } => {
             let out = window::max(part.node(unit.target), window, &image(0));
@@ -93,6 +122,23 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::Elementwise(table) => Value::Codes(through(Some(table), codes(0).clone())),
     }
+}
+
+/// `function` of two tensors element by element, the smaller one repeated.
+fn pairs(
+    part: &Graph,
+    unit: &Unit,
+    shapes: &[&[usize]],
+    inputs: &[&Value],
+    function: impl Fn(u8, u8) -> u8,
+) -> ArrayD<u8> {
+    let shape = shape::output(part, unit, shapes);
+    let shape = IxDyn(&shape.expect("the shapes were checked when the part was planned"));
+    let [a, b] = [0, 1].map(|index| {
+        let codes = inputs[index].codes().broadcast(shape.clone());
+        codes.expect("the shapes were checked when the part was planned").to_owned()
+    });
+    ArrayD::from_shape_fn(shape, |at| function(a[&at], b[&at]))
 }
 
 fn convolve(

@@ -4,7 +4,7 @@
 //! every batch is tried with two assignments that give each open dimension another number.
 
 use crate::graph::{Dim, Graph, Node, ValueId};
-use crate::quantize::{Kind, ShapeChange, Unit};
+use crate::quantize::{Codes, Kind, ShapeChange, Unit, axis_of};
 use crate::refusal::{Refusal, refuse};
 use std::collections::BTreeMap;
 
@@ -113,16 +113,52 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
                 refuse!(SHAPE, "{node} reads {input:?}; rows of {want} are taken")
             }
         },
-        Kind::Add { .. } => {
-            if inputs[0] != inputs[1] {
+        Kind::Add { first, second, result } => {
+            let shape = repeated(node, inputs[0], inputs[1])?;
+            if first_is_innermost_repeated(inputs[0], inputs[1])
+                && !order_is_the_same(*first, *second, *result)
+            {
                 return refuse!(
-                    SHAPE,
-                    "{node} adds {:?} and {:?}; equal shapes are taken",
-                    inputs[0],
-                    inputs[1]
+                    SCALE,
+                    "{node} repeats its first operand, and the CPU adds in an order that depends on what surrounds it; exchange the operands"
                 );
             }
-            Ok(input.to_vec())
+            Ok(shape)
+        }
+        Kind::Mul { .. } => repeated(node, inputs[0], inputs[1]),
+        Kind::Rearrange { how, .. } => {
+            let mut shape = input.to_vec();
+            for step in how.steps(node, input)? {
+                shape = step.shape(shape);
+                if shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len)).is_none() {
+                    return refuse!(SIZE, "{node} makes a tensor of shape {shape:?}");
+                }
+            }
+            match shape.len() {
+                0..=8 => Ok(shape),
+                rank => refuse!(SHAPE, "{node} makes {rank} dimensions; 8 are taken"),
+            }
+        }
+        Kind::Concat { axis, .. } => joined(node, inputs, *axis),
+        Kind::Pad { pads, .. } => {
+            if pads.len() != 2 * input.len() {
+                return refuse!(SHAPE, "{node} pads {input:?} by {pads:?}");
+            }
+            let (before, after) = pads.split_at(input.len());
+            let sum = |((&len, &a), &b): ((&usize, &usize), &usize)| {
+                len.checked_add(a).and_then(|len| len.checked_add(b))
+            };
+            match input.iter().zip(before).zip(after).map(sum).collect() {
+                Some(shape) => Ok(shape),
+                None => refuse!(SIZE, "{node} pads {input:?} by {pads:?}"),
+            }
+        }
+        Kind::Extreme { axes, keep, .. } => {
+            let reduced = reduced_axes(node, axes.as_deref(), input)?;
+            let kept = input.iter().enumerate().filter_map(|(axis, &len)| {
+                if !reduced.contains(&axis) { Some(len) } else { keep.then_some(1) }
+            });
+            Ok(kept.collect())
         }
         Kind::MaxPool { window, .. } | Kind::AveragePool { window, .. } => {
             let [n, c, h, w] = image(node, input)?;
@@ -150,6 +186,88 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         }
         Kind::Reshape { shape, .. } => reshaped(node, shape, input),
     }
+}
+
+/// The dimensions that a reduction takes away; together, or as rows and columns, they fit a window.
+pub fn reduced_axes(
+    node: &Node,
+    axes: Option<&[i64]>,
+    input: &[usize],
+) -> Result<Vec<usize>, Refusal> {
+    let all: Vec<i64> = (0..).take(input.len()).collect();
+    let wrapped = axes.unwrap_or(&all).iter().map(|&axis| axis_of(axis, input.len()));
+    let Some(mut reduced) = wrapped.collect::<Option<Vec<usize>>>() else {
+        return refuse!(SHAPE, "{node} reduces {axes:?} of {input:?}");
+    };
+    reduced.sort_unstable();
+    reduced.dedup();
+    let count: usize = reduced.iter().map(|&axis| input[axis]).product();
+    if count > usize::from(u16::MAX) && reduced != [2, 3] {
+        return refuse!(SIZE, "{node} reduces {count} elements; 65535 are taken");
+    }
+    if reduced.iter().any(|&axis| input[axis] > usize::from(u16::MAX)) {
+        return refuse!(SIZE, "{node} reduces {input:?}; 65535 elements of a dimension are taken");
+    }
+    Ok(reduced)
+}
+
+/// The shape of two tensors element by element, where dimensions of length 1 are repeated.
+fn repeated(node: &Node, first: &[usize], second: &[usize]) -> Result<Vec<usize>, Refusal> {
+    let rank = first.len().max(second.len());
+    let padded = |shape: &[usize], axis: usize| {
+        (axis + shape.len()).checked_sub(rank).map_or(1, |at| shape[at])
+    };
+    let mut shape = Vec::with_capacity(rank);
+    for axis in 0..rank {
+        match (padded(first, axis), padded(second, axis)) {
+            (a, b) if a == b || b == 1 => shape.push(a),
+            (1, b) => shape.push(b),
+            _ => return refuse!(SHAPE, "{node} reads {first:?} and {second:?}"),
+        }
+    }
+    match rank {
+        0..=8 => Ok(shape),
+        _ => refuse!(SHAPE, "{node} has {rank} dimensions; 8 are taken"),
+    }
+}
+
+/// Whether the first of two tensors is the one repeated along the innermost dimension that counts.
+fn first_is_innermost_repeated(first: &[usize], second: &[usize]) -> bool {
+    let ones = || std::iter::repeat(&1);
+    let pairs = first.iter().rev().chain(ones()).zip(second.iter().rev().chain(ones()));
+    let mut pairs = pairs.take(first.len().max(second.len()));
+    pairs.find(|pair| *pair != (&1, &1)).is_some_and(|(&a, &b)| a == 1 && b > 1)
+}
+
+/// Whether all sums of two codes are the same with the operands exchanged.
+///
+/// The CPU provider exchanges them when the first is a single number for a whole run, and which runs
+/// there are depends on the layout that it chose for the operators around.
+fn order_is_the_same(first: Codes, second: Codes, result: Codes) -> bool {
+    use npu_uapi::requantise::{AddTerms, add};
+    let [first, second, result] =
+        [first, second, result].map(|codes| (codes.scale, codes.zero_point));
+    let (given, exchanged) =
+        (AddTerms::new(first, second, result), AddTerms::new(second, first, result));
+    let same = |a: u8, b: u8| add(a, b, given) == add(b, a, exchanged);
+    (0..=255).all(|a| (0..=255).all(|b| same(a, b)))
+}
+
+fn joined(node: &Node, inputs: &[&[usize]], axis: i64) -> Result<Vec<usize>, Refusal> {
+    let Some(axis) = axis_of(axis, inputs[0].len()) else {
+        return refuse!(SHAPE, "{node} joins {inputs:?} along dimension {axis}");
+    };
+    let mut shape = inputs[0].to_vec();
+    for input in &inputs[1..] {
+        let fits = input.len() == shape.len()
+            && (0..shape.len()).all(|at| at == axis || input[at] == shape[at]);
+        let sum = input.get(axis).and_then(|&len| shape[axis].checked_add(len));
+        match sum.filter(|_| fits) {
+            Some(sum) => shape[axis] = sum,
+            None => return refuse!(SHAPE, "{node} joins {inputs:?} along dimension {axis}"),
+        }
+    }
+    Ok(shape)
 }
 
 fn image(node: &Node, shape: &[usize]) -> Result<[usize; 4], Refusal> {

@@ -3,4 +3,5 @@
 mod any;
 mod exact;
 mod golden;
+mod moves;
 mod refused;

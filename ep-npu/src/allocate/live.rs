@@ -23,8 +23,8 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
             continue;
         }
         let last = last_read(op.writes).unwrap_or(step);
-        // ADD and TABLE may write over an operand that lies the same way and ends here.
-        let in_place = matches!(op.kind, OpKind::Add { .. } | OpKind::Table(_));
+        // ADD, MUL and TABLE may write over an operand that lies the same way and ends here.
+        let in_place = matches!(op.kind, OpKind::Pair { .. } | OpKind::Table(_));
         let over = blocks.iter_mut().find(|block| {
             let end = block.tensors.last().copied();
             in_place

@@ -1,22 +1,32 @@
-//! One operation to one command.
+//! One operation to its commands: one, but for moves.
 
 use super::{Content, Operands};
-use crate::lower::{self, Conv, Form, Op, OpKind, Pool, TensorId};
+use crate::lower::{self, Conv, Form, Function, Loop, Move, Op, OpKind, Pool, TensorId};
 use npu_uapi::addr::Operand;
 use npu_uapi::command::{
-    self, Command, Dims, Flags, Header, Stage, Strides, Window, element, opcode, pool_kind,
+    self, Command, Dims, Flags, Header, Stage, Strides, Strides4, Window, element, opcode,
+    pool_kind,
 };
-use npu_uapi::requantise::AddTerms;
+use npu_uapi::requantise::{AddTerms, MulTerms};
 
 impl Operands<'_> {
-    /// The command of operation `index`.
-    pub(super) fn command(&self, op_id: u32, index: usize) -> Command {
+    /// The commands of operation `index`.
+    pub(super) fn commands(&self, op_id: u32, index: usize) -> Vec<Command> {
         let op = &self.ops.ops[index];
-        match &op.kind {
+        let command = match &op.kind {
             OpKind::Conv(conv) => self.conv(op_id, index, op, conv),
-            OpKind::Add { terms, table } => {
-                let flags = table_0(table.is_some());
-                Command::Add(self.add(Header::new(opcode::ADD, 3, flags, op_id), index, op, *terms))
+            OpKind::Pair { function, strides, table } => {
+                self.pair(op_id, index, op, *function, *strides, table_0(table.is_some()))
+            }
+            OpKind::Move { fill, parts } => {
+                let fill = fill.map(|value| self.fill(op_id, op, value));
+                let mut table = self.constant(index, Content::Tables);
+                let moves = parts.iter().map(|part| {
+                    let command = self.part(op_id, op, part, table);
+                    table.offset += if part.table.is_some() { 256 } else { 0 };
+                    command
+                });
+                return fill.into_iter().chain(moves).collect();
             }
             OpKind::Pool { kind, table } => {
                 let flags = table_0(table.is_some());
@@ -31,7 +41,8 @@ impl Operands<'_> {
             OpKind::Layout { scale, zero_point } => {
                 Command::Layout(self.layout(op_id, op, *scale, *zero_point))
             }
-        }
+        };
+        vec![command]
     }
 
     fn conv(&self, op_id: u32, index: usize, op: &Op, conv: &Conv) -> Command {
@@ -91,24 +102,106 @@ impl Operands<'_> {
         })
     }
 
-    fn add(&self, header: Header, index: usize, op: &Op, terms: AddTerms) -> command::Add {
-        command::Add {
-            header,
-            a: self.tensor(op.reads[0]),
-            b: self.tensor(op.reads[1]),
-            out: self.tensor(op.writes),
-            tables: self.constant(index, Content::Tables),
-            dims: self.form(op.writes).dims(),
-            a_strides: self.form(op.reads[0]).strides(),
-            b_strides: self.form(op.reads[1]).strides(),
-            out_strides: self.form(op.writes).strides(),
-            first: terms.first,
-            second: terms.second,
-            offset: terms.offset,
-            clamp_low: 0,
-            clamp_high: 255,
-            ..command::Add::default()
+    fn pair(
+        &self,
+        op_id: u32,
+        index: usize,
+        op: &Op,
+        function: Function,
+        [a_strides, b_strides]: [Strides; 2],
+        flags: Flags,
+    ) -> Command {
+        let (a, b) = (self.tensor(op.reads[0]), self.tensor(op.reads[1]));
+        let (out, tables) = (self.tensor(op.writes), self.constant(index, Content::Tables));
+        let (dims, out_strides) = (self.form(op.writes).dims(), self.form(op.writes).strides());
+        let (clamp_low, clamp_high) = (0, 255);
+        match function {
+            Function::Add(AddTerms { first, second, offset }) => Command::Add(command::Add {
+                header: Header::new(opcode::ADD, 3, flags, op_id),
+                a,
+                b,
+                out,
+                tables,
+                dims,
+                a_strides,
+                b_strides,
+                out_strides,
+                first,
+                second,
+                offset,
+                clamp_low,
+                clamp_high,
+                ..command::Add::default()
+            }),
+            Function::Multiply(terms) => {
+                let MulTerms { multiplier, first_zero_point, second_zero_point, zero_point } =
+                    terms;
+                Command::Mul(command::Mul {
+                    header: Header::new(opcode::MUL, 3, flags, op_id),
+                    a,
+                    b,
+                    out,
+                    tables,
+                    dims,
+                    a_strides,
+                    b_strides,
+                    out_strides,
+                    multiplier,
+                    first_zero_point,
+                    second_zero_point,
+                    zero_point,
+                    clamp_low,
+                    clamp_high,
+                    ..command::Mul::default()
+                })
+            }
         }
+    }
+
+    fn fill(&self, op_id: u32, op: &Op, value: u8) -> Command {
+        Command::Fill(command::Fill {
+            header: Header::new(opcode::FILL, 1, Flags::empty(), op_id),
+            dst: self.tensor(op.writes),
+            len: self.form(op.writes).len_bytes(),
+            value,
+            ..command::Fill::default()
+        })
+    }
+
+    /// One move; `table` is where its table lies, if it has one.
+    fn part(&self, op_id: u32, op: &Op, part: &Move, table: Operand) -> Command {
+        let within = |operand: Operand, at: i64| {
+            let offset = operand.offset.checked_add_signed(at);
+            Operand { offset: offset.expect("a view lies in its tensor"), ..operand }
+        };
+        // Innermost what is contiguous in the result, then what is contiguous in the source.
+        let mut loops = part.loops.clone();
+        loops.sort_by_key(|l| (l.dst != 1, l.src != 1, l.dst.unsigned_abs()));
+        let one = Loop { count: 1, src: 0, dst: 0 };
+        let at = |index: usize| loops.get(index).copied().unwrap_or(one);
+        let count = |l: Loop| u32::try_from(l.count).expect("`shape` bounds tensors");
+        let strides = |step: fn(&Loop) -> i64| Strides4 {
+            channel: step(&at(0)),
+            pixel: step(&at(1)),
+            row: step(&at(2)),
+            image: step(&at(3)),
+        };
+        let outer = loops.get(4).copied();
+        Command::Layout(command::Layout {
+            header: Header::new(opcode::LAYOUT, 3, table_0(part.table.is_some()), op_id),
+            src: within(self.tensor(op.reads[part.read]), part.src),
+            dst: within(self.tensor(op.writes), part.dst),
+            tables: if part.table.is_some() { table } else { Operand::default() },
+            dims: Dims { n: count(at(3)), h: count(at(2)), w: count(at(1)), c: count(at(0)) },
+            src_strides: strides(|l| l.src),
+            dst_strides: strides(|l| l.dst),
+            src_element: element::U8,
+            dst_element: element::U8,
+            outer: outer.map_or(0, count),
+            src_outer: outer.map_or(0, |l| l.src),
+            dst_outer: outer.map_or(0, |l| l.dst),
+            ..command::Layout::default()
+        })
     }
 
     fn pool(&self, header: Header, index: usize, op: &Op, kind: &Pool) -> command::Pool {

@@ -46,10 +46,16 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
                     place(Content::Tables, 512);
                 }
             }
-            OpKind::Add { table: Some(_), .. }
+            OpKind::Move { parts, .. } => {
+                let tables = parts.iter().filter(|part| part.table.is_some()).count();
+                if tables > 0 {
+                    place(Content::Tables, 256 * tables as u64);
+                }
+            }
+            OpKind::Pair { table: Some(_), .. }
             | OpKind::Pool { table: Some(_), .. }
             | OpKind::Table(_) => place(Content::Tables, 256),
-            OpKind::Add { .. } | OpKind::Pool { .. } | OpKind::Layout { .. } => {}
+            OpKind::Pair { .. } | OpKind::Pool { .. } | OpKind::Layout { .. } => {}
         }
     }
     (chunks, end)
@@ -72,8 +78,14 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
                     }
                 }
             }
+            (OpKind::Move { parts, .. }, Content::Tables) => {
+                let tables = parts.iter().filter_map(|part| part.table.as_ref());
+                for (to, table) in to.chunks_mut(256).zip(tables) {
+                    to.copy_from_slice(table.as_slice());
+                }
+            }
             (
-                OpKind::Add { table: Some(table), .. }
+                OpKind::Pair { table: Some(table), .. }
                 | OpKind::Pool { table: Some(table), .. }
                 | OpKind::Table(table),
                 _,

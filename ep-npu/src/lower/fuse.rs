@@ -1,7 +1,7 @@
 //! What can happen before a result is stored does: tables and residual additions join the operation
 //! whose result nobody else reads.
 
-use super::{Addition, Op, OpKind, Ops, TensorId};
+use super::{Addition, Function, Op, OpKind, Ops, TensorId};
 use crate::quantize::Table;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(super) fn output_stages(ops: &mut Ops) {
                 }
                 op
             }
-            OpKind::Add { .. } if op.reads[0] != op.reads[1] => {
+            OpKind::Pair { function: Function::Add(_), .. } if is_plain(ops, &op) => {
                 absorb_addition(&mut fused, op, alone)
             }
             _ => op,
@@ -27,19 +27,25 @@ pub(super) fn output_stages(ops: &mut Ops) {
     ops.ops = fused;
 }
 
+/// Whether two different tensors are read element by element, neither of them repeated.
+fn is_plain(ops: &Ops, op: &Op) -> bool {
+    let dims = |tensor: TensorId| ops.tensor(tensor).form.dims();
+    op.reads[0] != op.reads[1] && op.reads.iter().all(|&read| dims(read) == dims(op.writes))
+}
+
 /// Whether the operation that writes `source` took `table` into its output stage.
 fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Table) -> bool {
     let Some(before) = ops.iter_mut().find(|op| op.writes == source) else { return false };
     let place = match &mut before.kind {
         OpKind::Conv(conv) if conv.addition.is_none() => &mut conv.table_0,
         OpKind::Conv(conv) => &mut conv.table_1,
-        OpKind::Add { table, .. } | OpKind::Pool { table, .. } => table,
+        OpKind::Pair { table, .. } | OpKind::Pool { table, .. } => table,
         OpKind::Table(first) => {
             *first = then(first, table);
             before.writes = result;
             return true;
         }
-        OpKind::Layout { .. } => return false,
+        OpKind::Layout { .. } | OpKind::Move { .. } => return false,
     };
     *place = Some(match place.take() {
         Some(first) => then(&first, table),
@@ -53,7 +59,7 @@ fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Tabl
 ///
 /// The convolution moves to where the addition was: there, whatever the other operand is, it exists.
 fn absorb_addition(ops: &mut Vec<Op>, op: Op, alone: impl Fn(TensorId) -> bool) -> Op {
-    let OpKind::Add { terms, .. } = op.kind else { return op };
+    let OpKind::Pair { function: Function::Add(terms), .. } = op.kind else { return op };
     let takes = |before: &Op| match &before.kind {
         OpKind::Conv(conv) => {
             conv.addition.is_none() && op.reads.contains(&before.writes) && alone(before.writes)
@@ -72,7 +78,8 @@ fn absorb_addition(ops: &mut Vec<Op>, op: Op, alone: impl Fn(TensorId) -> bool) 
     conv
 }
 
-fn then(first: &Table, second: &Table) -> Table {
+/// The table of one table behind the other.
+pub(super) fn then(first: &Table, second: &Table) -> Table {
     let mut both = [0; 256];
     for (to, &from) in both.iter_mut().zip(first.iter()) {
         *to = second[usize::from(from)];

@@ -3,7 +3,7 @@
 use crate::graph::NodeId;
 use crate::quantize::{Table, Weights};
 use npu_uapi::command::{Dims, Strides, Strides4, Window};
-use npu_uapi::requantise::AddTerms;
+use npu_uapi::requantise::{AddTerms, MulTerms};
 
 /// Index of a tensor in [`Ops::tensors`].
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -77,12 +77,21 @@ pub struct Op {
 pub enum OpKind {
     /// Convolution or matrix product of the first tensor read, with its output stage.
     Conv(Box<Conv>),
-    /// Sum of the two tensors read.
-    Add {
-        /// Immediates.
-        terms: AddTerms,
+    /// Sum or product of the two tensors read, element by element.
+    Pair {
+        /// Which, with its immediates.
+        function: Function,
+        /// How each of them is walked: zero where it is repeated.
+        strides: [Strides; 2],
         /// What follows.
         table: Option<Table>,
+    },
+    /// Bytes of the tensors read to their places in the one written, which they fill.
+    Move {
+        /// What the tensor holds before.
+        fill: Option<u8>,
+        /// The moves.
+        parts: Vec<Move>,
     },
     /// Maximum or mean.
     Pool {
@@ -100,6 +109,41 @@ pub enum OpKind {
         /// As above.
         zero_point: u8,
     },
+}
+
+/// A function of two codes.
+#[derive(Clone, Copy, Debug)]
+pub enum Function {
+    /// Sum.
+    Add(AddTerms),
+    /// Product.
+    Multiply(MulTerms),
+}
+
+/// Some bytes from here to there.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// Index in [`Op::reads`].
+    pub read: usize,
+    /// At most five loops.
+    pub loops: Vec<Loop>,
+    /// The first byte in the tensor read.
+    pub src: i64,
+    /// The first byte in the tensor written.
+    pub dst: i64,
+    /// What each byte goes through.
+    pub table: Option<Table>,
+}
+
+/// A loop of a move.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Loop {
+    /// How often.
+    pub count: usize,
+    /// From one byte to the next in the tensor read.
+    pub src: i64,
+    /// From one byte to the next in the tensor written.
+    pub dst: i64,
 }
 
 /// A convolution.

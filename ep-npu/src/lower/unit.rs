@@ -1,10 +1,10 @@
 //! One unit to operations.
 
-use super::{Conv, Form, Held, Home, Lowering, OpKind, Pool};
+use super::{Conv, Form, Function, Held, Home, Lowering, OpKind, Pool};
 use crate::graph::{NodeId, ValueId};
 use crate::quantize::{Codes, Kind, Products, Table, Unit, WindowSpec};
 use npu_uapi::command::{Dims, Window};
-use npu_uapi::requantise::{AddTerms, global_average_multiplier};
+use npu_uapi::requantise::{AddTerms, MulTerms, global_average_multiplier};
 
 impl Lowering<'_> {
     /// Lowers `unit`; afterwards its output is held.
@@ -18,14 +18,28 @@ impl Lowering<'_> {
             }
             Kind::Dequantize(codes) => {
                 let tensor = self.map(input, node);
-                self.values.insert(unit.output, Held { tensor, dequantise: Some(*codes) });
+                let held = Held { dequantise: Some(*codes), ..Held::plain(tensor) };
+                self.values.insert(unit.output, held);
             }
             Kind::Conv { products, groups, window } => {
                 let window = self.window(node, window, input);
                 self.conv(unit, products, *groups, window);
             }
             Kind::Product(products) => self.product(unit, products),
-            Kind::Add { first, second, result } => self.add(unit, [*first, *second, *result]),
+            Kind::Add { first, second, result } => {
+                let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
+                self.pair(unit, Function::Add(terms));
+            }
+            Kind::Mul { first, second, result } => {
+                let terms = MulTerms::new(pair(*first), pair(*second), pair(*result));
+                self.pair(unit, Function::Multiply(terms));
+            }
+            Kind::Rearrange { how, table } => self.rearrange(unit, how, table.as_ref()),
+            Kind::Concat { axis, tables } => self.concat(unit, *axis, tables),
+            Kind::Pad { pads, code, table } => self.pad(unit, pads, *code, table.as_ref()),
+            Kind::Extreme { axes, least, table, .. } => {
+                self.extreme(unit, axes.as_deref(), *least, table.as_ref());
+            }
             Kind::MaxPool { window, table } => {
                 let pool = Pool::Max(self.window(node, window, input));
                 self.pool(unit, pool, table.clone());
@@ -46,10 +60,7 @@ impl Lowering<'_> {
                 };
                 self.pool(unit, pool, None);
             }
-            Kind::Reshape { table: None, .. } => {
-                let map = self.map(input, node);
-                self.hold(unit.output, map);
-            }
+            Kind::Reshape { table: None, .. } => self.reshape(unit),
             Kind::Reshape { table: Some(table), .. } | Kind::Elementwise(table) => {
                 let map = self.map(input, node);
                 let form = self.ops.tensor(map).form;
@@ -118,21 +129,6 @@ impl Lowering<'_> {
         let out = Form::map(self.dims(unit.output));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
         self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
-        self.hold(unit.output, out);
-    }
-
-    fn add(&mut self, unit: &Unit, [first, second, result]: [Codes; 3]) {
-        let node = unit.target;
-        let [a, b] = [0, 1].map(|operand| unit.inputs[operand]);
-        let (mut map_a, mut map_b) = (self.map(a, node), self.map(b, node));
-        let form = |lowering: &Self, map| lowering.ops.tensor(map).form.dims();
-        if form(self, map_a) != form(self, map_b) {
-            (map_a, map_b) = (self.natural_map(a, node), self.natural_map(b, node));
-        }
-        let out = Form::map(self.ops.tensor(map_a).form.dims());
-        let out = self.tensor_of(unit.output, Home::Scratch, out);
-        let terms = AddTerms::new(pair(first), pair(second), pair(result));
-        self.push(node, vec![map_a, map_b], out, OpKind::Add { terms, table: None });
         self.hold(unit.output, out);
     }
 

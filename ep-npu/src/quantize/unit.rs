@@ -4,6 +4,7 @@
 //! at all, and computed with that operator's arithmetic.
 
 use super::codes::{Codes, Table};
+use super::rearrange::Rearrange;
 use super::window::WindowSpec;
 use crate::graph::{NodeId, ValueId};
 use bytes::Bytes;
@@ -41,7 +42,7 @@ pub enum Kind {
     },
     /// Product with a constant matrix: Gemm or MatMul. Weights have one tap.
     Product(Products),
-    /// Sum of two tensors of equal shape.
+    /// Sum of two tensors, the smaller one repeated.
     Add {
         /// Codes of the first operand.
         first: Codes,
@@ -49,6 +50,49 @@ pub enum Kind {
         second: Codes,
         /// Codes of the result.
         result: Codes,
+    },
+    /// Product of two tensors, the smaller one repeated.
+    Mul {
+        /// Codes of the first operand.
+        first: Codes,
+        /// Codes of the second operand.
+        second: Codes,
+        /// Codes of the result.
+        result: Codes,
+    },
+    /// Maximum or minimum over whole dimensions, then a table.
+    Extreme {
+        /// The dimensions; all of them when `None`.
+        axes: Option<Vec<i64>>,
+        /// Whether they stay, with length 1.
+        keep: bool,
+        /// The minimum.
+        least: bool,
+        /// From the input's codes to the output's, where they differ.
+        table: Option<Table>,
+    },
+    /// The elements of one tensor elsewhere, through a table where the codes differ.
+    Rearrange {
+        /// How.
+        how: Rearrange,
+        /// From the input's codes to the output's, where they differ.
+        table: Option<Table>,
+    },
+    /// One tensor behind the other along a dimension.
+    Concat {
+        /// The dimension.
+        axis: i64,
+        /// For each input, from its codes to the output's, where they differ.
+        tables: Vec<Option<Table>>,
+    },
+    /// A tensor with a border of one code.
+    Pad {
+        /// Elements before, for each dimension, then elements behind.
+        pads: Vec<usize>,
+        /// The code, one of the output's.
+        code: u8,
+        /// From the input's codes to the output's, where they differ.
+        table: Option<Table>,
     },
     /// Maximum over windows, then a table.
     MaxPool {
@@ -173,7 +217,15 @@ impl Weights {
 impl Kind {
     /// Whether it is more than a conversion or a change of shape.
     pub fn is_work(&self) -> bool {
-        !matches!(self, Self::Quantize(_) | Self::Dequantize(_) | Self::Reshape { .. })
+        !matches!(
+            self,
+            Self::Quantize(_)
+                | Self::Dequantize(_)
+                | Self::Reshape { .. }
+                | Self::Rearrange { .. }
+                | Self::Concat { .. }
+                | Self::Pad { .. }
+        )
     }
 
     /// The name that dumps use.
@@ -184,6 +236,12 @@ impl Kind {
             Self::Conv { .. } => "conv",
             Self::Product(_) => "product",
             Self::Add { .. } => "add",
+            Self::Mul { .. } => "mul",
+            Self::Extreme { least: false, .. } => "reduce-max",
+            Self::Extreme { least: true, .. } => "reduce-min",
+            Self::Rearrange { .. } => "rearrange",
+            Self::Concat { .. } => "concat",
+            Self::Pad { .. } => "pad",
             Self::MaxPool { .. } => "max-pool",
             Self::AveragePool { .. } => "average-pool",
             Self::GlobalAveragePool { .. } => "global-average-pool",

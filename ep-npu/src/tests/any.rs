@@ -133,6 +133,16 @@ fn broken_node(
             "Clip",
             "GlobalAveragePool",
             "Softmax",
+            "Mul",
+            "Concat",
+            "Slice",
+            "Transpose",
+            "Pad",
+            "Tile",
+            "Expand",
+            "Resize",
+            "ReduceMax",
+            "DepthToSpace",
             "QuantizeLinear",
             "DequantizeLinear",
         ];
@@ -161,6 +171,10 @@ fn broken_node(
         "block_size",
         "axes",
         "storage_order",
+        "perm",
+        "starts",
+        "ends",
+        "blocksize",
     ];
     if noise.below(odds) == 0 {
         let numbers = [i64::MIN, -1, 0, 1, 2, 65_535, 65_536, i64::MAX];

@@ -107,7 +107,10 @@ fn step(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
             _ => model.unit("Add", &[flow, flow], &[], (codes, &flow.shape)),
         };
     }
-    match noise.below(10) {
+    match noise.below(14) {
+        10 | 11 => super::moves::rearranged(model, noise, flow),
+        12 => super::moves::joined(model, noise, flow),
+        13 => super::moves::gated(model, noise, flow),
         0..=2 => conv(model, noise, flow),
         3..=5 => residual(model, noise, flow),
         6 => pool(model, noise, flow),
@@ -259,10 +262,10 @@ fn product(model: &mut Model, noise: &mut Noise, flow: &Flow, features: usize) -
     model.weighted(op, flow, &weighted, &attributes, (codes, &[flow.shape[0], outputs]))
 }
 
-fn int(value: usize) -> Attribute {
+pub(super) fn int(value: usize) -> Attribute {
     Attribute::Int(i64::try_from(value).unwrap())
 }
 
-fn ints(values: &[usize]) -> Attribute {
+pub(super) fn ints(values: &[usize]) -> Attribute {
     Attribute::Ints(values.iter().map(|&value| i64::try_from(value).unwrap()).collect())
 }

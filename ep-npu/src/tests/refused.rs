@@ -60,12 +60,26 @@ fn an_operator_without_an_exact_form() {
 }
 
 #[test]
-fn an_addition_that_broadcasts() {
+fn tensors_of_which_neither_can_be_repeated() {
+    for op in ["Add", "Mul"] {
+        let graph = model(|model, input| {
+            let small = model.unit("MaxPool", &[input], &window(), (CODES, &[1, 8, 3, 3]));
+            model.unit(op, &[input, &small], &[], (CODES, &SHAPE))
+        });
+        assert_refused(&graph, op, rule::SHAPE, "[2, 8, 4, 4] and [2, 8, 3, 3]");
+    }
+}
+
+#[test]
+fn an_addition_that_repeats_its_first_operand_where_the_order_counts() {
     let graph = model(|model, input| {
-        let small = model.unit("GlobalAveragePool", &[input], &[], (CODES, &[1, 8, 1, 1]));
-        model.unit("Add", &[input, &small], &[], (CODES, &SHAPE))
+        let codes = Codes { scale: 0.1, zero_point: 10 };
+        let large = model.unit("Relu", &[input], &[], (codes, &SHAPE));
+        let gate = Codes { scale: 0.07, zero_point: 77 };
+        let small = model.unit("GlobalAveragePool", &[input], &[], (gate, &[1, 8, 1, 1]));
+        model.unit("Add", &[&small, &large], &[], (codes, &SHAPE))
     });
-    assert_refused(&graph, "Add", rule::SHAPE, "equal shapes");
+    assert_refused(&graph, "Add", rule::SCALE, "exchange the operands");
 }
 
 #[test]
@@ -113,7 +127,7 @@ fn inputs_whose_batches_may_differ() {
     model.set_type(second.value, open("m"));
     let sum = model.unit("Add", &[&first, &second], &[], (CODES, &SHAPE));
     model.code_output(&sum);
-    assert_refused(&model.finish(), "Add", rule::SHAPE, "equal shapes");
+    assert_refused(&model.finish(), "Add", rule::SHAPE, "[2, 8, 4, 4] and [3, 8, 4, 4]");
 }
 
 #[test]

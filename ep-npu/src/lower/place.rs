@@ -1,0 +1,286 @@
+//! Units that put elements elsewhere, and what carries a change of shape, order or part out.
+
+use super::fuse::then;
+use super::view::View;
+use super::{Form, Function, Held, Home, Lowering, Move, OpKind, Pool, TensorId, natural_dims};
+use crate::graph::{NodeId, ValueId};
+use crate::quantize::{Rearrange, Step, Table, Unit, axis_of};
+use crate::shape::reduced_axes;
+use npu_uapi::command::{Dims, Strides, Window};
+use std::sync::Arc;
+
+/// A value seen in its own shape.
+struct Seen {
+    tensor: TensorId,
+    view: View,
+    table: Option<Table>,
+}
+
+impl Lowering<'_> {
+    /// Where `value` is; graph inputs are fetched on first use.
+    pub(super) fn held(&mut self, value: ValueId, node: NodeId) -> Held {
+        if let Some(held) = self.values.get(&value) {
+            return held.clone();
+        }
+        let map = self.fetch(value, value, node, None);
+        self.hold(value, map);
+        Held::plain(map)
+    }
+
+    /// The feature map of `value`, with the dimensions of its shape.
+    pub(super) fn natural_map(&mut self, value: ValueId, node: NodeId) -> TensorId {
+        let held = self.held(value, node);
+        let form = self.ops.tensor(held.tensor).form;
+        let dims = self.dims(value);
+        if held.view.is_none() && held.table.is_none() && form.dims() == dims {
+            return held.tensor;
+        }
+        let seen = self.seen(value, node);
+        let shape = self.part.shapes[&value].clone();
+        let map = self.place(value, node, &seen, &shape);
+        self.values.insert(value, Held { dequantise: held.dequantise, ..Held::plain(map) });
+        map
+    }
+
+    /// `value` in its own shape, as far as it need not be moved for that.
+    fn seen(&mut self, value: ValueId, node: NodeId) -> Seen {
+        let Held { tensor, view, table, .. } = self.held(value, node);
+        let shape = self.part.shapes[&value].clone();
+        let form = self.ops.tensor(tensor).form;
+        if let Some(view) = view.or_else(|| View::of(form, &shape)) {
+            return Seen { tensor, view, table };
+        }
+        // Channel-first and dense, the two shapes are the same bytes.
+        let dims = form.dims();
+        let dense = Form::Host { dims, element_bytes: 1 };
+        let own = [dims.n, dims.c, dims.h, dims.w].map(|len| len as usize);
+        let views = View::of(form, &own).zip(View::of(dense, &own));
+        let (from, to) = views.expect("a tensor has its own dimensions");
+        let parts = from.moves(0, &to, table.as_ref()).expect("both have a stride a dimension");
+        let written = self.tensor_of(value, Home::Scratch, dense);
+        self.push(node, vec![tensor], written, OpKind::Move { fill: None, parts });
+        let view = View::of(dense, &shape).expect("dense bytes have any shape");
+        Seen { tensor: written, view, table: None }
+    }
+
+    /// A feature map of shape `shape`, which is also that of what is `seen`.
+    fn place(&mut self, value: ValueId, node: NodeId, seen: &Seen, shape: &[usize]) -> TensorId {
+        let form = Form::map(natural_dims(shape));
+        let out = self.tensor_of(value, Home::Scratch, form);
+        let to = View::of(form, shape).expect("the dimensions are of that shape");
+        let parts = seen.view.moves(0, &to, seen.table.as_ref());
+        let parts = parts.expect("dimensions of a feature map have one stride each");
+        self.push(node, vec![seen.tensor], out, OpKind::Move { fill: None, parts });
+        out
+    }
+
+    /// Another shape of the same elements.
+    pub(super) fn reshape(&mut self, unit: &Unit) {
+        let input = unit.inputs[0];
+        let held = self.held(input, unit.target);
+        let Some(view) = held.view.clone() else {
+            self.values.insert(unit.output, held);
+            return;
+        };
+        let shape = self.part.shapes[&unit.output].clone();
+        match view.after(&[Step::Reshape(shape)]) {
+            Some(view) => {
+                self.values.insert(unit.output, Held { view: Some(view), ..held });
+            }
+            None => {
+                let map = self.natural_map(input, unit.target);
+                self.hold(unit.output, map);
+            }
+        }
+    }
+
+    pub(super) fn rearrange(&mut self, unit: &Unit, how: &Rearrange, table: Option<&Table>) {
+        let (input, node) = (unit.inputs[0], unit.target);
+        let shape = self.part.shapes[&input].clone();
+        let steps = how.steps(self.part.graph.node(node), &shape);
+        let steps = steps.expect("`shape` has taken these steps before");
+        let mut seen = self.seen(input, node);
+        let mut view = seen.view.clone().after(&steps);
+        if view.is_none() {
+            self.natural_map(input, node);
+            seen = self.seen(input, node);
+            view = seen.view.after(&steps);
+        }
+        let view = view.expect("a dimension with one stride takes every step");
+        let table = both(seen.table.as_ref(), table);
+        let held = Held { view: Some(view), table, ..Held::plain(seen.tensor) };
+        self.values.insert(unit.output, held);
+    }
+
+    pub(super) fn concat(&mut self, unit: &Unit, axis: i64, tables: &[Option<Table>]) {
+        let shape = self.part.shapes[&unit.output].clone();
+        let axis = axis_of(axis, shape.len()).expect("`shape` has checked the dimension");
+        let mut reads = Vec::new();
+        let (mut parts, mut start) = (Vec::new(), 0);
+        for (&input, table) in unit.inputs.iter().zip(tables) {
+            let len = self.part.shapes[&input][axis];
+            let to = self.cut(&shape, |view| view.sliced(axis, start, 1, len));
+            parts.extend(self.part_of(&mut reads, input, unit.target, &to, table.as_ref()));
+            start += len;
+        }
+        self.moved(unit, reads, OpKind::Move { fill: None, parts });
+    }
+
+    pub(super) fn pad(&mut self, unit: &Unit, pads: &[usize], code: u8, table: Option<&Table>) {
+        let input = unit.inputs[0];
+        let (inner, shape) =
+            (self.part.shapes[&input].clone(), self.part.shapes[&unit.output].clone());
+        let to = self.cut(&shape, |view| {
+            let mut axes = inner.iter().zip(pads).enumerate();
+            axes.try_fold(view, |view, (axis, (&len, &before))| view.sliced(axis, before, 1, len))
+        });
+        let mut reads = Vec::new();
+        let parts = self.part_of(&mut reads, input, unit.target, &to, table);
+        self.moved(unit, reads, OpKind::Move { fill: Some(code), parts });
+    }
+
+    /// Part of a feature map of shape `shape`.
+    fn cut(&self, shape: &[usize], cut: impl FnOnce(View) -> Option<View>) -> View {
+        let view = View::of(Form::map(natural_dims(shape)), shape);
+        view.and_then(cut).expect("dimensions of a feature map have one stride each")
+    }
+
+    /// The moves of `input` to `to`, reading one of `reads`.
+    fn part_of(
+        &mut self,
+        reads: &mut Vec<TensorId>,
+        input: ValueId,
+        node: NodeId,
+        to: &View,
+        table: Option<&Table>,
+    ) -> Vec<Move> {
+        let seen = self.seen(input, node);
+        let table = both(seen.table.as_ref(), table);
+        let read = reads.iter().position(|&read| read == seen.tensor).unwrap_or_else(|| {
+            reads.push(seen.tensor);
+            reads.len() - 1
+        });
+        let moves = seen.view.moves(read, to, table.as_ref());
+        moves.expect("dimensions of a feature map have one stride each")
+    }
+
+    fn moved(&mut self, unit: &Unit, reads: Vec<TensorId>, kind: OpKind) {
+        let out = self.tensor_of(unit.output, Home::Scratch, Form::map(self.dims(unit.output)));
+        self.push(unit.target, reads, out, kind);
+        self.hold(unit.output, out);
+    }
+
+    /// The maximum over dimensions is that over a window of their size; the minimum is the maximum of
+    /// codes counted from the other end.
+    pub(super) fn extreme(
+        &mut self,
+        unit: &Unit,
+        axes: Option<&[i64]>,
+        least: bool,
+        table: Option<&Table>,
+    ) {
+        let (input, node) = (unit.inputs[0], unit.target);
+        let shape = self.part.shapes[&input].clone();
+        let reduced = reduced_axes(self.part.graph.node(node), axes, &shape);
+        let reduced = reduced.expect("`shape` has checked the dimensions");
+        let opposite: Option<Table> = least.then(opposite);
+        let table = both(opposite.as_ref(), table);
+        let map = if reduced == [2, 3] && shape.len() == 4 && !least {
+            self.natural_map(input, node)
+        } else {
+            let kept: Vec<usize> =
+                (0..shape.len()).filter(|axis| !reduced.contains(axis)).collect();
+            let count = |axes: &[usize]| axes.iter().map(|&axis| shape[axis]).product::<usize>();
+            let (first, rest) = kept.split_at(kept.len().min(1));
+            let image = vec![count(first), count(rest), 1, count(&reduced)];
+            let order = kept.iter().chain(&reduced).copied().collect();
+            let mut seen = self.seen(input, node);
+            let view = seen.view.after(&[Step::Permute(order), Step::Reshape(image.clone())]);
+            seen.view = view.expect("dimensions that are joined only need no other order");
+            seen.table = both(seen.table.as_ref(), opposite.as_ref());
+            self.place(input, node, &seen, &image)
+        };
+        let dims = self.ops.tensor(map).form.dims();
+        let side = |len: u32| u16::try_from(len).expect("`shape` has bounded the dimensions");
+        let window = Window {
+            kernel_h: side(dims.h),
+            kernel_w: side(dims.w),
+            stride_h: 1,
+            stride_w: 1,
+            dilation_h: 1,
+            dilation_w: 1,
+            ..Window::default()
+        };
+        let out = Form::map(Dims { h: 1, w: 1, ..dims });
+        let out = self.tensor_of(unit.output, Home::Scratch, out);
+        self.push(node, vec![map], out, OpKind::Pool { kind: Pool::Max(window), table });
+        self.hold(unit.output, out);
+    }
+
+    /// A function of two tensors, the smaller one repeated.
+    pub(super) fn pair(&mut self, unit: &Unit, function: Function) {
+        let node = unit.target;
+        let values = [unit.inputs[0], unit.inputs[1]];
+        let shape = self.part.shapes[&unit.output].clone();
+        let is_whole = values.map(|value| self.part.shapes[&value] == shape);
+        let mut maps = values.map(|value| self.map(value, node));
+        let own = maps.map(|map| self.ops.tensor(map).form.dims());
+        let dims = if is_whole == [true, true] && own[0] == own[1] {
+            own[0]
+        } else {
+            maps = values.map(|value| self.natural_map(value, node));
+            natural_dims(&shape)
+        };
+        let mut strides = [Strides::default(); 2];
+        for (index, value) in values.into_iter().enumerate() {
+            if is_whole[index] {
+                strides[index] = self.ops.tensor(maps[index]).form.strides();
+                continue;
+            }
+            let view = self.repeated(value, maps[index], &shape);
+            strides[index] = match view.as_map(dims) {
+                Some(strides) => strides,
+                None => {
+                    let seen = Seen { tensor: maps[index], view, table: None };
+                    maps[index] = self.place(value, node, &seen, &shape);
+                    self.ops.tensor(maps[index]).form.strides()
+                }
+            };
+        }
+        let out = self.tensor_of(unit.output, Home::Scratch, Form::map(dims));
+        self.push(node, maps.to_vec(), out, OpKind::Pair { function, strides, table: None });
+        self.hold(unit.output, out);
+    }
+
+    /// `map`, the feature map of `value`, repeated to `shape`.
+    fn repeated(&self, value: ValueId, map: TensorId, shape: &[usize]) -> View {
+        let own = &self.part.shapes[&value];
+        let mut padded = vec![1; shape.len() - own.len()];
+        padded.extend(own);
+        let repeat = |(axis, (&own, &len)): (usize, (&usize, &usize))| {
+            (own != len).then_some(Step::RepeatEach { axis, times: len })
+        };
+        let repeats = padded.iter().zip(shape).enumerate().filter_map(repeat);
+        let steps: Vec<Step> =
+            std::iter::once(Step::Reshape(padded.clone())).chain(repeats).collect();
+        let view = View::of(self.ops.tensor(map).form, own).and_then(|view| view.after(&steps));
+        view.expect("a feature map has its own shape, and single elements can be repeated")
+    }
+}
+
+/// Codes counted from the other end.
+fn opposite() -> Table {
+    let mut table = [0; 256];
+    for (code, entry) in (0..=255).zip(table.iter_mut().rev()) {
+        *entry = code;
+    }
+    Arc::new(table)
+}
+
+/// One table behind the other, where there are any.
+fn both(first: Option<&Table>, second: Option<&Table>) -> Option<Table> {
+    match (first, second) {
+        (Some(first), Some(second)) => Some(then(first, second)),
+        (first, second) => first.or(second).cloned(),
+    }
+}

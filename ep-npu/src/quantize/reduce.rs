@@ -1,0 +1,35 @@
+//! Units of ReduceMax, ReduceMin and GlobalMaxPool.
+
+use super::form::Former;
+use super::unit::{Kind, Unit};
+use crate::graph::Tensor;
+use crate::refusal::{Refusal, refuse};
+
+/// ReduceMax and ReduceMin. Codes keep the order of what they stand for, as in MaxPool.
+pub(super) fn extreme(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let node = unit.node();
+    let axes = match node.input(1) {
+        None => node.ints("axes").map(<[i64]>::to_vec),
+        Some(_) => match unit.graph.constant(node, 1).and_then(Tensor::as_i64) {
+            Some(axes) => Some(axes).filter(|axes| !axes.is_empty()),
+            None => return refuse!(SHAPE, "{node} has axes that are not constant int64"),
+        },
+    };
+    if axes.is_none() && node.int("noop_with_empty_axes").is_some_and(|noop| noop != 0) {
+        return refuse!(ATTRIBUTE, "{node} reduces no axis; leave it out");
+    }
+    let keep = node.int("keepdims").unwrap_or(1) != 0;
+    let least = node.op == "ReduceMin";
+    let input = unit.activation(0)?;
+    let (value, output) = unit.result()?;
+    let table = input.requantise(output);
+    Ok(unit.finish(value, Kind::Extreme { axes, keep, least, table }))
+}
+
+/// GlobalMaxPool.
+pub(super) fn global_max_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    let input = unit.activation(0)?;
+    let (value, output) = unit.result()?;
+    let (axes, table) = (Some(vec![2, 3]), input.requantise(output));
+    Ok(unit.finish(value, Kind::Extreme { axes, keep: true, least: false, table }))
+}

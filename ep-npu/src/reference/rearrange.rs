@@ -1,0 +1,71 @@
+//! Rearrangements element by element.
+
+use crate::quantize::{Step, axis_of};
+use ndarray::{ArrayD, Axis, IxDyn, Slice};
+
+/// What `step` makes of `codes`.
+#[expect(clippy::needless_pass_by_value, reason = "a step of a fold")]
+pub(super) fn step(codes: ArrayD<u8>, step: &Step) -> ArrayD<u8> {
+    let from = |shape: Vec<usize>, source: &dyn Fn(&IxDyn) -> IxDyn| {
+        ArrayD::from_shape_fn(IxDyn(&shape), |at| codes[source(&at)])
+    };
+    let along = |at: &IxDyn, axis: usize, index: usize| {
+        let mut at = at.clone();
+        at[axis] = index;
+        at
+    };
+    let shape = step.shape(codes.shape().to_vec());
+    match step {
+        Step::Reshape(_) => {
+            let flat: Vec<u8> = codes.iter().copied().collect();
+            ArrayD::from_shape_vec(IxDyn(&shape), flat).expect("as many elements as before")
+        }
+        Step::Permute(order) => codes.clone().permuted_axes(IxDyn(order)),
+        Step::Slice { axis, start, step, .. } => from(shape, &|at| {
+            let index = start.checked_add_signed(step * at[*axis].cast_signed());
+            along(at, *axis, index.expect("the slice lies in the tensor"))
+        }),
+        Step::RepeatEach { axis, times } => from(shape, &|at| along(at, *axis, at[*axis] / times)),
+        Step::RepeatAll { axis, .. } => {
+            let len = codes.shape()[*axis];
+            from(shape, &|at| along(at, *axis, at[*axis] % len))
+        }
+    }
+}
+
+/// One tensor behind the other along `axis`.
+pub(super) fn joined(parts: &[ArrayD<u8>], axis: i64) -> ArrayD<u8> {
+    let axis = axis_of(axis, parts[0].ndim()).expect("the dimension was checked");
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    ndarray::concatenate(Axis(axis), &views).expect("the shapes were checked")
+}
+
+/// `inner` with a border of `code`.
+pub(super) fn padded(inner: &ArrayD<u8>, pads: &[usize], code: u8) -> ArrayD<u8> {
+    let (before, after) = pads.split_at(inner.ndim());
+    let sides = inner.shape().iter().zip(before).zip(after);
+    let shape: Vec<usize> = sides.map(|((len, before), after)| len + before + after).collect();
+    let mut out = ArrayD::from_elem(IxDyn(&shape), code);
+    let mut middle = out.slice_each_axis_mut(|axis| {
+        let (at, len) = (axis.axis.index(), inner.shape()[axis.axis.index()]);
+        Slice::from(before[at]..before[at] + len)
+    });
+    middle.assign(inner);
+    out
+}
+
+/// The largest or least code over these dimensions.
+pub(super) fn extreme(codes: &ArrayD<u8>, axes: Option<&[i64]>, least: bool) -> ArrayD<u8> {
+    let mut out = codes.clone();
+    for axis in (0..codes.ndim()).rev() {
+        let is_reduced =
+            |axes: &[i64]| axes.iter().any(|&given| axis_of(given, codes.ndim()) == Some(axis));
+        if axes.is_none_or(is_reduced) {
+            out = out.map_axis(Axis(axis), |lane| {
+                let lane = lane.iter().copied();
+                (if least { lane.min() } else { lane.max() }).unwrap_or(0)
+            });
+        }
+    }
+    out
+}

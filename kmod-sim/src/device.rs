@@ -23,12 +23,19 @@ use npu_uapi::queue::Counters;
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{self, Abort, Ctrl, HeartbeatHigh, HeartbeatLow, Kick, state};
 use npu_uapi::status::Status;
+use npu_uapi::telemetry::Snapshot;
 use npu_uapi::workers::Workers;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long an unmap waits for a job to notice that it is to end. Kernels look every few milliseconds.
 const UNMAP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Told what a function has done whenever that changes.
+pub(crate) trait Telemetry: std::fmt::Debug + Send + Sync {
+    /// The function is locked meanwhile: this must neither wait nor call it.
+    fn show(&self, snapshot: &Snapshot);
+}
 
 /// A virtual NPU.
 #[derive(Debug)]
@@ -44,6 +51,8 @@ pub struct Function {
     pub(crate) engine: Arc<Engine>,
     /// Where the array is shared with other functions.
     pub(crate) seat: Option<Seat>,
+    /// Who is shown what is done, where somebody looks.
+    telemetry: OnceLock<Arc<dyn Telemetry>>,
 }
 
 impl Function {
@@ -82,6 +91,7 @@ impl Function {
             injector,
             engine,
             seat,
+            telemetry: OnceLock::new(),
         })
     }
 
@@ -114,6 +124,19 @@ impl Function {
     /// Which kernels it runs.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Shows `telemetry` what is done from now on; only the first is shown anything.
+    #[cfg(feature = "server")]
+    pub(crate) fn connect_telemetry(&self, telemetry: Arc<dyn Telemetry>) {
+        // Each client has a function of its own, and one page.
+        let _ = self.telemetry.set(telemetry);
+    }
+
+    pub(crate) fn show(&self, state: &State, is_busy: bool) {
+        if let Some(telemetry) = self.telemetry.get() {
+            telemetry.show(&Snapshot { is_busy, counters: state.counters });
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -193,6 +216,7 @@ impl Function {
         } else {
             state.reset();
         }
+        self.show(state, false);
     }
 
     /// Reads the dword at `offset` of configuration space.

@@ -28,7 +28,10 @@ impl Function {
         let mut state = self.lock();
         let task = match state.step() {
             Step::Execute(task) => task,
-            Step::Again => return true,
+            Step::Again => {
+                self.show(&state, false);
+                return true;
+            }
             Step::Idle => {
                 drop(state);
                 *held = None;
@@ -37,6 +40,7 @@ impl Function {
         };
         // Under the lock: whoever sees the command active after this asks this command to end.
         self.engine.begin(task.place);
+        self.show(&state, true);
         drop(state);
         let mut ending = Ending { function: self, band: task.band, how: Some(Ended::Broken) };
         self.engine.beat();
@@ -175,7 +179,10 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let place = self.function.engine.place();
         let how = self.how.take().unwrap_or(Ended::Broken);
-        self.function.lock().ended(self.band, how, place);
+        let mut state = self.function.lock();
+        state.ended(self.band, how, place);
+        self.function.show(&state, false);
+        drop(state);
         self.function.ended.notify_all();
     }
 }

@@ -1,12 +1,13 @@
 //! PCI face of a function: configuration space, and the MSI-X table and pending bits in BAR2.
 //!
 //! ```text
-//! 0x00  header: ids, command, class, BAR0 (registers), BAR2 (MSI-X)
+//! 0x00  header: ids, command, class, BAR0 (registers), BAR2 (MSI-X), BAR4 (telemetry)
 //! 0x40  MSI-X capability          BAR2 + 0x000  vector table, 16 bytes a vector
 //! 0x50  PCI Express capability    BAR2 + 0x800  pending bits
 //! ```
 
 use npu_uapi::regs::pci;
+use npu_uapi::telemetry;
 
 /// Bytes of configuration space.
 pub const CONFIG_BYTES: u32 = 256;
@@ -40,6 +41,7 @@ pub const FUNCTION_RESET: u32 = 1 << 15;
 
 const BAR0: u32 = 0x10;
 const BAR2: u32 = 0x18;
+const BAR4: u32 = 0x20;
 const DWORDS: usize = 64;
 const _: () = assert!(DWORDS * 4 == 256);
 
@@ -116,6 +118,7 @@ impl Pci {
             offset::COMMAND => MEMORY_SPACE | BUS_MASTER,
             BAR0 => !(pci::BAR0_BYTES - 1),
             BAR2 => !(BAR2_BYTES - 1),
+            BAR4 => !(telemetry::PAGE_BYTES - 1),
             0x3c => 0xff,
             offset::MSIX => MSIX_ENABLE | MSIX_MASK_ALL,
             offset::DEVICE_CONTROL => 0x7fff,
@@ -223,7 +226,7 @@ mod tests {
     #[test]
     fn bars_answer_the_sizing_protocol() {
         let mut pci = Pci::new(1);
-        for (bar, bytes) in [(BAR0, pci::BAR0_BYTES), (BAR2, BAR2_BYTES), (0x14, 0)] {
+        for (bar, bytes) in [(BAR0, pci::BAR0_BYTES), (BAR2, BAR2_BYTES), (BAR4, 4096), (0x14, 0)] {
             assert_eq!(pci.write(bar, u32::MAX), Effect::Nothing);
             let read = pci.read(bar);
             assert_eq!(if read == 0 { 0 } else { !read + 1 }, bytes);

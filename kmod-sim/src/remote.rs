@@ -6,6 +6,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum CopyError {
     /// The memory is gone, refuses, or does not answer in time.
+    #[cfg_attr(not(feature = "server"), expect(dead_code, reason = "for clients elsewhere"))]
     Failed,
     /// The caller wanted it to end.
     Aborted,

@@ -24,6 +24,7 @@ mod regions;
 mod roster;
 mod session;
 mod socket;
+mod telemetry;
 mod vectors;
 mod window;
 

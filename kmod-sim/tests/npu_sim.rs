@@ -255,6 +255,7 @@ fn malformed_messages_are_refused_by_number_and_the_client_goes_on() {
     client.map(0x10_0000, 8192, &file).unwrap();
     client.map(u64::MAX - 8191, 8192, &file).unwrap();
     let long = [access(region::BAR0, 0, 4), vec![0; 5]].concat();
+    let telemetry = [access(region::BAR4, 0, 4), vec![0; 4]].concat();
     let cases: Vec<Case> = vec![
         ("version twice", command::VERSION, vec![0; 4], vec![], errno::EINVAL),
         ("unknown command", 77, vec![1; 300], vec![], errno::ENOTSUP),
@@ -271,6 +272,7 @@ fn malformed_messages_are_refused_by_number_and_the_client_goes_on() {
         ("no region", command::REGION_READ, access(9, 0, 4), vec![], errno::EINVAL),
         ("unused region", command::REGION_READ, access(1, 0, 4), vec![], errno::EINVAL),
         ("tail", command::REGION_WRITE, long, vec![], errno::EINVAL),
+        ("telemetry", command::REGION_WRITE, telemetry, vec![], errno::EACCES),
         ("stray descriptor", command::DEVICE_RESET, vec![], vec![fd], errno::EINVAL),
         ("17 descriptors", command::DMA_MAP, map(0x20_0000, 4096), vec![fd; 17], errno::EINVAL),
         ("two files", command::DMA_MAP, map(0x20_0000, 4096), vec![fd; 2], errno::EINVAL),
@@ -337,7 +339,8 @@ fn a_client_that_is_gone_leaves_nothing_behind() {
             client.interrupt();
         }
         // While threads come and go a look at all of them may miss one.
-        sim.wait_for_holdings((before.0 + 8, before.1 + 8, 4));
+        // Each has a stream, an eventfd and a telemetry page; two threads; the page and its memory.
+        sim.wait_for_holdings((before.0 + 12, before.1 + 8, 8));
         // The last is in the middle of a message.
         let header = Header::command(1, command::DMA_MAP, 32).unwrap();
         (&clients[3].stream).write_all(header.as_bytes()).unwrap();

@@ -23,6 +23,7 @@ use npu_uapi::regs::{
 };
 use npu_uapi::ring::{Driver, LastLook, RingLayout, Words};
 use npu_uapi::status::Status;
+use npu_uapi::telemetry;
 use npu_uapi::vfio_user::{irq, irq_set, region};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -95,6 +96,24 @@ impl Words for RingWords {
     }
     fn store(&self, index: usize, value: u32, order: Ordering) {
         self.word(index).store(value, order);
+    }
+}
+
+/// A page that this side only reads.
+struct ReadWords(MmapRaw);
+
+impl Words for ReadWords {
+    fn word_count(&self) -> usize {
+        self.0.len() / 4
+    }
+    fn load(&self, index: usize, order: Ordering) -> u32 {
+        assert!(index < self.word_count());
+        let word = self.0.as_mut_ptr().cast::<u32>().wrapping_add(index);
+        // SAFETY: the word lies in the mapping, which lives, and is aligned; it is only loaded.
+        unsafe { AtomicU32::from_ptr(word) }.load(order)
+    }
+    fn store(&self, _: usize, _: u32, _: Ordering) {
+        unreachable!("the page is read-only");
     }
 }
 
@@ -176,6 +195,19 @@ impl Hand {
         Completion::from_words(rings.reap().unwrap().expect("a completion was announced"))
     }
 
+    /// Maps the telemetry page, as the region's capability says.
+    fn telemetry(&self) -> MmapRaw {
+        let page = self.client.region(region::BAR4).unwrap();
+        assert_eq!((page.flags, page.size), (0b1101, 4096), "read, mmap, capabilities");
+        let [area] = page.sparse_areas[..] else { panic!("{page:?}") };
+        assert_eq!((area.offset, area.size), (0, 4096));
+        let file = page.file_offset.as_ref().unwrap();
+        let options = memmap2::MmapOptions::new();
+        assert!(options.map_raw(file.file()).is_err(), "nobody else may write it");
+        nix::unistd::ftruncate(file.file(), 0).unwrap_err();
+        options.map_raw_read_only(file.file()).unwrap()
+    }
+
     /// From a function that was reset to jobs that are done.
     fn use_it(&mut self, value: u8) {
         assert_eq!(self.read::<Magic>().raw(), MAGIC);
@@ -245,11 +277,22 @@ fn the_crates_client_drives_our_server_by_hand() {
     let path = server.device().split_off("vfio-user:".len());
     bounded(move || {
         let mut hand = Hand::connect(path.as_ref());
+        let page = ReadWords(hand.telemetry());
+        assert_eq!(telemetry::read(&page), Ok(telemetry::Snapshot::default()));
         hand.use_it(3);
+        let start = Instant::now();
+        // The page follows the completion that the driver has seen.
+        while telemetry::read(&page).unwrap().counters.jobs < 1 {
+            assert!(start.elapsed() < HANG, "{:?}", telemetry::read(&page));
+        }
+        let mut bytes = [0; 4];
+        hand.client.region_read(region::BAR4, 0, &mut bytes).unwrap();
+        assert_eq!(u32::from_le_bytes(bytes), telemetry::MAGIC);
         let resets = |hand: &mut Hand| hand.read::<regs::Status>().get(regs::Status::RESETS);
         let before = resets(&mut hand);
         hand.client.reset().unwrap();
         hand.wait_for_state(state::RESET);
+        assert_eq!(telemetry::read(&page).unwrap().counters.jobs, 0);
         assert_eq!(resets(&mut hand), before + 1);
         // Memory and eventfds are still there.
         hand.use_it(4);

@@ -19,6 +19,7 @@
 //! | [`image`] | a program as the device loads it: header, slot table, commands |
 //! | [`verify`] | which programs a device may run |
 //! | [`container`] | the program file of the host: image, constants, names, hash |
+//! | [`telemetry`] | the telemetry page of BAR4 |
 //! | [`text`] | disassembly that assembles again |
 //! | [`vfio_user`] | messages to a device in another process |
 //! | [`workers`] | who computes when the device is in this process |
@@ -47,6 +48,7 @@ pub mod regs;
 pub mod requantise;
 pub mod ring;
 pub mod status;
+pub mod telemetry;
 pub mod text;
 pub mod verify;
 pub mod vfio_user;

@@ -54,7 +54,7 @@ pub(crate) fn serve(
     place.opened(&function)?;
     let link = Arc::new(Link::new(Arc::clone(stream)));
     // Outlives the engine, and unmaps the client's memory when it goes.
-    let mut session = Session::new(Arc::clone(&function), Arc::clone(&link));
+    let mut session = Session::new(Arc::clone(&function), Arc::clone(&link))?;
     thread::scope(|scope| {
         // Also when this thread panics: the scope would wait for ever.
         let ending = Ending { place, function: &function, link: &link };
@@ -131,7 +131,7 @@ fn answer(
     match answer {
         Ok(body) => {
             let reply = header.reply(body.len()).ok_or_else(too_long)?;
-            link.send(reply, &body)?;
+            link.send_with(reply, &body, session.file_beside(header.command, &body))?;
         }
         Err(refusal) => link.send(header.error_reply(refusal.errno), &[])?,
     }

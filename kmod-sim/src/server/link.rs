@@ -11,6 +11,7 @@ use npu_uapi::addr::Iova;
 use npu_uapi::vfio_user::{DmaAccess, Header, MAX_TRANSFER_BYTES, SERVER_ID, command};
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -55,8 +56,21 @@ impl Link {
 
     /// Sends a message, whole.
     pub(crate) fn send(&self, header: Header, body: &[u8]) -> io::Result<()> {
+        self.send_with(header, body, None)
+    }
+
+    /// Sends a message, whole, with a file beside it.
+    pub(crate) fn send_with(
+        &self,
+        header: Header,
+        body: &[u8],
+        file: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        socket::send(&self.stream, header, body)
+        match file {
+            None => socket::send(&self.stream, header, body),
+            Some(file) => socket::send_file(&self.stream, header, body, file),
+        }
     }
 
     /// Keeps requests below what the client has said of itself.

@@ -1,29 +1,58 @@
 //! Regions of the function: which there are, and reads and writes of any width as the device has them.
 
 use super::message::Refusal;
+use super::telemetry::TelemetryPage;
 use super::vectors::Vectors;
 use crate::device::Function;
 use crate::pci::{BAR2_BYTES, CONFIG_BYTES, offset};
 use npu_uapi::regs::pci::BAR0_BYTES;
+use npu_uapi::telemetry::PAGE_BYTES;
 use npu_uapi::vfio_user::{
-    MAX_TRANSFER_BYTES, RegionAccess, RegionInfo, errno, region, region_flags,
+    MAX_TRANSFER_BYTES, RegionAccess, RegionInfo, SparseArea, SparseAreas, errno, region,
+    region_flags,
 };
+use zerocopy::{FromBytes, IntoBytes};
 
-/// DEVICE_GET_REGION_INFO.
-pub(crate) fn info(index: u32) -> Result<RegionInfo, Refusal> {
+/// DEVICE_GET_REGION_INFO, for a client with room for `argsz` bytes.
+pub(crate) fn info(index: u32, argsz: u32) -> Result<Vec<u8>, Refusal> {
     if index >= region::COUNT {
         return Err(Refusal::invalid("there is no such region"));
     }
-    let size = size(index);
-    let flags = if size > 0 { region_flags::READ | region_flags::WRITE } else { 0 };
-    // 32 bytes: nothing can be mapped, so there are no capabilities.
-    Ok(RegionInfo { argsz: 32, flags, index, cap_offset: 0, size: size.into(), offset: 0 })
+    let size = u64::from(size(index));
+    let flags = match index {
+        region::BAR4 => region_flags::READ | region_flags::MMAP | region_flags::CAPS,
+        _ if size > 0 => region_flags::READ | region_flags::WRITE,
+        _ => 0,
+    };
+    let info = RegionInfo { argsz: INFO_BYTES, flags, index, cap_offset: 0, size, offset: 0 };
+    if flags & region_flags::CAPS == 0 {
+        return Ok(info.as_bytes().to_vec());
+    }
+    let info = RegionInfo { argsz: INFO_BYTES + CAPABILITY_BYTES, ..info };
+    if argsz < info.argsz {
+        // It learns how much room it takes, and asks again.
+        return Ok(info.as_bytes().to_vec());
+    }
+    let info = RegionInfo { cap_offset: INFO_BYTES, ..info };
+    let areas = SparseAreas { id: SparseAreas::ID, version: 1, next: 0, count: 1, reserved: 0 };
+    let area = SparseArea { offset: 0, size };
+    Ok([info.as_bytes(), areas.as_bytes(), area.as_bytes()].concat())
+}
+
+/// Bytes of a reply without capabilities, and of the one capability that there is.
+const INFO_BYTES: u32 = 32;
+const CAPABILITY_BYTES: u32 = 32;
+
+/// Whether the file of the telemetry page goes with a reply that [`info`] made: it says how to map it.
+pub(crate) fn has_file(info: &[u8]) -> bool {
+    RegionInfo::read_from_prefix(info).is_ok_and(|(info, _)| info.cap_offset != 0)
 }
 
 fn size(index: u32) -> u32 {
     match index {
         region::BAR0 => BAR0_BYTES,
         region::BAR2 => BAR2_BYTES,
+        region::BAR4 => PAGE_BYTES,
         region::CONFIG => CONFIG_BYTES,
         _ => 0,
     }
@@ -49,7 +78,11 @@ fn check(access: &RegionAccess) -> Result<u32, Refusal> {
 }
 
 /// REGION_READ: the bytes.
-pub(crate) fn read(function: &Function, access: &RegionAccess) -> Result<Vec<u8>, Refusal> {
+pub(crate) fn read(
+    function: &Function,
+    page: &TelemetryPage,
+    access: &RegionAccess,
+) -> Result<Vec<u8>, Refusal> {
     let start = check(access)?;
     if access.region == region::CONFIG {
         // Reading it changes nothing, so each byte may read its dword.
@@ -59,6 +92,7 @@ pub(crate) fn read(function: &Function, access: &RegionAccess) -> Result<Vec<u8>
     let dwords = (start..start + access.count).step_by(4);
     let read = |at| match access.region {
         region::BAR0 => function.read32(at),
+        region::BAR4 => page.read(at),
         _ => function.msix_read(at),
     };
     Ok(dwords.flat_map(|at| read(at).to_le_bytes()).collect())
@@ -82,6 +116,9 @@ pub(crate) fn write(
     bytes: &[u8],
 ) -> Result<(), Refusal> {
     let start = check(access)?;
+    if access.region == region::BAR4 {
+        return Err(Refusal::new(errno::EACCES, "telemetry can only be read"));
+    }
     if usize::try_from(access.count).ok() != Some(bytes.len()) {
         return Err(Refusal::invalid("the count is not that of the bytes"));
     }

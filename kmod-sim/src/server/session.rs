@@ -4,8 +4,9 @@ use super::link::Link;
 use super::memory::ClientMemory;
 use super::message::{Message, Refusal, check_argsz, exact, split};
 use super::regions;
+use super::telemetry::TelemetryPage;
 use super::vectors::Vectors;
-use crate::device::Function;
+use crate::device::{Function, Telemetry};
 use crate::interrupt::InterruptSink;
 use crate::pci::{FUNCTION_RESET, offset};
 use npu_uapi::vfio_user::{
@@ -13,6 +14,8 @@ use npu_uapi::vfio_user::{
     PROTOCOL, RegionAccess, RegionInfo, RegionWriteEntry, Version, capability, command,
     device_flags, errno, flags, irq, irq_flags, region,
 };
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
@@ -21,6 +24,7 @@ use zerocopy::IntoBytes;
 pub(crate) struct Session {
     function: Arc<Function>,
     link: Arc<Link>,
+    page: Arc<TelemetryPage>,
     memory: ClientMemory,
     vectors: Arc<Vectors>,
     /// Whether the version is agreed on.
@@ -29,11 +33,22 @@ pub(crate) struct Session {
 
 impl Session {
     /// A session with `function`, whose interrupts it takes. Over `link` the client is asked for memory.
-    pub(crate) fn new(function: Arc<Function>, link: Arc<Link>) -> Self {
+    ///
+    /// # Errors
+    /// The system has no file left for its telemetry.
+    pub(crate) fn new(function: Arc<Function>, link: Arc<Link>) -> io::Result<Self> {
+        let page = Arc::new(TelemetryPage::new()?);
+        function.connect_telemetry(Arc::<TelemetryPage>::clone(&page) as Arc<dyn Telemetry>);
         let vectors = Arc::new(Vectors::new(function.limits().vectors));
         function.connect_interrupts(Arc::<Vectors>::clone(&vectors) as Arc<dyn InterruptSink>);
         let memory = ClientMemory::new(Arc::clone(&function), Arc::clone(&link));
-        Self { function, link, memory, vectors, is_open: false }
+        Ok(Self { function, link, page, memory, vectors, is_open: false })
+    }
+
+    /// The file that goes with the reply `body` to `command`.
+    pub(crate) fn file_beside(&self, command: u16, body: &[u8]) -> Option<BorrowedFd<'_>> {
+        let has_file = command == command::DEVICE_GET_REGION_INFO && regions::has_file(body);
+        has_file.then(|| self.page.file())
     }
 
     /// Whether the version is agreed on.
@@ -76,7 +91,7 @@ impl Session {
             command::DEVICE_GET_REGION_INFO => {
                 let request: RegionInfo = exact(body)?;
                 check_argsz(request.argsz, size_of::<RegionInfo>())?;
-                Ok(regions::info(request.index)?.as_bytes().to_vec())
+                regions::info(request.index, request.argsz)
             }
             command::DEVICE_GET_IRQ_INFO => {
                 let request: IrqInfo = exact(body)?;
@@ -89,7 +104,7 @@ impl Session {
             }
             command::REGION_READ => {
                 let access: RegionAccess = exact(body)?;
-                let bytes = regions::read(&self.function, &access)?;
+                let bytes = regions::read(&self.function, &self.page, &access)?;
                 Ok([access.as_bytes(), &bytes].concat())
             }
             command::REGION_WRITE => {
@@ -222,7 +237,7 @@ mod tests {
         let config = Config::parse("sram=0").unwrap();
         let (ours, _) = UnixStream::pair().unwrap();
         let link = Arc::new(Link::new(Arc::new(ours)));
-        Session::new(Arc::new(Function::new(config).unwrap()), link)
+        Session::new(Arc::new(Function::new(config).unwrap()), link).unwrap()
     }
 
     fn message(command: u16, body: &[u8], fds: Vec<OwnedFd>) -> Message {

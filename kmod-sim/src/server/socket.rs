@@ -5,9 +5,10 @@
 
 use super::message::Message;
 use nix::libc;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use npu_uapi::vfio_user::{HEADER_BYTES, Header, MAX_FDS};
 use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 use zerocopy::{FromBytes, IntoBytes};
@@ -54,6 +55,27 @@ pub(crate) fn send(mut stream: &UnixStream, header: Header, body: &[u8]) -> io::
         stream.write_all(&head[sent..])?;
     }
     stream.write_all(&body[sent.saturating_sub(head.len()).min(body.len())..])
+}
+
+/// Sends a message with a file beside it.
+pub(crate) fn send_file(
+    mut stream: &UnixStream,
+    header: Header,
+    body: &[u8],
+    file: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let message = [header.as_bytes(), body].concat();
+    let (files, parts) = ([file.as_raw_fd()], [IoSlice::new(&message)]);
+    let rights = [ControlMessage::ScmRights(&files)];
+    let (fd, flags) = (stream.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+    let sent = loop {
+        match sendmsg::<()>(fd, &parts, &rights, flags, None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            result => break result?,
+        }
+    };
+    // The file went with the first byte.
+    stream.write_all(&message[sent..])
 }
 
 /// Descriptors of one message.
@@ -142,7 +164,6 @@ fn own_fds(message: &libc::msghdr, fds: &mut Arrived) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
     use npu_uapi::vfio_user::command;
     use std::net::Shutdown;
 

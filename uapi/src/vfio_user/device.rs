@@ -9,6 +9,8 @@ pub mod region {
     pub const BAR0: u32 = 0;
     /// MSI-X table and pending bits.
     pub const BAR2: u32 = 2;
+    /// The telemetry page.
+    pub const BAR4: u32 = 4;
     /// Configuration space.
     pub const CONFIG: u32 = 7;
     /// How many there are, used or not.

@@ -105,6 +105,9 @@ fn failure_of(error: &RunError) -> Failure {
         RunError::Device(libnpu::Error::Timeout(_)) => {
             failure.within("NPU option `timeout_ms` sets how long a run may take")
         }
+        RunError::Device(libnpu::Error::Lost { .. }) => {
+            failure.within("this session can run no more; make a new session")
+        }
         _ => failure,
     }
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every stage that CI runs, counted and timed. A stage that cannot run has failed.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -127,7 +128,21 @@ fn stack() -> Result<Tally> {
     let (sim, vfio_user) = (over("::sim::"), over("::vfio_user::"));
     println!("passed over each transport: sim {sim}, vfio-user {vfio_user}");
     ensure!(sim == vfio_user && sim > 0, "the transports did not pass the same tests");
+    print_fault_matrix();
     some(Tally::of_cargo(&finished.stdout).unless_failed(finished.success))
+}
+
+/// Prints what `tests/stack/matrix.rs` found, which a test that passes does not show.
+fn print_fault_matrix() {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| setup::root().join("target"), PathBuf::from);
+    for transport in ["sim", "vfio-user"] {
+        let file = target.join(format!("tmp/fault-matrix-{transport}.txt"));
+        match std::fs::read_to_string(&file) {
+            Ok(table) => println!("injected faults over {transport}\n{table}"),
+            Err(error) => println!("no table of injected faults in {}: {error}", file.display()),
+        }
+    }
 }
 
 /// The workspace's tests that `selection` picks, all of them even after a failure.

@@ -48,6 +48,14 @@ def test_a_failed_access_names_queue_and_address_and_the_next_run_works(model, w
     assert np.array_equal(sessions.run(session, graphs.sample(2))[0], wanted)
 
 
+def test_a_stuck_engine_is_named_by_queue_and_node_and_the_next_run_works(model, wanted):
+    session = sessions.by_name(model, {"device": "sim:inject=stuck-engine@4,hang_ms=300"})
+    message = first_error(session, wanted)
+    assert "queue" in message and "no progress" in message, message
+    assert "at node `" in message and "opcode" in message, message
+    assert np.array_equal(sessions.run(session, graphs.sample(2))[0], wanted)
+
+
 @pytest.mark.parametrize("fault", ["corrupt-completion@2"])
 def test_a_lost_queue_is_named_and_a_new_session_works(model, wanted, fault):
     settings = {"device": f"sim:inject={fault}"}

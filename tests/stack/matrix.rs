@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Jobs in each of two queues.
 const JOBS: usize = 3;
-/// Options of every device.
-const DEVICE: &str = "";
+/// Options of every device: a command that makes no progress is found soon.
+const DEVICE: &str = "hang_ms=300";
 /// How long a device in another process may take over a request.
 const PATIENCE_MS: u32 = 1000;
 
@@ -63,6 +63,16 @@ const CASES: &[Case] = &[
         way: None,
         is_expected: all_done,
         is_expected_of_all: any,
+        revive: Revive::Nothing,
+    },
+    Case {
+        fault: "stuck-engine",
+        way: None,
+        is_expected: any,
+        is_expected_of_all: |ends| {
+            let innocent = count(ends, "INNOCENT");
+            count(ends, "HUNG") == 1 && count(ends, "done") + innocent == ends.len() - 1
+        },
         revive: Revive::Nothing,
     },
     Case {

@@ -29,3 +29,5 @@ mod oracle;
 mod process;
 #[cfg(test)]
 mod queue;
+#[cfg(test)]
+mod sharing;

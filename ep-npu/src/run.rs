@@ -175,7 +175,7 @@ pub enum RunError {
         /// Its operator.
         op: String,
         /// What the device says.
-        source: libnpu::Error,
+        source: Box<libnpu::Error>,
     },
     /// The device failed.
     #[error("the device failed the run: {0}")]
@@ -287,7 +287,8 @@ impl Executable {
         match op_id.and_then(|op_id| loaded.nodes.get(op_id)) {
             Some(&node) => {
                 let node = self.part.node(node);
-                RunError::Node { node: node.name.clone(), op: node.op.clone(), source }
+                let (node, op) = (node.name.clone(), node.op.clone());
+                RunError::Node { node, op, source: Box::new(source) }
             }
             None => source.into(),
         }

@@ -17,6 +17,7 @@ use crate::interrupt::{InterruptSink, Signals, Turn};
 use crate::kernel::{Engine, Isa, IsaError};
 use crate::pci::Effect;
 use crate::state::State;
+use crate::watch::Watch;
 use npu_uapi::addr::Iova;
 use npu_uapi::limits::Limits;
 use npu_uapi::queue::Counters;
@@ -348,14 +349,14 @@ impl Function {
             match self.signals.wait(vector, seen, deadline) {
                 Turn::Raised(count) => return count,
                 Turn::TimedOut => return seen,
-                Turn::Drive(driving) => {
+                Turn::Drive(mut driving) => {
                     let mut held = None;
                     while driving.goes_on(vector, seen) && Instant::now() < deadline {
                         driving.looks();
-                        if !self.step(workers, &mut held) {
+                        if !self.step(workers, &mut held) && self.may_sleep() {
+                            driving.found_nothing();
                             break;
                         }
-                        driving.found_work();
                     }
                 }
             }
@@ -364,14 +365,14 @@ impl Function {
 
     /// Drives the device until it has nothing to do; whether this thread got to.
     pub fn drive(&self, workers: &dyn Workers) -> bool {
-        let Some(driving) = self.signals.try_drive() else { return false };
+        let Some(mut driving) = self.signals.try_drive() else { return false };
         let mut held = None;
         loop {
             driving.looks();
-            if !self.step(workers, &mut held) {
+            if !self.step(workers, &mut held) && self.may_sleep() {
+                driving.found_nothing();
                 return true;
             }
-            driving.found_work();
         }
     }
 
@@ -380,19 +381,28 @@ impl Function {
         self.signals.connect(sink)
     }
 
-    /// Drives the device until [`Function::stop`], asleep while there is nothing to do: for a function
-    /// that has a thread of its own, since its driver lives elsewhere.
-    pub fn serve(&self, workers: &dyn Workers) {
-        while let Some(driving) = self.signals.wait_to_drive() {
+    /// Drives the device until [`Function::stop`]: for a function that has a thread of its own, since
+    /// its driver lives elsewhere. Without work it looks for at most `patience` longer, then it sleeps.
+    pub fn serve(&self, workers: &dyn Workers, patience: Duration) {
+        let mut watch = Watch::new(patience);
+        while let Some(mut driving) = self.signals.wait_to_drive() {
             let mut held = None;
             while !driving.is_stopped() {
                 driving.looks();
-                if !self.step(workers, &mut held) {
+                if watch.sees(|| self.look(workers, &mut held)) || self.step(workers, &mut held) {
+                    continue;
+                }
+                if self.may_sleep() {
+                    driving.found_nothing();
                     break;
                 }
-                driving.found_work();
             }
         }
+    }
+
+    /// Asks for kicks; whether the device may sleep until one comes.
+    fn may_sleep(&self) -> bool {
+        self.lock().may_sleep()
     }
 
     /// Ends [`Function::serve`] for ever, after the command that executes. Reset the function first to

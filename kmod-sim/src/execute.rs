@@ -14,18 +14,45 @@ use crate::kernel::control::{Control, Lookout};
 use crate::kernel::{self, Stop};
 use crate::program::Program;
 use crate::sram::POISON;
-use crate::state::{Ended, Step};
+use crate::state::{Ended, State, Step};
 use npu_uapi::queue::LoadProgram;
 use npu_uapi::workers::Workers;
+use std::sync::MutexGuard;
 
 /// Bytes of a program image that are copied at a time, under the lock.
 const IMAGE_PIECE: usize = 256 << 10;
+
+/// Looks for work between two looks at the clock: a microsecond or so.
+const LOOKS: u32 = 32;
 
 impl Function {
     /// Does the next thing; false when there is nothing until a kick. `held` is the array, which the
     /// thread keeps from one step to the next as long as nobody asks for it.
     pub(crate) fn step<'a>(&'a self, workers: &dyn Workers, held: &mut Option<Grant<'a>>) -> bool {
-        let mut state = self.lock();
+        self.step_from(self.lock(), workers, held)
+    }
+
+    /// Looks for something to do for as long as the lock may be held, and does what it finds.
+    pub(crate) fn look<'a>(&'a self, workers: &dyn Workers, held: &mut Option<Grant<'a>>) -> bool {
+        let state = self.lock();
+        for _ in 0..LOOKS {
+            if state.has_work() {
+                return self.step_from(state, workers, held);
+            }
+            std::hint::spin_loop();
+        }
+        drop(state);
+        // Others may have the array while this thread looks on.
+        *held = None;
+        false
+    }
+
+    fn step_from<'a>(
+        &'a self,
+        mut state: MutexGuard<'_, State>,
+        workers: &dyn Workers,
+        held: &mut Option<Grant<'a>>,
+    ) -> bool {
         let task = match state.step() {
             Step::Execute(task) => task,
             Step::Again => {

@@ -434,10 +434,12 @@ impl Words for GuestWords {
         self.count
     }
 
+    #[inline]
     fn load(&self, index: usize, order: Ordering) -> u32 {
         self.word(index).load(order)
     }
 
+    #[inline]
     fn store(&self, index: usize, value: u32, order: Ordering) {
         self.word(index).store(value, order);
     }

@@ -4,6 +4,7 @@
 //! interrupt is theirs or it is their turn to drive.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -14,23 +15,26 @@ pub trait InterruptSink: fmt::Debug + Send + Sync {
 }
 
 /// Counts of raised vectors, and who drives.
+///
+/// What is looked at for each command is atomic and changes without the lock; a sleep begins, and
+/// those who sleep are woken, under it.
 #[derive(Debug)]
 pub(crate) struct Signals {
+    /// Times each vector was raised, free-running.
+    raised: Box<[AtomicU64]>,
+    /// Whether there may be something to do: set by a kick, cleared before a look that found nothing.
+    has_work: AtomicBool,
+    /// Whether threads that only drive are to end.
+    is_stopped: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
     sink: OnceLock<Arc<dyn InterruptSink>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    /// Times each vector was raised, free-running.
-    raised: Vec<u64>,
     /// Whether a thread drives the device.
     is_driven: bool,
-    /// Whether there may be something to do: set by a kick, cleared before a look that found nothing.
-    has_work: bool,
-    /// Whether threads that only drive are to end.
-    is_stopped: bool,
     /// Threads that sleep on `changed`; without any, nobody needs to be woken.
     sleepers: usize,
 }
@@ -50,18 +54,20 @@ pub(crate) enum Turn<'a> {
 #[derive(Debug)]
 pub(crate) struct Driving<'a> {
     signals: &'a Signals,
+    /// Whether the last look found nothing, so that nobody needs to look before the next kick.
+    is_idle: bool,
 }
 
 impl Signals {
     pub(crate) fn new(vectors: usize) -> Self {
-        let state = State {
-            raised: vec![0; vectors],
-            is_driven: false,
-            has_work: false,
-            is_stopped: false,
-            sleepers: 0,
-        };
-        Self { state: Mutex::new(state), changed: Condvar::new(), sink: OnceLock::new() }
+        Self {
+            raised: (0..vectors).map(|_| AtomicU64::new(0)).collect(),
+            has_work: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            sink: OnceLock::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -77,11 +83,10 @@ impl Signals {
 
     /// Raises `vector`.
     pub(crate) fn raise(&self, vector: u16) {
-        let mut state = self.lock();
-        if let Some(count) = state.raised.get_mut(usize::from(vector)) {
-            *count = count.wrapping_add(1);
-            self.wake(&state);
-            drop(state);
+        if let Some(count) = self.raised.get(usize::from(vector)) {
+            // Whoever is about to sleep saw this under the lock, or is woken.
+            count.fetch_add(1, Ordering::Release);
+            self.wake(&self.lock());
             if let Some(sink) = self.sink.get() {
                 sink.raised(vector);
             }
@@ -95,15 +100,15 @@ impl Signals {
 
     /// How often `vector` was raised.
     pub(crate) fn count(&self, vector: u16) -> u64 {
-        self.lock().raised.get(usize::from(vector)).copied().unwrap_or(0)
+        self.raised.get(usize::from(vector)).map_or(0, |count| count.load(Ordering::Acquire))
     }
 
     /// Says that there may be something to do.
     pub(crate) fn kick(&self) {
-        let mut state = self.lock();
-        if !state.has_work {
-            state.has_work = true;
-            self.wake(&state);
+        // Release: whoever takes the flag back sees what the kick is for. Where it was set already,
+        // whoever set it wakes somebody, or somebody is awake.
+        if !self.has_work.swap(true, Ordering::AcqRel) {
+            self.wake(&self.lock());
         }
     }
 
@@ -111,7 +116,8 @@ impl Signals {
     pub(crate) fn wait(&self, vector: u16, seen: u64, deadline: Instant) -> Turn<'_> {
         let mut state = self.lock();
         loop {
-            let count = state.raised.get(usize::from(vector)).copied().unwrap_or(seen);
+            let count = self.raised.get(usize::from(vector));
+            let count = count.map_or(seen, |count| count.load(Ordering::Acquire));
             if count != seen {
                 return Turn::Raised(count);
             }
@@ -119,9 +125,8 @@ impl Signals {
             if now >= deadline {
                 return Turn::TimedOut;
             }
-            if state.has_work && !state.is_driven {
-                state.is_driven = true;
-                return Turn::Drive(Driving { signals: self });
+            if let Some(driving) = self.turn(&mut state) {
+                return Turn::Drive(driving);
             }
             state.sleepers += 1;
             let waited = self.changed.wait_timeout(state, deadline - now);
@@ -134,12 +139,11 @@ impl Signals {
     pub(crate) fn wait_to_drive(&self) -> Option<Driving<'_>> {
         let mut state = self.lock();
         loop {
-            if state.is_stopped {
+            if self.is_stopped.load(Ordering::Acquire) {
                 return None;
             }
-            if state.has_work && !state.is_driven {
-                state.is_driven = true;
-                return Some(Driving { signals: self });
+            if let Some(driving) = self.turn(&mut state) {
+                return Some(driving);
             }
             state.sleepers += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -147,11 +151,19 @@ impl Signals {
         }
     }
 
+    /// The right to drive, if there may be work and nobody has it.
+    fn turn(&self, state: &mut State) -> Option<Driving<'_>> {
+        if state.is_driven || !self.has_work.load(Ordering::Acquire) {
+            return None;
+        }
+        state.is_driven = true;
+        Some(Driving { signals: self, is_idle: false })
+    }
+
     /// Ends [`Signals::wait_to_drive`], now and for ever.
     pub(crate) fn stop(&self) {
-        let mut state = self.lock();
-        state.is_stopped = true;
-        self.wake(&state);
+        self.is_stopped.store(true, Ordering::Release);
+        self.wake(&self.lock());
     }
 
     /// The right to drive, if nobody has it.
@@ -161,30 +173,35 @@ impl Signals {
             return None;
         }
         state.is_driven = true;
-        Some(Driving { signals: self })
+        Some(Driving { signals: self, is_idle: false })
     }
 }
 
 impl Driving<'_> {
     /// Whether to go on driving on behalf of a thread that waits for `vector`.
     pub(crate) fn goes_on(&self, vector: u16, seen: u64) -> bool {
-        let state = self.signals.lock();
-        state.raised.get(usize::from(vector)).is_none_or(|&count| count == seen)
+        let count = self.signals.raised.get(usize::from(vector));
+        count.is_none_or(|count| count.load(Ordering::Relaxed) == seen)
     }
 
     /// Whether [`Signals::stop`] was called.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.signals.lock().is_stopped
+        self.signals.is_stopped.load(Ordering::Relaxed)
     }
 
     /// About to look for work: what is kicked from now on is not missed.
-    pub(crate) fn looks(&self) {
-        self.signals.lock().has_work = false;
+    pub(crate) fn looks(&mut self) {
+        self.is_idle = false;
+        if self.signals.has_work.load(Ordering::Relaxed) {
+            // One access that reads and writes: a kick that came after the load above is either seen
+            // by the look, or sets the flag again.
+            self.signals.has_work.swap(false, Ordering::AcqRel);
+        }
     }
 
-    /// The look found some, so there may be more.
-    pub(crate) fn found_work(&self) {
-        self.signals.lock().has_work = true;
+    /// The look found nothing, and all queues will kick: after this there is no need for another.
+    pub(crate) fn found_nothing(&mut self) {
+        self.is_idle = true;
     }
 }
 
@@ -192,7 +209,10 @@ impl Drop for Driving<'_> {
     fn drop(&mut self) {
         let mut state = self.signals.lock();
         state.is_driven = false;
-        if state.has_work {
+        if !self.is_idle {
+            self.signals.has_work.store(true, Ordering::Release);
+        }
+        if self.signals.has_work.load(Ordering::Acquire) {
             self.signals.wake(&state);
         }
     }
@@ -246,8 +266,9 @@ mod tests {
         std::thread::scope(|scope| {
             let engine = scope.spawn(|| {
                 let mut turns = 0;
-                while let Some(driving) = signals.wait_to_drive() {
+                while let Some(mut driving) = signals.wait_to_drive() {
                     driving.looks();
+                    driving.found_nothing();
                     turns += 1;
                     signals.raise(0);
                 }

@@ -39,6 +39,7 @@ mod sram;
 mod state;
 pub mod timing;
 pub mod walker;
+mod watch;
 
 pub use array::Array;
 pub use config::{Config, ConfigError, OPTIONS};

@@ -23,12 +23,13 @@ impl Registers {
 
     /// The value of `R`, whatever the driver may do with it.
     pub(crate) fn get<R: Register>(&self) -> R {
-        R::from_raw(find(R::OFFSET).map_or(0, |(at, _)| self.values[at]))
+        // Found at compile time: the device looks at its state before each command.
+        R::from_raw(const { place(R::OFFSET) }.map_or(0, |at| self.values[at]))
     }
 
     /// Sets `R` from inside the device.
     pub(crate) fn set<R: Register>(&mut self, value: R) {
-        if let Some((at, _)) = find(R::OFFSET) {
+        if let Some(at) = const { place(R::OFFSET) } {
             self.values[at] = value.raw();
         }
     }
@@ -63,6 +64,18 @@ impl Registers {
         self.set(IrqStatus::from_raw(pending | cause.raw()));
         cause.raw() & enabled & !pending != 0
     }
+}
+
+/// Where in [`TABLE`] the register at `offset` is.
+const fn place(offset: u32) -> Option<usize> {
+    let mut at = 0;
+    while at < TABLE.len() {
+        if TABLE[at].offset == offset {
+            return Some(at);
+        }
+        at += 1;
+    }
+    None
 }
 
 fn find(offset: u32) -> Option<(usize, &'static RegisterInfo)> {

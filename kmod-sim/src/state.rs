@@ -61,7 +61,7 @@ pub(crate) struct State {
 
 /// What the thread that drives does next.
 pub(crate) enum Step {
-    /// Nothing, until the next kick.
+    /// Nothing now. Before it sleeps it asks [`State::may_sleep`].
     Idle,
     /// Look again.
     Again,
@@ -275,9 +275,24 @@ impl State {
                 return Step::Again;
             }
         }
-        let mut queues = self.admin.iter_mut().chain(&mut self.queues);
+        Step::Idle
+    }
+
+    /// Whether there may be something to do. Drivers notice nothing of this look at their queues.
+    pub(crate) fn has_work(&self) -> bool {
+        self.running.iter().any(Option::is_some)
+            || self.admin.iter().chain(&self.queues).any(Queue::has_entry)
+    }
+
+    /// Asks for a kick at the next entry of any queue; false when one came before that, so that the
+    /// device must not sleep.
+    pub(crate) fn may_sleep(&mut self) -> bool {
+        if self.state() != state::READY {
+            // Nothing is fetched until a register is written, which kicks.
+            return true;
+        }
         // Where one is not asked, the look is repeated: it sleeps only with all of them armed.
-        if queues.all(Queue::may_sleep) { Step::Idle } else { Step::Again }
+        self.admin.iter_mut().chain(&mut self.queues).all(Queue::may_sleep)
     }
 
     /// The next part of what was begun in `band`.

@@ -147,11 +147,6 @@ impl Buffer {
     pub(crate) fn heap(&self) -> &Arc<Heap> {
         &self.0.heap
     }
-
-    /// The memory behind it, and where in it the buffer begins.
-    pub(crate) fn memory(&self) -> (&Arc<crate::dma::DmaMemory>, usize) {
-        (&self.0.piece.memory, self.0.piece.offset)
-    }
 }
 
 fn check_range(start: u64, len: u64, size: u64) -> Result<(), Error> {

@@ -67,7 +67,7 @@ impl Heap {
 
     /// Refuses what a forked child does with its parent's device.
     pub(crate) fn check_process(&self) -> Result<(), Error> {
-        if self.owner == std::process::id() {
+        if self.owner == crate::process::id() {
             Ok(())
         } else {
             Err(Error::Forked { owner: self.owner })

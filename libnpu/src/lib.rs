@@ -39,6 +39,7 @@ mod fork;
 mod heap;
 mod iova;
 mod job;
+mod process;
 mod queue;
 pub mod transport;
 

@@ -6,25 +6,25 @@
 //! What a submission uses lives in the table of what is pending until its completion is here: dropping
 //! a job handle frees nothing under the device.
 
+mod awake;
+mod pending;
 pub(crate) mod words;
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Loss, Stall};
 use crate::heap::Heap;
 use crate::transport::TransportExt;
+use awake::Awake;
 use npu_uapi::queue::Completion;
 use npu_uapi::regs::{self, HeartbeatLow, IrqStatus, Kick};
 use npu_uapi::ring::{Driver, LastLook, RingError, RingLayout, SUBMISSION_WORDS};
 use npu_uapi::workers::Workers;
+use pending::{Entry, Freed, Pending};
 use std::any::Any;
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use words::RingWords;
-
-/// Longest spin before a sleep, in looks at the ring.
-const MOST_LOOKS: u32 = 1024;
 
 /// What a submission keeps alive until it is answered.
 pub(crate) type Kept = Box<dyn Any + Send>;
@@ -48,21 +48,20 @@ pub(crate) struct Queue {
     pub(crate) id: u16,
     vector: u16,
     heap: Arc<Heap>,
+    words: Arc<RingWords>,
     state: Mutex<State>,
     /// A ticket was answered, or the leader left.
     changed: Condvar,
 }
 
 struct State {
-    rings: Driver<RingWords>,
-    pending: HashMap<u32, (Arc<Ticket>, Kept)>,
-    last_job: u32,
+    rings: Driver<Arc<RingWords>>,
+    pending: Pending,
     lost: Option<Loss>,
     has_leader: bool,
     /// Threads on the condition variable.
     followers: usize,
-    /// Looks at the ring before a sleep: more when they paid, fewer when they did not.
-    looks: u32,
+    awake: Awake,
 }
 
 impl std::fmt::Debug for State {
@@ -82,18 +81,18 @@ impl Queue {
         layout: RingLayout,
     ) -> Result<Self, Error> {
         let lost = |error| Error::Lost { queue: id, why: Loss::Ring(error) };
-        let rings = Driver::new(RingWords::new(region), layout).map_err(lost)?;
+        let words = Arc::new(RingWords::new(region));
+        let rings = Driver::new(Arc::clone(&words), layout).map_err(lost)?;
         let state = State {
             rings,
-            pending: HashMap::new(),
-            last_job: 0,
+            pending: Pending::new(layout.cq_depth()),
             lost: None,
             has_leader: false,
             followers: 0,
-            looks: 16,
+            awake: Awake::new(),
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        Ok(Self { id, vector, heap: Arc::clone(heap), state, changed })
+        Ok(Self { id, vector, heap: Arc::clone(heap), words, state, changed })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,13 +110,18 @@ impl Queue {
         kept: Kept,
     ) -> Result<Arc<Ticket>, Error> {
         self.heap.check_process()?;
+        let mut freed = Freed::default();
         let mut state = self.lock();
-        let freed = state.reap();
-        self.wake_followers(&state);
+        if state.pending.len() > 0 {
+            state.reap(&mut freed);
+            self.wake_followers(&state);
+        }
         if let Some(why) = state.lost.clone() {
             return Err(self.lost(why));
         }
-        let job = state.next_job();
+        let Some(job) = state.pending.next_job() else {
+            return Err(Error::QueueFull { in_flight: state.rings.in_flight() });
+        };
         let pushed = state.rings.push(&entry(job));
         match pushed {
             Ok(_) => {}
@@ -130,9 +134,10 @@ impl Queue {
                 return Err(self.lost(Loss::Ring(error)));
             }
         }
-        let ticket = Arc::new(Ticket { job, outcome: OnceLock::new() });
-        state.pending.insert(job, (Arc::clone(&ticket), kept));
+        // The device may begin; its answer is looked for under the lock only.
         state.rings.publish();
+        let ticket = Arc::new(Ticket { job, outcome: OnceLock::new() });
+        state.pending.insert(Entry { ticket: Arc::clone(&ticket), kept });
         let needs_kick = state.rings.needs_kick();
         state.check_index();
         let lost = state.lost.clone();
@@ -165,31 +170,40 @@ impl Queue {
     ) -> Result<Completion, Error> {
         // Before the lock, which another thread may have held when this process was forked.
         self.heap.check_process()?;
-        let started = Instant::now();
-        let deadline = started.checked_add(timeout).unwrap_or_else(|| started + FAR);
-        // A look at the heartbeat is a round trip to a device that runs by itself: long waits begin
-        // without one, which they mostly end without needing.
-        let is_long = self.heap.transport.runs_by_itself() && timeout >= FIRST_LOOK * 4;
-        let first_look = if is_long { started + FIRST_LOOK } else { started };
+        let mut garbage = Freed::default();
+        let mut clock: Option<Clock> = None;
         let mut beat = None;
-        let mut garbage = Vec::new();
+        let runs_by_itself = self.heap.transport.runs_by_itself();
+        // Whether to look at the ring for a while before a sleep: until that finds nothing.
+        let mut looks = runs_by_itself;
+        let mut has_looked = false;
         let mut state = self.lock();
         let outcome = loop {
-            garbage.append(&mut state.reap());
+            state.reap(&mut garbage);
             if let Some(outcome) = ticket.outcome() {
                 break outcome.map_err(|why| self.lost(why));
             }
+            if looks && !has_looked && !state.has_leader {
+                // Before anything that costs time, the clock too: the answer may be close.
+                has_looked = true;
+                (state, looks) = self.looks_awake(state, timeout);
+                if looks {
+                    continue;
+                }
+            }
+            let clock = clock.get_or_insert_with(|| Clock::new(timeout, runs_by_itself));
             if let Err(error) = self.heap.check_process() {
                 break Err(error);
             }
             let now = Instant::now();
-            if now >= deadline {
-                break Err(self.stall(&state, started, beat));
+            if now >= clock.deadline {
+                break Err(self.stall(&state, clock.started, beat));
             }
-            if beat.is_none() && now >= first_look {
+            if beat.is_none() && now >= clock.first_look {
                 beat = self.beat();
             }
-            let until = if beat.is_none() { first_look.min(deadline) } else { deadline };
+            let until =
+                if beat.is_none() { clock.first_look.min(clock.deadline) } else { clock.deadline };
             if state.has_leader {
                 state.followers += 1;
                 let left = until.saturating_duration_since(Instant::now());
@@ -198,8 +212,11 @@ impl Queue {
                 state.followers -= 1;
                 continue;
             }
-            if self.heap.transport.runs_by_itself() && state.spin() {
-                continue;
+            if looks {
+                (state, looks) = self.looks_awake(state, clock.deadline - now);
+                if looks {
+                    continue;
+                }
             }
             // In this order: a vector that is raised after the count was read ends the wait, one that
             // was raised before stands for a completion that the last look sees.
@@ -221,9 +238,11 @@ impl Queue {
             drop(leader);
             state = self.lock();
             state.check_index();
+            state.awake.slept(clock.started.elapsed());
+            looks = runs_by_itself;
             if let Err(why) = waited {
                 // What it completed before it went counts.
-                garbage.append(&mut state.reap());
+                state.reap(&mut garbage);
                 state.lose(why);
                 self.changed.notify_all();
             }
@@ -269,8 +288,30 @@ impl Queue {
 
     /// Takes what is here off the ring, without waiting.
     pub(crate) fn poll(&self) {
-        let freed = self.lock().reap();
+        let mut freed = Freed::default();
+        self.lock().reap(&mut freed);
+        // The lock is gone before what they kept.
         drop(freed);
+    }
+
+    /// Looks for the next completion while others use the queue, as long as that is likely to pay and
+    /// at most `most`; whether it came.
+    fn looks_awake<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        most: Duration,
+    ) -> (MutexGuard<'a, State>, bool) {
+        let (awake, next) = (state.awake, state.rings.next());
+        state.has_leader = true;
+        drop(state);
+        let is_found = awake.finds(most, || next.is_here(&self.words));
+        state = self.lock();
+        state.has_leader = false;
+        if is_found {
+            // It may be theirs.
+            self.wake_followers(&state);
+        }
+        (state, is_found)
     }
 
     fn wake_followers(&self, state: &State) {
@@ -309,7 +350,7 @@ impl Queue {
     /// Frees what unanswered submissions kept. The device has made its last access for this queue.
     pub(crate) fn release(&self) {
         // Unlocked: what they kept may submit when it goes.
-        let pending = std::mem::take(&mut self.lock().pending);
+        let pending = self.lock().pending.take();
         drop(pending);
     }
 
@@ -331,6 +372,25 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 /// A wait without a bound is bounded by this.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// The times of one wait.
+struct Clock {
+    started: Instant,
+    deadline: Instant,
+    first_look: Instant,
+}
+
+impl Clock {
+    fn new(timeout: Duration, runs_by_itself: bool) -> Self {
+        let started = Instant::now();
+        let deadline = started.checked_add(timeout).unwrap_or_else(|| started + FAR);
+        // A look at the heartbeat is a round trip to a device that runs by itself: long waits begin
+        // without one, which they mostly end without needing.
+        let is_long = runs_by_itself && timeout >= FIRST_LOOK * 4;
+        let first_look = if is_long { started + FIRST_LOOK } else { started };
+        Self { started, deadline, first_look }
+    }
+}
+
 /// The right to sleep in the transport; gives it back also when a worker panics.
 struct Leader<'a>(&'a Queue);
 
@@ -343,19 +403,8 @@ impl Drop for Leader<'_> {
 }
 
 impl State {
-    /// A number that no submission in flight has.
-    fn next_job(&mut self) -> u32 {
-        loop {
-            self.last_job = self.last_job.wrapping_add(1);
-            if !self.pending.contains_key(&self.last_job) {
-                return self.last_job;
-            }
-        }
-    }
-
-    /// Takes completions off the ring and answers their tickets; returns what these kept.
-    fn reap(&mut self) -> Vec<Kept> {
-        let mut freed = Vec::new();
+    /// Takes completions off the ring and answers their tickets; adds what these kept to `freed`.
+    fn reap(&mut self, freed: &mut Freed) {
         while self.lost.is_none() {
             let completion = match self.rings.reap() {
                 Ok(Some(words)) => Completion::from_words(words),
@@ -365,14 +414,13 @@ impl State {
                     break;
                 }
             };
-            let Some((ticket, kept)) = self.pending.remove(&completion.job) else {
+            let Some(Entry { ticket, kept }) = self.pending.remove(completion.job) else {
                 self.lose(Loss::Stray { job: completion.job });
                 break;
             };
             let _ = ticket.outcome.set(Ok(completion));
             freed.push(kept);
         }
-        freed
     }
 
     /// Ends the queue when the device's index cannot be.
@@ -384,21 +432,8 @@ impl State {
 
     fn lose(&mut self, why: Loss) {
         let why = self.lost.get_or_insert(why);
-        for (ticket, _) in self.pending.values() {
+        for ticket in self.pending.tickets() {
             let _ = ticket.outcome.set(Err(why.clone()));
         }
-    }
-
-    /// Looks at the ring for a while; whether something came.
-    fn spin(&mut self) -> bool {
-        for _ in 0..self.looks {
-            if self.rings.arm_interrupt() == LastLook::Work {
-                self.looks = (self.looks * 2).min(MOST_LOOKS);
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        self.looks = (self.looks / 2).max(1);
-        false
     }
 }

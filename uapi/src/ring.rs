@@ -44,7 +44,7 @@ mod model;
 mod tests;
 
 pub use device::{Device, Fetched, Permit};
-pub use driver::Driver;
+pub use driver::{Driver, Next};
 pub use gate::{MayClear, ResetGate};
 
 /// Words of a submission entry (64 bytes).

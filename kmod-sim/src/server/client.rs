@@ -14,6 +14,7 @@ use crate::device::Function;
 use crate::inject::InjectError;
 use crate::kernel::IsaError;
 use crate::pci::{FUNCTION_RESET, offset};
+use nix::unistd::{SysconfVar, sysconf};
 use npu_uapi::vfio_user::flags;
 use npu_uapi::workers::{Caller, Workers};
 use std::io;
@@ -27,6 +28,9 @@ use std::time::{Duration, Instant};
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a client may leave a full socket unread; it is given up then.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an engine without work stays awake: about what it costs to wake one, so that together
+/// they never cost more than twice what the better of the two would have.
+const PATIENCE: Duration = Duration::from_micros(20);
 
 /// Why a connection ended, other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -84,8 +88,11 @@ impl Drop for Ending<'_> {
 }
 
 fn drive(function: &Function, workers: &dyn Workers, log: &dyn Fn(&str)) {
+    // Another process submits while this one watches; with one processor neither could.
+    let processors = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1);
+    let patience = if processors > 1 { PATIENCE } else { Duration::ZERO };
     // A kernel that panics has ended its job with `INTERNAL`; the function goes on.
-    while catch_unwind(AssertUnwindSafe(|| function.serve(workers))).is_err() {
+    while catch_unwind(AssertUnwindSafe(|| function.serve(workers, patience))).is_err() {
         log("a kernel panicked; its job ended with INTERNAL");
     }
 }

@@ -48,7 +48,7 @@ impl ForeignServer {
             let events = Arc::new(Events::default());
             function.connect_interrupts(Arc::<Events>::clone(&events));
             let engine = Arc::clone(&function);
-            let engine = thread::spawn(move || engine.serve(&Caller));
+            let engine = thread::spawn(move || engine.serve(&Caller, std::time::Duration::ZERO));
             let serving = Arc::clone(&function);
             let served = thread::spawn(move || {
                 let maps = BTreeMap::new();

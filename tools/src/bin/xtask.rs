@@ -12,6 +12,8 @@ mod book;
 mod child;
 #[path = "../xtask/demo.rs"]
 mod demo;
+#[path = "../xtask/latency.rs"]
+mod latency;
 #[path = "../xtask/loom.rs"]
 mod loom;
 #[path = "../xtask/models.rs"]
@@ -43,6 +45,11 @@ enum Task {
     Demo,
     /// Latency of every model beside the CPU provider's.
     Bench,
+    /// An empty job over a socket beside a bare ping-pong, and what idling costs.
+    Latency,
+    /// The other process of `latency`.
+    #[command(hide = true)]
+    LatencyPeer(latency::Peer),
     /// Everything that CI runs, with a table of counts and times.
     Test,
     /// Check the rings in every interleaving.
@@ -69,6 +76,8 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
         Task::Demo => demo::run()?,
         Task::Bench => demo::bench()?,
+        Task::Latency => return latency::run(),
+        Task::LatencyPeer(peer) => peer.run()?,
         Task::Test => return test::run(),
         Task::Loom { weaken } => {
             loom::run(weaken)?;

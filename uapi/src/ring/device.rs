@@ -11,7 +11,7 @@ use crate::order;
 /// Fetches submissions and posts completions. One for a queue, used by one thread at a time.
 ///
 /// ```text
-/// pop until None  ->  prepare_sleep  ->  Clear? then wait for a kick
+/// pop until None  ->  has_entry for a while  ->  prepare_sleep  ->  Clear? then wait for a kick
 /// post, post, ..  ->  needs_interrupt? then interrupt
 /// ```
 ///
@@ -116,7 +116,9 @@ impl<W: Words> Device<W> {
         Ok(Some(Fetched { index, entry, permit }))
     }
 
-    /// Whether [`Device::pop`] would find a submission, or an error. Only a look.
+    /// Whether [`Device::pop`] would find a submission, or an error: a look that tells the driver nothing
+    /// and moves no cache line while the driver is silent, for a device that stays awake for a while.
+    #[inline]
     pub fn has_entry(&self) -> bool {
         // Relaxed: `pop` loads the tail again and checks it.
         self.head != self.tail || self.words.load(SQ_TAIL, Ordering::Relaxed) != self.head
@@ -157,12 +159,7 @@ impl<W: Words> Device<W> {
         // Relaxed: the driver compares with it; the fence puts it before the look.
         self.words.store(KICK_EVENT, self.head, Ordering::Relaxed);
         order::KICK_DEVICE_FENCE.run();
-        // Relaxed: only a look, `pop` loads the tail again and checks it.
-        if self.words.load(SQ_TAIL, Ordering::Relaxed) == self.head {
-            LastLook::Clear
-        } else {
-            LastLook::Work
-        }
+        if self.has_entry() { LastLook::Work } else { LastLook::Clear }
     }
 
     /// Asks for no kicks until [`Device::prepare_sleep`], for a device that polls.

@@ -12,7 +12,7 @@ use crate::order;
 ///
 /// ```text
 /// push, push, ..  ->  publish  ->  needs_kick? then kick
-/// reap until None ->  arm_interrupt  ->  Clear? then wait for the interrupt
+/// reap until None ->  look for the next for a while  ->  arm_interrupt  ->  Clear? then wait for the interrupt
 /// ```
 #[derive(Debug)]
 pub struct Driver<W> {
@@ -28,6 +28,26 @@ pub struct Driver<W> {
     sq_head: u32,
     /// Index of the next completion to reap, and what `cq_head` in memory is.
     cq_head: u32,
+}
+
+/// A completion that is awaited: where it will be seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Next {
+    last: usize,
+    phase: u32,
+}
+
+impl Next {
+    /// Whether it is in `words`, those of its rings: a look that tells the device nothing and moves
+    /// no cache line while the device is silent.
+    ///
+    /// One ring's depth of completions later the answer is that of the lap before: a look is bounded
+    /// in time, and [`Driver::arm_interrupt`] comes before a sleep.
+    #[inline]
+    pub fn is_here(self, words: &impl Words) -> bool {
+        // Relaxed: only a look, `reap` loads the word again before it reads an entry.
+        words.load(self.last, Ordering::Relaxed) & PHASE_BIT == self.phase
+    }
 }
 
 impl<W: Words> Driver<W> {
@@ -134,13 +154,15 @@ impl<W: Words> Driver<W> {
         // Relaxed: the device compares with it; the fence puts it before the look.
         self.words.store(IRQ_EVENT, self.cq_head, Ordering::Relaxed);
         order::IRQ_DRIVER_FENCE.run();
+        if self.next().is_here(&self.words) { LastLook::Work } else { LastLook::Clear }
+    }
+
+    /// The completion that [`Driver::reap`] takes next, to look for without the rings: by a thread
+    /// that lets others use them meanwhile.
+    #[inline]
+    pub fn next(&self) -> Next {
         let (_, last) = self.layout.completion(self.cq_head);
-        // Relaxed: only a look, `reap` loads the word again before it reads an entry.
-        if self.words.load(last, Ordering::Relaxed) & PHASE_BIT == self.layout.phase(self.cq_head) {
-            LastLook::Work
-        } else {
-            LastLook::Clear
-        }
+        Next { last, phase: self.layout.phase(self.cq_head) }
     }
 
     /// Asks for no interrupts until [`Driver::arm_interrupt`], for a driver that polls.

@@ -425,6 +425,26 @@ fn a_driver_that_is_awake_is_not_interrupted_and_one_that_waits_is_once() {
 }
 
 #[test]
+fn a_look_sees_what_is_there_and_says_nothing_to_the_other_side() {
+    let start = u32::MAX - 5;
+    let words = memory(small(), start);
+    let (mut driver, mut device) = pair(&words, small(), start);
+    for _ in 0..40 {
+        let before: Vec<u32> = words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+        let next = driver.next();
+        assert!(!device.has_entry() && !next.is_here(&words.as_slice()));
+        let after: Vec<u32> = words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+        assert_eq!(before, after);
+        push_and_publish(&mut driver, 1);
+        assert!(device.has_entry() && !next.is_here(&words.as_slice()));
+        let permit = device.pop().unwrap().unwrap().permit;
+        device.post(permit, &[0; COMPLETION_WORDS]);
+        assert!(!device.has_entry() && next.is_here(&words.as_slice()));
+        driver.reap().unwrap().unwrap();
+    }
+}
+
+#[test]
 fn a_side_that_polls_is_never_woken_until_it_asks() {
     let start = u32::MAX - 20;
     let words = memory(small(), start);

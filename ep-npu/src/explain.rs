@@ -20,6 +20,8 @@ pub struct Explanation {
     pub macs: u64,
     /// Of those, what the NPU does.
     pub macs_taken: u64,
+    /// Nodes that multiply, of unknown shapes.
+    pub macs_unknown: usize,
 }
 
 /// What became of a node.
@@ -52,9 +54,11 @@ pub fn explain(graph: &Graph, plan: &Plan) -> Explanation {
         groups: plan.groups.len(),
         macs: 0,
         macs_taken: 0,
+        macs_unknown: 0,
     };
     for (verdict, macs) in plan.verdicts.iter().zip(counts) {
         let count = macs.unwrap_or(0);
+        explained.macs_unknown += usize::from(macs.is_none());
         explained.macs = explained.macs.saturating_add(count);
         if verdict.taken.is_some() {
             explained.macs_taken = explained.macs_taken.saturating_add(count);
@@ -65,11 +69,11 @@ pub fn explain(graph: &Graph, plan: &Plan) -> Explanation {
 }
 
 impl Explanation {
-    /// Share of the multiplications that the NPU does; 1 when there are none.
-    pub fn share(&self) -> f64 {
+    /// Share of the multiplications that the NPU does; `None` when there are none, or some are not known.
+    pub fn share(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "a share, to be read by people")]
-        let share = self.macs_taken as f64 / self.macs.max(1) as f64;
-        if self.macs == 0 { 1.0 } else { share }
+        let share = self.macs_taken as f64 / self.macs as f64;
+        (self.macs > 0 && self.macs_unknown == 0).then_some(share)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bytes (mapped) --prost--> messages --draft--> names, checked --order--> no cycle
-//!     --canonical--> as ONNX Runtime would show it --order--> Graph
+//!     --canonical--> as ONNX Runtime would show it --order--> --infer--> Graph
 //! ```
 //!
 //! Constants are views of the file, of this one or of those beside it that hold external data. A file
@@ -15,6 +15,7 @@ mod error;
 mod external;
 mod file;
 mod fold;
+mod infer;
 mod order;
 pub mod proto;
 mod tensor;
@@ -63,6 +64,7 @@ fn import(bytes: Bytes, folder: Option<PathBuf>) -> Result<Graph, Fault> {
     order::sort(&mut draft)?;
     canonical::canonicalise(&mut draft);
     order::sort(&mut draft)?;
+    infer::infer(&mut draft);
     graph(draft)
 }
 
@@ -114,3 +116,6 @@ fn graph(draft: Draft) -> Result<Graph, Fault> {
     }
     Ok(builder.finish()?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -361,3 +361,6 @@ const _: () = {
     const fn is_shared<T: Send + Sync>() {}
     is_shared::<Session>();
 };
+
+#[cfg(test)]
+mod tests;

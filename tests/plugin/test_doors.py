@@ -199,25 +199,29 @@ def test_what_is_refused_is_named_with_its_reason_and_what_would_help(tool, tmp_
     message = call(tool, "run", file, fails=True)
     assert "Softmax `tail`" in message and "npu explain" in message
     report = json.loads(call(tool, "explain", file, "--json"))
-    (left,) = [node for node in report["nodes"] if not node["taken"]]
+    # The conversion beside it stays with it.
+    (left,) = [node for node in report["nodes"] if not node["taken"] and node["op"] != "DequantizeLinear"]
     assert (left["op"], left["name"]) == ("Softmax", "tail")
     assert left["rule"] and left["reason"]
-    assert report["nodes_taken"] == report["nodes_total"] - 1
+    assert report["nodes_taken"] >= report["nodes_total"] - 2
     assert report["macs_share"] == 1.0 and report["macs"] > 0 and report["cycles"] > 0
 
 
+@pytest.mark.parametrize("shapes", ["given", "missing"])
 @pytest.mark.parametrize("node", ["conv1", "conv2"])
-def test_an_attribute_that_is_to_blame_is_named(tool, tmp_path, node):
+def test_an_attribute_that_is_to_blame_is_named(tool, tmp_path, node, shapes):
     model = graphs.quantised()
     target = next(n for n in model.graph.node if n.name == node)
     del target.attribute[:]
     target.attribute.extend([helper.make_attribute("auto_pad", "SAME_UPPER"), helper.make_attribute("dilations", [2, 2])])
-    del model.graph.value_info[:]
+    if shapes == "missing":
+        del model.graph.value_info[:]
     report = json.loads(call(tool, "explain", save(tmp_path, model), "--json"))
     left = next(n for n in report["nodes"] if n["name"] == node)
     assert (left["rule"], left["attribute"]) == ("attribute", "auto_pad")
     assert "explicit pads" in left["change"]
-    assert 0 < report["macs_share"] < 1
+    # Shapes that the file lacks are inferred.
+    assert 0 < report["macs_share"] < 1 and report["macs_unknown"] == 0
 
 
 def test_errors_of_the_tool_say_what_to_do(tool, tmp_path):

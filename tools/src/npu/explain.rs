@@ -44,7 +44,9 @@ struct Report {
     programs: usize,
     macs: u64,
     macs_taken: u64,
-    macs_share: f64,
+    /// `None` when some node that multiplies has unknown shapes.
+    macs_share: Option<f64>,
+    macs_unknown: usize,
     cycles: u64,
     nodes: Vec<Node>,
 }
@@ -118,9 +120,14 @@ impl Report {
             macs: explained.macs,
             macs_taken: explained.macs_taken,
             macs_share: explained.share(),
+            macs_unknown: explained.macs_unknown,
             cycles: programs.iter().map(Program::cycles).sum(),
             nodes,
         }
+    }
+
+    fn share_text(&self) -> String {
+        self.macs_share.map_or("?".to_owned(), |share| format!("{:.1} %", 100.0 * share))
     }
 
     fn text(&self, all: bool, explained: &Explanation) -> String {
@@ -128,13 +135,20 @@ impl Report {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{:.1} % of {} MAC on the NPU, {} program(s), {} modelled cycles at batch {}",
-            100.0 * self.macs_share,
+            "{} of {} MAC on the NPU, {} program(s), {} modelled cycles at batch {}",
+            self.share_text(),
             self.macs,
             self.programs,
             self.cycles,
             self.batch
         );
+        if self.macs_unknown > 0 {
+            let _ = writeln!(
+                out,
+                "{} node(s) that multiply have unknown shapes; run ONNX shape inference for the share",
+                self.macs_unknown
+            );
+        }
         for (rule, count) in explain::by_rule(explained) {
             let _ = writeln!(out, "  {count:>5} node(s) left by rule {rule}");
         }

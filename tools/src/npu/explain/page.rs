@@ -33,7 +33,7 @@ pub(super) fn page(report: &Report, planned: &Planned, programs: &[Program]) -> 
     );
     for (figure, what) in [
         (format!("{} of {}", report.nodes_taken, report.nodes_total), "nodes on the NPU"),
-        (format!("{:.1} %", 100.0 * report.macs_share), "of the multiplications"),
+        (report.share_text(), "of the multiplications"),
         (report.programs.to_string(), "programs"),
         (grouped(report.cycles), "modelled cycles"),
     ] {

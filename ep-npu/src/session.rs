@@ -325,6 +325,9 @@ impl Session {
     }
 }
 
+/// A shape for each input of a part.
+pub type InputShapes = Vec<Vec<usize>>;
+
 /// The groups of `plan` as graphs of their own, each with the shapes of its inputs when open
 /// dimensions of the model's inputs are `batch` long: what a session compiles.
 ///
@@ -334,7 +337,7 @@ pub fn parts(
     graph: &Graph,
     plan: &Plan,
     batch: usize,
-) -> Result<Vec<(Graph, Vec<Vec<usize>>)>, SessionError> {
+) -> Result<Vec<(Graph, InputShapes)>, SessionError> {
     steps::parts(graph, plan)?
         .into_iter()
         .map(|(index, part)| {

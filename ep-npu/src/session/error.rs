@@ -31,7 +31,7 @@ pub enum SessionError {
         /// Which part.
         part: usize,
         /// Why.
-        source: CompileError,
+        source: Box<CompileError>,
     },
     /// The model does not compile for these shapes.
     #[error(transparent)]
@@ -56,7 +56,7 @@ pub enum SessionError {
     },
     /// The run failed.
     #[error(transparent)]
-    Run(#[from] RunError),
+    Run(Box<RunError>),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] libnpu::Error),
@@ -78,6 +78,12 @@ pub enum SessionError {
         /// The names that there are.
         known: String,
     },
+}
+
+impl From<RunError> for SessionError {
+    fn from(error: RunError) -> Self {
+        Self::Run(Box::new(error))
+    }
 }
 
 /// A node that the NPU does not take.

@@ -47,8 +47,9 @@ impl Steps {
             let (index, Part { graph: part, reads, writes }) = waiting.remove(next);
             ready.extend(&writes);
             let executable =
-                Executable::new(part, context.clone(), device.clone(), options.clone())
-                    .map_err(|source| SessionError::Compile { part: index, source })?;
+                Executable::new(part, context.clone(), device.clone(), options.clone()).map_err(
+                    |source| SessionError::Compile { part: index, source: Box::new(source) },
+                )?;
             steps.push(Step { executable, reads, writes });
         }
         let single = single(graph, &steps);

@@ -16,7 +16,7 @@ const MOST_SHOWN: usize = 16;
 pub enum SessionError {
     /// The file is no model.
     #[error(transparent)]
-    Import(#[from] ImportError),
+    Import(Box<ImportError>),
     /// The NPU does not take all of the model, and nobody else is to run the rest.
     #[error("the NPU does not take {} of {all} nodes and there is no host engine: {}", .nodes.len(), shown(.nodes))]
     Refused {
@@ -78,6 +78,12 @@ pub enum SessionError {
         /// The names that there are.
         known: String,
     },
+}
+
+impl From<ImportError> for SessionError {
+    fn from(error: ImportError) -> Self {
+        Self::Import(Box::new(error))
+    }
 }
 
 impl From<RunError> for SessionError {

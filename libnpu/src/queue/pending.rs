@@ -33,11 +33,10 @@ impl Pending {
 
     /// The next number whose place is free; `None` when all are taken.
     pub(super) fn next_job(&mut self) -> Option<u32> {
-        let free = (0..self.places.len()).find_map(|_| {
+        (0..self.places.len()).find_map(|_| {
             self.last_job = self.last_job.wrapping_add(1);
             self.places[self.place(self.last_job)].is_none().then_some(self.last_job)
-        });
-        free
+        })
     }
 
     /// Adds a submission with the number that [`Pending::next_job`] gave.

@@ -82,9 +82,9 @@ impl Function {
         held: &mut Option<Grant<'a>>,
     ) -> Ended {
         let look = || self.comes_first(task.band);
-        let lookout = task.is_watched.then(|| Lookout::new(&look));
-        let control =
-            Control { engine: &self.engine, lookout: lookout.as_ref(), hang: self.config().hang };
+        let lookout = Lookout::new(&look);
+        let hang = self.config().hang;
+        let control = Control { lookout: Some(&lookout), hang, ..Control::new(&self.engine) };
         // These wait for memory, or compute nothing: others may have the array meanwhile.
         let result = match &task.what {
             What::Load(entry) => {

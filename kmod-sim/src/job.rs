@@ -115,8 +115,6 @@ pub(crate) struct Task {
     pub(crate) place: Place,
     /// The band of its job.
     pub(crate) band: usize,
-    /// Whether there are queues whose entries come before it.
-    pub(crate) is_watched: bool,
 }
 
 /// A part of a job.

@@ -297,11 +297,10 @@ impl State {
 
     /// The next part of what was begun in `band`.
     fn resume(&mut self, band: usize) -> Option<Task> {
-        let is_watched = band < LOADER && self.queues.iter().any(|queue| queue.band < band);
         let running = self.running[band].as_mut()?;
         running.is_active = true;
         let (work, place) = (Arc::clone(&running.work), running.place);
-        Some(Task { work, what: running.what(), place, band, is_watched })
+        Some(Task { work, what: running.what(), place, band })
     }
 
     /// Looks into the queues of `band`; whether there was something to do.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 over_each_transport! {
     a_job_of_a_higher_priority_does_not_wait_for_one_of_a_lower,
+    the_first_urgent_context_is_created_during_one_long_command,
 }
 
 /// How long the processes compete.
@@ -80,6 +81,25 @@ fn a_job_of_a_higher_priority_does_not_wait_for_one_of_a_lower(
             work.submit()?.wait(&Caller, HANG)?;
             assert_eq!(long.context.in_flight(), 1, "it rests, or goes on");
         }
+        long.context.abort()?;
+        let error = waiter.join().unwrap().unwrap_err();
+        assert_eq!(error.fault().map(|fault| fault.status), Some(Status::ABORTED), "{error}");
+        Ok(())
+    })
+}
+
+fn the_first_urgent_context_is_created_during_one_long_command(
+    device: &Device,
+) -> Result<(), Error> {
+    let size = 8192;
+    let long = Work::new(device, Priority::Normal, 1, [size, size, size])?;
+    let job = long.submit()?;
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| job.wait(&Pool::new(2), HANG));
+        until_it_beats(device);
+        let urgent = Work::new(device, Priority::Urgent, 3, [64, 64, 64])?;
+        urgent.submit()?.wait(&Caller, HANG)?;
+        assert_eq!(long.context.in_flight(), 1, "its one command is not through");
         long.context.abort()?;
         let error = waiter.join().unwrap().unwrap_err();
         assert_eq!(error.fault().map(|fault| fault.status), Some(Status::ABORTED), "{error}");
@@ -224,7 +244,6 @@ fn a_job_that_loses_its_sram_because_another_hung_is_innocent() {
     let device = Device::open_private(&server.device()).unwrap();
     let options = ContextOptions::default().with_priority(Priority::Background);
     let context = device.create_context_with(options).unwrap();
-    // A job looks for entries that come first only where there was such a queue when it began.
     let urgent = Work::new(&device, Priority::Urgent, 2, [64, 64, 64]).unwrap();
     // One command of many seconds: what begins next is the other job.
     let size = 8192;

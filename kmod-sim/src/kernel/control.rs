@@ -12,6 +12,7 @@
 use super::Stop;
 use crossbeam::utils::CachePadded;
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -169,12 +170,14 @@ pub struct Control<'a> {
     pub(crate) lookout: Option<&'a Lookout<'a>>,
     /// How long the command may go without progress.
     pub(crate) hang: Duration,
+    /// Chunks are to be 2 to this power times smaller, for tests of what happens between two.
+    pub(crate) fineness: u32,
 }
 
 impl<'a> Control<'a> {
     /// A command that only `engine` stops.
     pub fn new(engine: &'a Engine) -> Self {
-        Self { engine, lookout: None, hang: HANG }
+        Self { engine, lookout: None, hang: HANG, fineness: 0 }
     }
 
     /// Asks for preemption where the lookout has found what comes first.
@@ -217,7 +220,9 @@ impl<'a> Control<'a> {
 /// Looks from time to time, from within a command, whether something else comes first.
 pub(crate) struct Lookout<'a> {
     look: &'a (dyn Fn() -> bool + Sync),
-    start: Instant,
+    every: Duration,
+    /// When it was first asked: a short command reads no clock.
+    start: OnceLock<Instant>,
     /// When to look next, in nanoseconds from `start`.
     next: AtomicU64,
 }
@@ -230,21 +235,29 @@ impl fmt::Debug for Lookout<'_> {
 
 impl<'a> Lookout<'a> {
     pub(crate) fn new(look: &'a (dyn Fn() -> bool + Sync)) -> Self {
-        Self { look, start: Instant::now(), next: AtomicU64::new(0) }
+        Self::looking_every(LOOK_EVERY, look)
     }
 
-    /// Whether something comes first; looks at most every [`LOOK_EVERY`], whichever thread asks.
+    pub(crate) fn looking_every(every: Duration, look: &'a (dyn Fn() -> bool + Sync)) -> Self {
+        Self { look, every, start: OnceLock::new(), next: AtomicU64::new(nanos(every)) }
+    }
+
+    /// Whether something comes first; looks at most that often, whichever thread asks.
     pub(crate) fn look(&self) -> bool {
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let (now, due) = (nanos(self.start.elapsed()), self.next.load(Relaxed));
+        let start = self.start.get_or_init(Instant::now);
+        let (now, due) = (nanos(start.elapsed()), self.next.load(Relaxed));
         // One of several threads looks; the others go on.
         now >= due
             && self
                 .next
-                .compare_exchange(due, now.saturating_add(nanos(LOOK_EVERY)), Relaxed, Relaxed)
+                .compare_exchange(due, now.saturating_add(nanos(self.every)), Relaxed, Relaxed)
                 .is_ok()
             && (self.look)()
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::memory::Extent;
 use npu_uapi::command;
 
 /// Bytes of a chunk.
-const CHUNK: u64 = 1 << 20;
+const CHUNK: i64 = 1 << 20;
 
 /// Runs a COPY.
 pub(crate) fn copy(c: &command::Copy, slots: Slots<'_>, split: &Split<'_>) -> Result<(), Stop> {
@@ -29,10 +29,11 @@ pub(crate) fn fill_all(memory: &Extent, value: u8, split: &Split<'_>) -> Result<
 }
 
 fn pieces(total: u64, split: &Split<'_>, body: &(dyn Fn(i64, u64) + Sync)) -> Result<(), Stop> {
-    let signed = |bytes| i64::try_from(bytes).expect("the operand lies within its slot");
-    split.chunks(signed(total.div_ceil(CHUNK)), &|chunk, _| {
-        let at = chunk * signed(CHUNK);
-        body(at, CHUNK.min(total - at.unsigned_abs()));
+    let total = i64::try_from(total).expect("the operand lies within its slot");
+    let each = split.fine(CHUNK);
+    split.chunks((total + each - 1) / each, &|chunk, _| {
+        let at = chunk * each;
+        body(at, each.min(total - at).unsigned_abs());
         Ok(())
     })
 }

@@ -29,6 +29,11 @@ impl Split<'_> {
         i64::try_from(self.control.engine.planned_workers(now)).unwrap_or(1)
     }
 
+    /// `size` of a chunk, or less where chunks are to be small.
+    pub(crate) fn fine(&self, size: i64) -> i64 {
+        (size >> self.control.fineness).max(1)
+    }
+
     /// Calls `body(i)` once for each `i` in `0..count`, on all workers. A kernel calls this once.
     ///
     /// A single chunk runs here, without waking anyone. When others come first, the chunks that were
@@ -50,6 +55,7 @@ impl Split<'_> {
                 if chunk >= count {
                     return;
                 }
+                let is_last = chunk + 1 == count;
                 let chunk = i64::try_from(chunk).expect("it was counted up from 0 to below an i64");
                 let mut budget = Budget { control: self.control, left: POLL_MACS };
                 if body(chunk, &mut budget).is_err() {
@@ -57,7 +63,10 @@ impl Split<'_> {
                     return;
                 }
                 engine.beat();
-                self.control.look();
+                // Behind the last there is nothing left to preempt.
+                if !is_last {
+                    self.control.look();
+                }
                 if engine.is_asked() {
                     return;
                 }
@@ -92,7 +101,7 @@ impl Split<'_> {
     ) -> Result<(), Stop> {
         const CHUNK: i64 = 1 << 18;
         let count: i64 = dims.iter().product();
-        let each = (CHUNK / macs.max(1)).max(1);
+        let each = (self.fine(CHUNK) / macs.max(1)).max(1);
         self.chunks((count + each - 1) / each, &|chunk, budget| {
             let first = chunk * each;
             let (mut at, mut rest) = ([0; N], first);
@@ -122,8 +131,8 @@ impl Split<'_> {
         const LARGEST: i64 = 1 << 22;
         let macs = macs.max(1);
         let balanced = units / (8 * self.workers());
-        let smallest = (SMALLEST / macs).max(1);
-        balanced.clamp(smallest, (LARGEST / macs).max(smallest)).min(units.max(1))
+        let smallest = (self.fine(SMALLEST) / macs).max(1);
+        balanced.clamp(smallest, (self.fine(LARGEST) / macs).max(smallest)).min(units.max(1))
     }
 }
 
@@ -214,7 +223,7 @@ mod tests {
         let lookout = Lookout::new(&look);
         let control = Control { lookout: Some(&lookout), ..Control::new(&engine) };
         let split = Split { workers: &Caller, control: &control };
-        assert_eq!(split.chunks(3, &|_, _| Ok(())), Err(Stop::Preempted));
+        assert_eq!(split.chunks(1 << 40, &|_, _| Ok(())), Err(Stop::Preempted));
     }
 
     #[test]

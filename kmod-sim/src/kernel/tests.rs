@@ -9,6 +9,7 @@ mod far;
 mod machine;
 mod moves;
 mod pool;
+mod preempt;
 
 use super::{Control, Engine, Isa, IsaError, Stop};
 use machine::Machine;

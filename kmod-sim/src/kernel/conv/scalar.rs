@@ -14,7 +14,7 @@ const CHUNK: i64 = 1 << 18;
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let p = problem;
     let macs = p.taps().saturating_mul(p.group_inputs).max(1);
-    let some = (CHUNK / macs).clamp(1, p.outputs.max(1));
+    let some = (split.fine(CHUNK) / macs).clamp(1, p.outputs.max(1));
     let parts = (p.outputs + some - 1) / some;
     split.chunks((p.images * p.ofm_h * p.ofm_w).saturating_mul(parts), &|chunk, budget| {
         let (pixel, first) = (chunk / parts, chunk % parts * some);

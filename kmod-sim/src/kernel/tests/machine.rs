@@ -100,8 +100,19 @@ impl Machine {
         isa: Isa,
         control: &Control<'_>,
     ) -> Result<(), Stop> {
+        self.run_by(self.threads, command, isa, control)
+    }
+
+    pub(super) fn run_by(
+        &self,
+        threads: usize,
+        command: &Command,
+        isa: Isa,
+        control: &Control<'_>,
+    ) -> Result<(), Stop> {
         let slots: Vec<_> = self.slots.iter().map(|slot| Some(slot.extent())).collect();
-        let workers: &dyn Workers = if self.threads == 1 { &Caller } else { &Two };
+        let threads = Threads(threads);
+        let workers: &dyn Workers = if threads.0 == 1 { &Caller } else { &threads };
         execute(command, &slots, isa, workers, control)
     }
 
@@ -119,17 +130,19 @@ impl Machine {
     }
 }
 
-/// Two threads, started for each command.
-struct Two;
+/// So many threads, started for each command.
+struct Threads(usize);
 
-impl Workers for Two {
+impl Workers for Threads {
     fn count(&self) -> usize {
-        2
+        self.0
     }
 
     fn run(&self, piece: &(dyn Fn(usize) + Sync)) {
         std::thread::scope(|scope| {
-            scope.spawn(|| piece(1));
+            for index in 1..self.0 {
+                scope.spawn(move || piece(index));
+            }
             piece(0);
         });
     }

@@ -57,6 +57,13 @@ impl Function {
             Step::Execute(task) => task,
             Step::Again => {
                 self.show(&state, false);
+                drop(state);
+                // An endless row of entries that compute nothing must not keep the array from others.
+                *held = None;
+                return true;
+            }
+            Step::Begun => {
+                self.show(&state, false);
                 return true;
             }
             Step::Idle => {
@@ -87,6 +94,10 @@ impl Function {
         let control = Control { lookout: Some(&lookout), hang, ..Control::new(&self.engine) };
         // These wait for memory, or compute nothing: others may have the array meanwhile.
         let result = match &task.what {
+            What::Nothing => {
+                *held = None;
+                return Ended::Done;
+            }
             What::Load(entry) => {
                 *held = None;
                 return self.load(entry);

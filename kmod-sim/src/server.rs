@@ -13,6 +13,7 @@
 //! error number; one whose size makes no sense ends the connection; neither ends the server. When a
 //! client goes, its jobs are aborted, its memory unmapped, its descriptors closed and its threads joined.
 
+mod bell;
 mod client;
 mod files;
 mod link;

@@ -63,8 +63,10 @@ pub(crate) struct State {
 pub(crate) enum Step {
     /// Nothing now. Before it sleeps it asks [`State::may_sleep`].
     Idle,
-    /// Look again.
+    /// An entry was answered: look again.
     Again,
+    /// A job was begun: look again.
+    Begun,
     /// Execute this part of a job.
     Execute(Task),
 }
@@ -272,7 +274,7 @@ impl State {
                 return Step::Execute(task);
             }
             if self.fetch(band) {
-                return Step::Again;
+                return if self.running[band].is_some() { Step::Begun } else { Step::Again };
             }
         }
         Step::Idle

@@ -18,6 +18,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use npu_uapi::vfio_user::flags;
 use npu_uapi::workers::{Caller, Workers};
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -82,6 +83,8 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.place.left(self.function);
         self.link.close();
+        // The engine may be in a write that the client does not read. An error says that it is down.
+        let _ = self.place.client().stream.shutdown(Shutdown::Both);
         self.function.config_write(offset::DEVICE_CONTROL, FUNCTION_RESET);
         self.function.stop();
     }

@@ -14,8 +14,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{
-    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC,
-    TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+    fstatfs,
 };
 use npu_uapi::vfio_user::errno;
 use std::collections::BTreeMap;
@@ -67,6 +67,8 @@ impl Files {
         is_writable: bool,
     ) -> Result<(FileId, Kept), Refusal> {
         let unreadable = Refusal::new(errno::EBADF, "the file cannot be examined");
+        // Before its size is read: a client that cuts the file and then seals it has it copied.
+        let is_safe = is_safe_to_map(file)?;
         let found = fstat(file).map_err(|_| unreadable)?;
         if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
             return Err(Refusal::new(errno::EBADF, "memory is a file, and this is none"));
@@ -86,11 +88,11 @@ impl Files {
                 Err(Refusal::new(errno::ENOSPC, "too many files"))
             }
             Entry::Vacant(entry) => {
-                let kept = if is_safe_to_map(file)? {
+                let kept = if is_safe {
                     if size > MAX_MAPPED_BYTES - self.mapped_bytes {
                         return Err(Refusal::new(errno::ENOSPC, "too many bytes are mapped"));
                     }
-                    let mapped = Kept::Mapped(Arc::new(map(file, is_writable)?));
+                    let mapped = Kept::Mapped(Arc::new(map(file, size, is_writable)?));
                     self.mapped_bytes += size;
                     mapped
                 } else {
@@ -129,13 +131,12 @@ fn is_safe_to_map(file: &OwnedFd) -> Result<bool, Refusal> {
         return Err(Refusal::new(errno::EACCES, "memory on huge pages cannot be relied on"));
     }
     // Only what has seals answers this. The rest has to be on a file system of the kernel's own: one
-    // that a client serves could make every read wait.
+    // that a client serves, or an overlay over such a one, could make every read wait.
     let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
     if SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
         return Ok(true);
     }
-    const KNOWN: [FsType; 5] =
-        [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC];
+    const KNOWN: [FsType; 4] = [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC];
     if KNOWN.contains(&system) {
         Ok(false)
     } else {
@@ -143,15 +144,21 @@ fn is_safe_to_map(file: &OwnedFd) -> Result<bool, Refusal> {
     }
 }
 
-fn map(file: &OwnedFd, is_writable: bool) -> Result<MmapRaw, Refusal> {
+/// All of `file`, which has `size` bytes or more.
+fn map(file: &OwnedFd, size: u64, is_writable: bool) -> Result<MmapRaw, Refusal> {
     let options = memmap2::MmapOptions::new();
     let mapped = if is_writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
-    mapped.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+    let mapped = mapped.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EACCES | Errno::EPERM) => {
             Refusal::new(errno::EACCES, "the file does not allow the access")
         }
         _ => Refusal::new(errno::ENOMEM, "the file cannot be mapped"),
-    })
+    })?;
+    // What is mapped is as long as the file is now.
+    if (mapped.len() as u64) < size {
+        return Err(Refusal::invalid("the range lies beyond the end of the file"));
+    }
+    Ok(mapped)
 }
 
 /// A file that may shrink at any time.
@@ -196,5 +203,24 @@ impl Remote for CopiedFile {
 
     fn is_prompt(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::unistd::ftruncate;
+
+    #[test]
+    fn a_file_that_was_cut_since_its_size_was_read_is_not_mapped() {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(c"test", flags).unwrap();
+        ftruncate(&file, 4096).unwrap();
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        for is_writable in [false, true] {
+            assert_eq!(map(&file, 8192, is_writable).unwrap_err().errno, errno::EINVAL);
+            assert_eq!(map(&file, 4096, is_writable).unwrap().len(), 4096);
+        }
     }
 }

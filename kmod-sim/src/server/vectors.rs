@@ -4,15 +4,15 @@
 //! virtual machine monitor keeps the table to itself; taking it away masks the vector, and what is raised
 //! meanwhile stays pending.
 
+use super::bell;
 use super::message::{Message, Refusal, check_argsz, split};
 use crate::device::Function;
 use crate::interrupt::InterruptSink;
 use crate::pci::{self, offset};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use npu_uapi::vfio_user::{IrqSet, errno, irq, irq_set};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -25,8 +25,11 @@ pub(crate) struct Vectors {
 
 impl InterruptSink for Vectors {
     fn raised(&self, vector: u16) {
-        if let Some(Some(fd)) = self.lock().get(usize::from(vector)) {
-            ring(fd);
+        if let Some(slot) = self.lock().get_mut(usize::from(vector))
+            && slot.as_ref().is_some_and(|fd| !bell::ring(fd))
+        {
+            // Its owner would have us wait: it is told no more.
+            *slot = None;
         }
     }
 }
@@ -153,16 +156,7 @@ impl Vectors {
     }
 }
 
-/// Adds one to an eventfd, unless it is full, which wakes whoever waits for it just as well.
-fn ring(fd: &OwnedFd) {
-    // Asked first: its owner can make it one whose writes sleep, and fill it.
-    let mut room = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
-    if poll(&mut room, PollTimeout::ZERO).is_ok() && room[0].any() == Some(true) {
-        let _ = nix::unistd::write(fd, &1_u64.to_ne_bytes());
-    }
-}
-
-/// Refuses what is not an eventfd, since a write to it could wait for ever; [`ring`] will not.
+/// Refuses what is not an eventfd, since a write to it could wait for ever; [`bell`] will not.
 fn check_eventfd(fd: &OwnedFd) -> Result<(), Refusal> {
     let refused = Refusal::new(errno::EBADF, "not an eventfd");
     let link = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
@@ -174,28 +168,4 @@ fn check_eventfd(fd: &OwnedFd) -> Result<(), Refusal> {
     let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
     fcntl(fd, FcntlArg::F_SETFL(flags)).map_err(|_| refused)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::sys::eventfd::{EfdFlags, EventFd};
-
-    #[test]
-    fn an_eventfd_whose_owner_made_it_sleep_and_filled_it_stops_nobody() {
-        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        let fd = event.as_fd().try_clone_to_owned().unwrap();
-        check_eventfd(&fd).unwrap();
-        ring(&fd);
-        assert_eq!(event.read(), Ok(1));
-        event.write(u64::MAX - 1).unwrap();
-        fcntl(&event, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-        let (done, is_done) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            ring(&fd);
-            done.send(()).unwrap();
-        });
-        is_done.recv_timeout(std::time::Duration::from_secs(60)).expect("it does not sleep");
-        assert_eq!(event.read(), Ok(u64::MAX - 1));
-    }
 }

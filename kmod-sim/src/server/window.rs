@@ -5,7 +5,7 @@
 //! of them is one piece for a kernel. Each leaf costs one mapping of the process, so small ones are not
 //! shown: slots over these go through a buffer ([`crate::bounce`]).
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -33,6 +33,8 @@ pub(crate) struct Windows {
 struct Window {
     start: NonNull<c_void>,
     leaves: usize,
+    /// Whether part of it may have been given up, where others' memory can lie by now.
+    has_hole: bool,
 }
 
 // SAFETY: an address of memory that is only used through raw accesses, from whichever thread.
@@ -58,39 +60,48 @@ impl Windows {
             if self.windows.len() >= MAX_WINDOWS {
                 return None;
             }
-            self.windows.insert(number, Window { start: reserve()?, leaves: 0 });
+            self.windows.insert(number, Window { start: reserve()?, leaves: 0, has_hole: false });
         }
         let window = self.windows.get_mut(&number)?;
-        let at = NonZeroUsize::new(window.address(within)?)?;
+        if window.has_hole {
+            return None;
+        }
+        let at = NonNull::new(window.start.as_ptr().wrapping_byte_add(window.offset(within)?))?;
         let write = if is_writable { ProtFlags::PROT_WRITE } else { ProtFlags::empty() };
-        let (protection, flags) = (ProtFlags::PROT_READ | write, fixed(MapFlags::MAP_SHARED));
+        let (protection, flags) = (ProtFlags::PROT_READ | write, MapFlags::MAP_SHARED);
+        // Elsewhere first: the client can make this fail, and a mapping that replaces another may have
+        // removed that one before it fails.
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let Ok(elsewhere) = (unsafe { mmap(None, len, protection, flags, file, offset) }) else {
+            self.close_if_empty(number);
+            return None;
+        };
+        let (len, flags) = (len.get(), MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED);
         // SAFETY: the range lies in the window, which is ours, and nothing is shown in it: IOVAs do not
         // overlap. The file was found to be sealed against shrinking.
-        let shown = unsafe { mmap(Some(at), len, protection, flags, file, offset) };
-        match shown {
-            Ok(start) => {
-                window.leaves += 1;
-                self.leaves += 1;
-                Some(start.cast())
-            }
-            Err(_) => {
-                self.close_if_empty(number);
-                None
-            }
+        if unsafe { mremap(elsewhere, len, len, flags, Some(at)) }.is_err() {
+            window.has_hole = true;
+            // SAFETY: it was just made, and has not moved.
+            let _ = unsafe { munmap(elsewhere, len) };
+            self.close_if_empty(number);
+            return None;
         }
+        window.leaves += 1;
+        self.leaves += 1;
+        Some(at.cast())
     }
 
     /// Takes away what was shown at `iova`; nothing may use it any more.
     pub(crate) fn hide(&mut self, (iova, len): (u64, u64)) {
         let (number, within) = (iova / WINDOW_BYTES, iova % WINDOW_BYTES);
         let Some(window) = self.windows.get_mut(&number) else { return };
-        let at = window.address(within).and_then(NonZeroUsize::new);
+        let at = window.offset(within).map(|offset| window.start.addr().get() + offset);
         let len = usize::try_from(len).ok().and_then(NonZeroUsize::new);
-        if let (Some(at), Some(len)) = (at, len) {
-            let flags = fixed(MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE);
-            // SAFETY: the range lies in the window, and the caller has nothing there any more. Where it
-            // fails the pages stay until the window goes, which harms nobody.
-            let _ = unsafe { mmap_anonymous(Some(at), len, ProtFlags::PROT_NONE, flags) };
+        if let (Some(at), Some(len)) = (at.and_then(NonZeroUsize::new), len) {
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+            // SAFETY: the range lies in the window, and the caller has nothing there any more.
+            let hidden = unsafe { mmap_anonymous(Some(at), len, ProtFlags::PROT_NONE, flags) };
+            window.has_hole |= hidden.is_err();
         }
         window.leaves -= 1;
         self.leaves -= 1;
@@ -105,13 +116,17 @@ impl Windows {
 }
 
 impl Window {
-    fn address(&self, within: u64) -> Option<usize> {
-        self.start.as_ptr().addr().checked_add(usize::try_from(within).ok()?)
+    fn offset(&self, within: u64) -> Option<usize> {
+        usize::try_from(within).ok().filter(|&offset| offset < window_len().get())
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
+        if self.has_hole {
+            // Address space that is never used again is better than to unmap what is not ours.
+            return;
+        }
         // SAFETY: the whole window is ours; whoever drops it has nothing in it any more.
         let _ = unsafe { munmap(self.start, window_len().get()) };
     }
@@ -138,12 +153,40 @@ fn reserve() -> Option<NonNull<c_void>> {
     NonNull::new(start)
 }
 
-fn fixed(flags: MapFlags) -> MapFlags {
-    flags | MapFlags::MAP_FIXED
-}
-
 fn window_len() -> NonZeroUsize {
     const LEN: NonZeroUsize = NonZeroUsize::new(1 << 36).expect("not zero");
     const _: () = assert!(LEN.get() as u64 == WINDOW_BYTES);
     LEN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::unistd::ftruncate;
+
+    #[test]
+    fn a_file_that_is_sealed_against_writes_meanwhile_tears_no_hole_into_a_window() {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(c"test", flags).unwrap();
+        ftruncate(&file, 4 << 20).unwrap();
+        let mut windows = Windows::default();
+        let first = windows.show((0, LARGE_BYTES), (&file, 0), true).unwrap();
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE)).unwrap();
+        let place = (LARGE_BYTES, LARGE_BYTES);
+        assert!(windows.show(place, (&file, LARGE_BYTES), true).is_none());
+        // In a hole the next mapping of anybody could lie, to be replaced by the next leaf.
+        let len = NonZeroUsize::new(2 << 20).unwrap();
+        let at = first.addr().checked_add(len.get()).unwrap();
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: it replaces nothing, and nobody uses it.
+        let probe = unsafe { mmap_anonymous(Some(at), len, ProtFlags::PROT_NONE, flags) };
+        assert_eq!(probe, Err(Errno::EEXIST));
+        assert!(windows.show(place, (&file, LARGE_BYTES), false).is_some(), "to be read it may");
+        windows.hide(place);
+        windows.hide((0, LARGE_BYTES));
+        assert!(windows.windows.is_empty());
+    }
 }

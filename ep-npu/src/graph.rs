@@ -404,6 +404,18 @@ impl ElementType {
         }
     }
 
+    /// ONNX's number.
+    pub fn onnx(self) -> u32 {
+        match self {
+            Self::F32 => 1,
+            Self::U8 => 2,
+            Self::I8 => 3,
+            Self::I32 => 6,
+            Self::I64 => 7,
+            Self::Other(code) => code,
+        }
+    }
+
     /// Bytes of an element; `None` for a type that is not read.
     pub fn bytes(self) -> Option<usize> {
         match self {
@@ -439,7 +451,8 @@ impl fmt::Display for ElementType {
 }
 
 impl Tensor {
-    fn expected_bytes(&self) -> Option<usize> {
+    /// Bytes of its shape; `None` for a type that is not read, or a shape that overflows.
+    pub(crate) fn expected_bytes(&self) -> Option<usize> {
         let count = self.shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len))?;
         count.checked_mul(self.element.bytes()?)
     }

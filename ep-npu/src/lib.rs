@@ -14,6 +14,7 @@
 //! | [`quantize`] | which nodes are one 8-bit operator together, and with which arithmetic |
 //! | [`shape`] | shapes between units, for one batch |
 //! | [`partition`] | which units run here, in which groups; for the others, [`refusal`]s |
+//! | [`bundle`] | a compiled part as one blob, and whether it fits a device |
 //! | [`lower`], [`schedule`], [`allocate`], [`emit`] | the stages of [`program::compile`] |
 //! | [`run`] | programs on a device, one for each batch |
 //! | `session` | a whole model, loaded and run: for programs without ONNX Runtime |
@@ -23,6 +24,7 @@
 //! | [`ort`] | ONNX Runtime's plugin interface |
 
 pub mod allocate;
+pub mod bundle;
 pub mod dump;
 pub mod emit;
 pub mod explain;
@@ -41,6 +43,7 @@ pub mod schedule;
 #[cfg(feature = "onnx")]
 pub mod session;
 pub mod shape;
+pub mod trace;
 
 pub use libnpu::Device;
 pub use run::{OwnedTensor, RunReport, TensorMut, TensorRef};

@@ -4,7 +4,7 @@
 //! CreateEpFactories -> factory: devices, allocators, copies
 //!     CreateEp -> options -> provider, one a session
 //!         GetCapability -> import -> partition -> capability: claims, and what is refused and why
-//!         Compile       -> import -> compile: one program a claim
+//!         Compile       -> import -> compile: one program a claim; or ep_context: compiled before
 //!         Compute       -> compute: tensors in, job, tensors out, on workers that the session lends
 //! ```
 //!
@@ -15,6 +15,7 @@ mod api;
 mod capability;
 mod compile;
 mod compute;
+mod ep_context;
 mod factory;
 mod import;
 mod memory;

@@ -10,6 +10,7 @@ use crate::quantize::{self, Kind, Unit, Units};
 use crate::refusal::Refusal;
 use crate::schedule;
 use crate::shape::{self, Shapes};
+use crate::trace::{self, Stage};
 use npu_uapi::limits::Limits;
 use npu_uapi::verify;
 use std::path::PathBuf;
@@ -111,10 +112,14 @@ pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, Compile
     if let Some(&value) = part.outputs.iter().find(|value| !written(value)) {
         return Err(CompileError::Unwritten { value: part.graph.value(value).name.clone() });
     }
+    trace::ran(Stage::Lower);
     let ops = lower::ops(part);
+    trace::ran(Stage::Schedule);
     let order = schedule::order(&ops);
+    trace::ran(Stage::Allocate);
     let memory = allocate::memory(&ops, &order, limits.sram_bytes)?;
     let (inputs, outputs) = (part.inputs.len(), part.outputs.len());
+    trace::ran(Stage::Emit);
     let emitted = emit::image(&ops, &order, &memory, inputs, outputs);
     verify::verify(&emitted.image, limits).map_err(CompileError::Verifier)?;
     let inputs = part.inputs.iter().map(|&value| edge(part, value)).collect();
@@ -125,6 +130,7 @@ pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, Compile
 impl Compiled {
     /// The bytes of the constants slot.
     pub fn constants(&self) -> Vec<u8> {
+        trace::ran(Stage::Pack);
         emit::constants(&self.ops, &self.emitted)
     }
 }

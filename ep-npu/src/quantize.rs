@@ -30,6 +30,7 @@ pub use window::{Placed, WindowSpec};
 
 use crate::graph::{ElementType, Graph, Node, NodeId, ValueId};
 use crate::refusal::{Refusal, refuse, rule};
+use crate::trace::{self, Stage};
 use form::{Former, closed, is_dequantize, is_quantize};
 
 /// Units of a graph, and for each node the unit it belongs to or why it belongs to none.
@@ -43,6 +44,7 @@ pub struct Units {
 
 /// Finds the units of `graph`. Any graph is fine; what fits no unit is refused with a reason.
 pub fn units(graph: &Graph) -> Units {
+    trace::ran(Stage::Quantize);
     if let Some(refusal) = s8_activation(graph) {
         let of_node = vec![Err(refusal); graph.node_count()];
         return Units { units: Vec::new(), of_node };

@@ -13,6 +13,7 @@ mod tensor;
 
 pub use tensor::{GivenOutputs, Outputs, OwnedOutputs, OwnedTensor, TensorMut, TensorRef};
 
+use crate::bundle::{Bundle, BundleError, Fit, Ready};
 use crate::emit;
 use crate::graph::{Dim, ElementType, Graph, NodeId, ValueId};
 use crate::program::{self, CompileError, Compiled, Edge};
@@ -24,7 +25,7 @@ use memory::{Bound, Scratch};
 use npu_uapi::addr::SlotId;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// How long a device may take to end a job that is aborted.
@@ -41,11 +42,22 @@ pub struct RunOptions {
     pub dump: Option<PathBuf>,
     /// Whether a run fails that would have to copy a tensor to or from device memory.
     pub deny_copy: bool,
+    /// Lengths of the batch to compile for at once, where it is open; 1 when there are none.
+    pub batches: Vec<usize>,
+    /// Whether a run may compile for shapes that there is no program for.
+    pub compile_missing: bool,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(60), programs: 8, dump: None, deny_copy: false }
+        Self {
+            timeout: Duration::from_secs(60),
+            programs: 8,
+            dump: None,
+            deny_copy: false,
+            batches: Vec::new(),
+            compile_missing: true,
+        }
     }
 }
 
@@ -144,6 +156,17 @@ pub enum RunError {
     /// No program for these shapes.
     #[error(transparent)]
     Compile(#[from] CompileError),
+    /// No program for these shapes is held, and [`RunOptions::compile_missing`] forbids to make one.
+    #[error(
+        "there is no program for inputs of {found}, and `compile_missing=0` forbids to compile one; \
+         there are programs for {held}"
+    )]
+    Missing {
+        /// Shapes of the inputs.
+        found: String,
+        /// Shapes that there are programs for.
+        held: String,
+    },
     /// The caller has no memory for an output.
     #[error("output `{output}`: {why}")]
     Output {
@@ -182,11 +205,26 @@ pub enum RunError {
     Device(#[from] libnpu::Error),
 }
 
+/// Why a bundle does not load.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleLoadError {
+    /// It is damaged, or for another device.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The device does not take a program of it.
+    #[error(transparent)]
+    Program(#[from] CompileError),
+}
+
 /// A part of a graph, ready to run for any batch; shared between threads by reference.
 #[derive(Debug)]
 pub struct Executable {
     part: Graph,
-    units: Units,
+    /// Found when something is compiled.
+    units: OnceLock<Units>,
+    /// Programs that need no compiler, from a bundle.
+    ready: Vec<Ready>,
     context: Context,
     device: Device,
     options: RunOptions,
@@ -210,32 +248,120 @@ struct Loaded {
 
 impl Executable {
     /// Compiles `part` for `device` and loads it into `context`. Where dimensions are open, it is
-    /// compiled for a batch of 1, to find what no batch could change; runs compile for theirs.
+    /// compiled for the batches of `options`, else for a batch of 1, to find what no batch could
+    /// change; runs compile for theirs.
     pub fn new(
         part: Graph,
         context: Context,
         device: Device,
         options: RunOptions,
     ) -> Result<Self, CompileError> {
-        let units = program::units(&part)?;
-        let mut assignment = Assignment::ones();
-        let shapes: Vec<Vec<usize>> = part
-            .inputs()
-            .iter()
-            .map(|&input| assignment.shape(&part, input))
-            .collect::<Result<_, _>>()?;
-        let executable = Self {
+        let executable = Self::with(part, Vec::new(), context, device, options);
+        for shapes in executable.shapes_at_once()? {
+            executable.load(&shapes)?;
+        }
+        Ok(executable)
+    }
+
+    /// Loads what was compiled before: no stage of the compiler runs, until a run has shapes for which
+    /// the bundle has no program.
+    ///
+    /// # Errors
+    /// The bundle is for another device, or this one does not take a program of it.
+    pub fn from_bundle(
+        bundle: Bundle,
+        context: Context,
+        device: Device,
+        options: RunOptions,
+    ) -> Result<Self, BundleLoadError> {
+        let Bundle { part, limits, programs, .. } = bundle;
+        if let Fit::No(why) = Fit::of(&limits, device.limits()) {
+            return Err(BundleError::Device { why }.into());
+        }
+        let executable = Self::with(part, programs, context, device, options);
+        for ready in executable.ready.iter().take(executable.options.programs.max(1)) {
+            executable.load(&ready.shapes())?;
+        }
+        Ok(executable)
+    }
+
+    fn with(
+        part: Graph,
+        ready: Vec<Ready>,
+        context: Context,
+        device: Device,
+        options: RunOptions,
+    ) -> Self {
+        // What a run may not compile again must not go.
+        let programs = match options.compile_missing {
+            true => options.programs,
+            false => options.programs.max(options.batches.len()),
+        };
+        Self {
             part,
-            units,
+            units: OnceLock::new(),
+            ready,
             context,
             device,
-            cache: Cache::new(options.programs),
+            cache: Cache::new(programs),
             options,
             scratch: Scratch::default(),
             compiling: Mutex::new(()),
+        }
+    }
+
+    /// The part with its programs for the shapes it was made with, to be loaded without a compiler.
+    ///
+    /// # Errors
+    /// As for [`Executable::new`].
+    pub fn bundle(&self) -> Result<Bundle, CompileError> {
+        let limits = self.device.limits();
+        let mut programs = self.ready.clone();
+        for shapes in self.shapes_at_once()? {
+            if programs.iter().all(|ready| ready.shapes() != shapes) {
+                let compiled = program::compile(&self.part, self.units()?, &shapes, limits)?;
+                programs.push(Ready::new(&compiled, &self.part, limits));
+            }
+        }
+        let compiler = format!("ep-npu {}", env!("CARGO_PKG_VERSION"));
+        Ok(Bundle { part: self.part.clone(), limits: *limits, compiler, programs })
+    }
+
+    /// Input shapes for which there is to be a program from the start.
+    fn shapes_at_once(&self) -> Result<Vec<Vec<Vec<usize>>>, CompileError> {
+        let inputs = self.part.inputs();
+        let is_open = |&&input: &&ValueId| {
+            let first = self.declared(input).and_then(|shape| shape.first());
+            matches!(first, Some(Dim::Symbol(_)))
         };
-        executable.load(&shapes)?;
-        Ok(executable)
+        let batches = match self.options.batches.as_slice() {
+            batches @ [_, ..] if inputs.iter().any(|input| is_open(&input)) => batches,
+            _ => &[1],
+        };
+        let mut all = Vec::new();
+        for &batch in batches {
+            let mut assignment = Assignment::ones();
+            let mut shapes = Vec::new();
+            for input in inputs {
+                let mut shape = assignment.shape(&self.part, *input)?;
+                if let Some(first) = shape.first_mut().filter(|_| is_open(&input)) {
+                    *first = batch;
+                }
+                shapes.push(shape);
+            }
+            all.push(shapes);
+        }
+        Ok(all)
+    }
+
+    fn units(&self) -> Result<&Units, CompileError> {
+        match self.units.get() {
+            Some(units) => Ok(units),
+            None => {
+                let units = program::units(&self.part)?;
+                Ok(self.units.get_or_init(|| units))
+            }
+        }
     }
 
     /// Runs the part. Inputs and outputs are in the part's order.
@@ -344,6 +470,12 @@ impl Executable {
         inputs: &[TensorRef<'_>],
         shapes: &[Vec<usize>],
     ) -> Result<Arc<Loaded>, RunError> {
+        if !self.options.compile_missing
+            && self.cache.get(shapes).is_none()
+            && self.ready.iter().all(|ready| ready.shapes() != shapes)
+        {
+            return Err(self.missing(shapes));
+        }
         let refusal = match self.program(shapes) {
             Err(refusal @ CompileError::Refused(_)) => refusal,
             other => return Ok(other?),
@@ -359,6 +491,21 @@ impl Executable {
             }
         }
         Err(refusal.into())
+    }
+
+    fn missing(&self, found: &[Vec<usize>]) -> RunError {
+        let text = |shapes: &[Vec<usize>]| {
+            let shapes = shapes.iter().map(|shape| format!("{shape:?}"));
+            shapes.collect::<Vec<_>>().join(" and ")
+        };
+        let mut held: Vec<String> = self.ready.iter().map(|ready| text(&ready.shapes())).collect();
+        for shapes in self.cache.shapes() {
+            let shapes = text(&shapes);
+            if !held.contains(&shapes) {
+                held.push(shapes);
+            }
+        }
+        RunError::Missing { found: text(found), held: held.join("; ") }
     }
 
     fn declared(&self, input: ValueId) -> Option<&[Dim]> {
@@ -386,7 +533,11 @@ impl Executable {
         if let Some(loaded) = self.cache.get(shapes) {
             return Ok(loaded);
         }
-        let compiled = program::compile(&self.part, &self.units, shapes, self.device.limits())?;
+        if let Some(ready) = self.ready.iter().find(|ready| ready.shapes() == shapes) {
+            let loaded = self.load_ready(ready)?;
+            return Ok(self.cache.insert(shapes.to_vec(), loaded));
+        }
+        let compiled = program::compile(&self.part, self.units()?, shapes, self.device.limits())?;
         if let Some(folder) = &self.options.dump {
             compiled.write_to(folder, &self.part, self.device.limits())?;
         }
@@ -403,6 +554,32 @@ impl Executable {
             outputs: compiled.outputs,
         };
         Ok(self.cache.insert(shapes.to_vec(), loaded))
+    }
+
+    /// A program of a bundle, on the device.
+    fn load_ready(&self, ready: &Ready) -> Result<Loaded, CompileError> {
+        let program = self.context.load(&ready.image())?;
+        let constants = match &ready.constants {
+            None => None,
+            Some(bytes) => {
+                let loaded = self.cache.values();
+                let mut bound = loaded.iter().filter_map(|loaded| loaded.constants.as_ref());
+                Some(match bound.find(|constants| constants.are_at(bytes)) {
+                    Some(same) => same.clone(),
+                    None => {
+                        Arc::new(constants::Bound::of_bundle(&self.device, &self.context, bytes)?)
+                    }
+                })
+            }
+        };
+        Ok(Loaded {
+            program,
+            constants,
+            scratch_bytes: ready.scratch_bytes(),
+            inputs: ready.inputs.clone(),
+            outputs: ready.outputs.clone(),
+            nodes: ready.nodes.clone(),
+        })
     }
 
     /// The constants of `compiled`: those of a program that is loaded, where they are the same.

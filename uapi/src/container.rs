@@ -235,14 +235,16 @@ impl Container {
             return Err(malformed("a reserved field of its header is not zero"));
         }
         let count = usize::try_from(header.sections).unwrap_or(usize::MAX);
-        let (entries, _) = <[SectionEntry]>::ref_from_prefix_with_elems(rest, count)
-            .map_err(|_| malformed("the section table passes the end of the file"))?;
+        let table = count.checked_mul(size_of::<SectionEntry>()).and_then(|len| rest.get(..len));
+        let table = table.ok_or(malformed("the section table passes the end of the file"))?;
         let mut container = Self::default();
         let mut seen = BTreeSet::new();
         // Sections lie in the order of their table, so that what is read is no larger than the file.
-        let mut free = (size_of::<ContainerHeader>() + size_of_val(entries)) as u64;
-        for entry in entries {
-            let bytes = section_bytes(file, entry)?;
+        let mut free = (size_of::<ContainerHeader>() + table.len()) as u64;
+        // Copies, since the file may lie at any address.
+        let entries = table.chunks_exact(size_of::<SectionEntry>());
+        for entry in entries.filter_map(|entry| SectionEntry::read_from_bytes(entry).ok()) {
+            let bytes = section_bytes(file, &entry)?;
             if entry.offset < free {
                 return Err(malformed("a section overlaps what is before it"));
             }
@@ -250,7 +252,7 @@ impl Container {
             if !seen.insert((entry.kind, entry.slot)) {
                 return Err(malformed("a section is there twice"));
             }
-            container.take(entry, bytes, header.minor)?;
+            container.take(&entry, bytes, header.minor)?;
         }
         match seen.contains(&(section::IMAGE, SlotId(0))) {
             true => Ok(container),
@@ -438,6 +440,16 @@ mod tests {
         let hash: String =
             file[HASH..HASH + 32].iter().map(|b| alloc::format!("{b:02x}")).collect();
         insta::assert_snapshot!(hash, @"2844be542aad4c9544a3c6fde11140b9aab29d96e5bee3e88ec9c21713095c73");
+    }
+
+    #[test]
+    fn a_container_reads_back_from_any_address() {
+        let file = container().to_bytes();
+        for shift in 1..8 {
+            let mut moved = alloc::vec![0; shift];
+            moved.extend_from_slice(&file);
+            assert_eq!(Container::from_bytes(&moved[shift..]).unwrap(), container());
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::ptr::{self, NonNull};
 
 use ort_sys::{
     OrtApi, OrtApiBase, OrtErrorCode, OrtKeyValuePairs, OrtLogger, OrtLoggingLevel, OrtMemoryInfo,
-    OrtSessionOptions, OrtStatusPtr,
+    OrtModelEditorApi, OrtSessionOptions, OrtStatusPtr,
 };
 
 use super::status::{Failure, c_text};
@@ -103,6 +103,18 @@ impl Api {
     /// The provider table. Do not form a reference to it.
     pub(crate) fn ep(&self) -> *const OrtEpApi {
         self.ep.as_ptr()
+    }
+
+    /// The table with which nodes are made. Do not form a reference to it.
+    pub(crate) fn model_editor(&self) -> Result<*const OrtModelEditorApi, Failure> {
+        // SAFETY: the slot is in version 22; it takes nothing and returns a static table or null.
+        let table = unsafe { ((*self.ort()).GetModelEditorApi)() };
+        match table.is_null() {
+            true => Err(Failure::not_implemented(
+                "this build of ONNX Runtime cannot make nodes, which compiled models need",
+            )),
+            false => Ok(table),
+        }
     }
 
     /// A new status, which the receiver releases.

@@ -4,6 +4,9 @@ use crate::graph;
 use crate::partition::{self, Plan};
 
 use super::api::{Severity, call};
+use ort_sys::OrtNode;
+
+use super::ep_context;
 use super::import;
 use super::provider::Provider;
 use super::status::Failure;
@@ -26,6 +29,9 @@ pub(crate) fn claim(
     if nodes.is_empty() {
         return Ok(());
     }
+    if claim_compiled(provider, &nodes, claims)? {
+        return Ok(());
+    }
     let imported = import::whole(graph)?;
     let plan = partition::plan(&imported, provider.device.limits());
     for group in &plan.groups {
@@ -33,6 +39,35 @@ pub(crate) fn claim(
     }
     report(provider, &imported, &plan);
     Ok(())
+}
+
+/// Claims each node that holds what this provider compiled before; false when there is none. In such a
+/// model the rest was refused when it was compiled, and is not looked at again.
+fn claim_compiled(
+    provider: &Provider,
+    nodes: &[Node<'_>],
+    claims: *mut OrtEpGraphSupportInfo,
+) -> Result<bool, Failure> {
+    let mut claimed = 0;
+    let mut left = Vec::new();
+    for node in nodes {
+        if ep_context::is_ours(*node)? {
+            fuse(provider, &[node.raw()], claims)?;
+            claimed += 1;
+        } else {
+            let (name, op) = (node.name()?, node.op()?);
+            left.push(format!("NPU: node `{name}` ({op}) stays on the CPU: it was not compiled"));
+        }
+    }
+    if claimed > 0 {
+        let line = format!(
+            "NPU takes {claimed} part(s) that were compiled before; {} nodes stay on the CPU",
+            left.len()
+        );
+        provider.logger.log(Severity::Info, &line);
+        provider.refuse(left);
+    }
+    Ok(claimed > 0)
 }
 
 /// The bodies of If, Loop and Scan stay on the CPU: they run a few nodes many times.
@@ -58,6 +93,14 @@ fn add(
         node.map(|node| node.raw()).ok_or_else(|| Failure::provider(format!("no node {}", id.0)))
     };
     let handles = group.iter().map(handle).collect::<Result<Vec<_>, _>>()?;
+    fuse(provider, &handles, claims)
+}
+
+fn fuse(
+    provider: &Provider,
+    handles: &[*const OrtNode],
+    claims: *mut OrtEpGraphSupportInfo,
+) -> Result<(), Failure> {
     let options = OrtNodeFusionOptions {
         version: provider.api().version(),
         // The program has its own copy, in the device's layout.

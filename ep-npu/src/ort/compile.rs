@@ -1,27 +1,113 @@
-//! Compile: one program for each claim that ONNX Runtime fused into a node.
+//! Compile: one program for each claim that ONNX Runtime fused into a node, compiled now or before.
 
-use crate::run::{Executable, RunOptions};
+use crate::bundle::{Bundle, Fit};
+use crate::program::CompileError;
+use crate::run::{BundleLoadError, Executable, RunOptions};
 
+use super::api::Severity;
 use super::compute::NodeProgram;
+use super::ep_context::{self, ContextNode};
 use super::import;
 use super::provider::Provider;
 use super::status::{Failure, Kind};
-use super::view::{Graph, Node};
+use super::view::{Graph, Node, ValueInfo};
+
+/// A claim, compiled.
+pub(crate) struct Part {
+    /// What runs it.
+    pub(crate) program: Box<NodeProgram>,
+    /// What stands for it in the compiled model, when the session writes one.
+    pub(crate) context_node: Option<ContextNode>,
+    /// Whether it was compiled before.
+    pub(crate) is_loaded: bool,
+}
 
 /// The program of `fused`, the node that stands for all of `graph`.
-pub(crate) fn program(
+pub(crate) fn part(
     provider: &Provider,
     graph: Graph<'_>,
     fused: Node<'_>,
-) -> Result<Box<NodeProgram>, Failure> {
+) -> Result<Part, Failure> {
+    let (executable, blob) = match graph.nodes()?.as_slice() {
+        &[node] if ep_context::is_ours(node)? => {
+            let (executable, blob) = load(provider, graph, node, fused)
+                .map_err(|failure| failure.within("NPU compiled model"))?;
+            (executable, Some(blob))
+        }
+        _ => (compile(provider, graph, fused)?, None),
+    };
+    let context_node = match provider.compiled.is_enabled {
+        false => None,
+        true => {
+            let made = match &blob {
+                Some(_) => None,
+                None => Some(executable.bundle().map_err(|error| compiler(&error))?.to_bytes()),
+            };
+            let bytes = blob.as_deref().or(made.as_deref()).unwrap_or_default();
+            let index = provider.next_part();
+            let (api, options) = (provider.api(), &provider.compiled);
+            Some(ep_context::write(api, options, graph, fused, index, bytes)?)
+        }
+    };
+    let part = executable.part();
+    let input_names = part.inputs().iter().map(|&id| part.value(id).name.clone()).collect();
+    let program = NodeProgram::new(provider, executable, input_names);
+    Ok(Part { program, context_node, is_loaded: blob.is_some() })
+}
+
+fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Executable, Failure> {
     let part = import::part(graph, fused)?;
-    let input_names =
-        part.inputs().iter().map(|&id| part.value(id).name.clone()).collect::<Vec<_>>();
-    let options = run_options(provider);
     let (context, device) = (provider.context.context().clone(), provider.device.clone());
-    let executable = Executable::new(part, context, device, options)
-        .map_err(|error| Failure::from_error(Kind::Provider, &error).within("NPU compiler"))?;
-    Ok(NodeProgram::new(provider, executable, input_names))
+    Executable::new(part, context, device, run_options(provider)).map_err(|error| compiler(&error))
+}
+
+fn compiler(error: &CompileError) -> Failure {
+    Failure::from_error(Kind::Provider, error).within("NPU compiler")
+}
+
+/// What the EPContext node `node` holds, and its bytes.
+fn load(
+    provider: &Provider,
+    graph: Graph<'_>,
+    node: Node<'_>,
+    fused: Node<'_>,
+) -> Result<(Executable, bytes::Bytes), Failure> {
+    let (bundle, blob) = ep_context::read(&provider.compiled, graph, node)?;
+    check_edges(&bundle, node, fused)?;
+    if Fit::of(&bundle.limits, provider.device.limits()) == Fit::Runs {
+        provider.logger.log(
+            Severity::Warning,
+            "NPU: the model was compiled for another device; it runs, but compiled again it would \
+             use this one better",
+        );
+    }
+    let (context, device) = (provider.context.context().clone(), provider.device.clone());
+    let loaded = Executable::from_bundle(bundle, context, device, run_options(provider));
+    let executable = loaded.map_err(|error| match &error {
+        BundleLoadError::Bundle(_) => Failure::from_error(Kind::InvalidGraph, &error),
+        _ => Failure::from_error(Kind::Provider, &error),
+    })?;
+    Ok((executable, blob))
+}
+
+/// Compute passes tensors in the order of `fused`; the bundle takes them in that of `node`.
+fn check_edges(bundle: &Bundle, node: Node<'_>, fused: Node<'_>) -> Result<(), Failure> {
+    let names = |values: Vec<Option<ValueInfo<'_>>>| {
+        values.into_iter().flatten().map(ValueInfo::name).collect::<Result<Vec<_>, _>>()
+    };
+    let sides = [
+        ("inputs", names(node.inputs()?)?, names(fused.inputs()?)?, bundle.part.inputs().len()),
+        ("outputs", names(node.outputs()?)?, names(fused.outputs()?)?, bundle.part.outputs().len()),
+    ];
+    for (what, of_node, of_fused, want) in sides {
+        if of_node != of_fused || of_node.len() != want {
+            return Err(Failure::invalid_graph(format!(
+                "the node has the {what} {of_node:?}, the part in it has {want}: the model was \
+                 changed after it was compiled; compile it again"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn run_options(provider: &Provider) -> RunOptions {
@@ -31,5 +117,7 @@ fn run_options(provider: &Provider) -> RunOptions {
     }
     options.dump.clone_from(&provider.options.dump);
     options.deny_copy = provider.options.deny_copy;
+    options.batches.clone_from(&provider.options.batches);
+    options.compile_missing = provider.options.compile_missing;
     options
 }

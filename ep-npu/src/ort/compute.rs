@@ -119,6 +119,7 @@ fn kind_of(error: &RunError) -> Kind {
         | RunError::Element { .. }
         | RunError::Shape { .. }
         | RunError::Bytes { .. }
+        | RunError::Missing { .. }
         | RunError::Copy { .. } => Kind::InvalidArgument,
         _ => Kind::Provider,
     }

@@ -13,11 +13,15 @@ use ort_sys::{
     OrtMemoryInfo, OrtSessionOptions, OrtStatusPtr,
 };
 
-use super::api::{Api, KeyValues, Logger, MemoryInfo, call};
+use crate::bundle::Fit;
+use libnpu::Device;
+
+use super::api::{Api, KeyValues, Logger, MemoryInfo, Severity, call};
+use super::ep_context::ContextOptions;
 use super::memory::{Copier, PoolAllocator};
 use super::options::{self, Options};
 use super::provider::Provider;
-use super::status::{Failure, c_text, guard, guard_or};
+use super::status::{Failure, Kind, c_text, guard, guard_or};
 use super::sys::{self, OrtAllocator, OrtDataTransferImpl, OrtEp, OrtEpFactory};
 use super::view;
 
@@ -63,7 +67,7 @@ impl Factory {
             release_ep: Some(release_ep),
             get_vendor_id: Some(get_vendor_id),
             get_version: Some(get_version),
-            validate_compiled_model: None,
+            validate_compiled_model: Some(validate_compiled_model),
             create_allocator: Some(create_allocator),
             release_allocator: Some(release_allocator),
             create_data_transfer: Some(create_data_transfer),
@@ -282,16 +286,10 @@ unsafe extern "C" fn create_ep(
         // SAFETY: the options are live during the call.
         let entries = unsafe { api.session_entries(session) }?;
         let options = Options::from_session(&entries)?;
-        let writes_context =
-            |(key, value): &(String, String)| key == "ep.context_enable" && value == "1";
-        if entries.iter().any(writes_context) {
-            return Err(Failure::not_implemented(
-                "the NPU provider cannot write compiled models yet; leave out `ep.context_enable`",
-            ));
-        }
+        let compiled = ContextOptions::from_session(&entries)?;
         // SAFETY: the session's logger lives as long as its providers.
         let logger = unsafe { Logger::new(&api, logger) };
-        let provider = Provider::new(factory, options, logger)?;
+        let provider = Provider::new(factory, options, compiled, logger)?;
         // SAFETY: an out pointer of the runtime.
         unsafe { out.write(Provider::into_raw(provider)) };
         Ok(())
@@ -305,6 +303,40 @@ unsafe extern "C" fn release_ep(_: *mut OrtEpFactory, provider: *mut OrtEp) {
             drop(unsafe { Provider::from_raw(provider) });
         }
     });
+}
+
+/// Whether the session's default device runs what a compiled model's line says it is for.
+unsafe extern "C" fn validate_compiled_model(
+    this: *mut OrtEpFactory,
+    _devices: *const *const OrtHardwareDevice,
+    _len: usize,
+    line: *const c_char,
+    out: *mut i32,
+) -> OrtStatusPtr {
+    // SAFETY: the runtime passes the factory that it was given.
+    let factory = unsafe { Factory::borrow(this) };
+    guard(&factory.api, || {
+        // SAFETY: an out pointer of the runtime.
+        unsafe { out.write(sys::COMPATIBILITY_NOT_APPLICABLE) };
+        // SAFETY: the runtime passes a string that is live during the call.
+        let line = unsafe { Api::text(line) };
+        let name = options::device_by_default();
+        let device = Device::open(&name).map_err(|error| {
+            Failure::from_error(Kind::Provider, &error).within(&format!("NPU device `{name}`"))
+        })?;
+        let verdict = match Fit::of_line(&line, device.limits()) {
+            Fit::Same => sys::COMPATIBILITY_OPTIMAL,
+            Fit::Runs => sys::COMPATIBILITY_RECOMPILE,
+            Fit::No(why) => {
+                let line = format!("NPU: a compiled model does not run on `{name}`: {why}");
+                factory.logger.log(Severity::Warning, &line);
+                sys::COMPATIBILITY_UNSUPPORTED
+            }
+        };
+        // SAFETY: an out pointer of the runtime.
+        unsafe { out.write(verdict) };
+        Ok(())
+    })
 }
 
 unsafe extern "C" fn create_allocator(

@@ -13,17 +13,23 @@ use super::status::Failure;
 const PREFIX: &str = "ep.npuexecutionprovider.";
 /// Most threads that can be asked for.
 const MOST_THREADS: usize = 1024;
+/// The largest batch that can be asked for.
+const MOST_BATCH: usize = 65_536;
+/// Most batches that can be asked for.
+const MOST_BATCHES: usize = 64;
 /// The device when neither option nor environment names one.
 const DEFAULT_DEVICE: &str = "sim";
 
 /// Name, and what it takes.
-const KNOWN: [(&str, &str); 7] = [
+const KNOWN: [(&str, &str); 9] = [
     ("device", "a device string such as `sim`"),
     ("threads", "a number from 1 to 1024"),
     ("timeout_ms", "a number of milliseconds, at least 1"),
     ("strict", "0 or 1"),
     ("dump", "a folder for program files"),
     ("deny_copy", "0 or 1"),
+    ("batches", "numbers from 1 to 65536 with commas between, such as `1,4`"),
+    ("compile_missing", "0 or 1"),
     // ONNX Runtime's own key for choosing among the devices of a provider; there is one.
     ("device_id", "0"),
 ];
@@ -43,6 +49,10 @@ pub(crate) struct Options {
     pub(crate) dump: Option<PathBuf>,
     /// Whether a run fails that would have to copy a tensor to or from device memory.
     pub(crate) deny_copy: bool,
+    /// Lengths of an open batch to compile for when the session is made.
+    pub(crate) batches: Vec<usize>,
+    /// Whether a run may compile for a shape that there is no program for.
+    pub(crate) compile_missing: bool,
 }
 
 impl Options {
@@ -55,6 +65,8 @@ impl Options {
             strict: false,
             dump: None,
             deny_copy: false,
+            batches: Vec::new(),
+            compile_missing: true,
         };
         for (key, value) in entries {
             if let Some(name) = key.strip_prefix(PREFIX) {
@@ -89,6 +101,8 @@ impl Options {
             }
             "strict" => self.strict = switch(value).ok_or_else(bad)?,
             "deny_copy" => self.deny_copy = switch(value).ok_or_else(bad)?,
+            "compile_missing" => self.compile_missing = switch(value).ok_or_else(bad)?,
+            "batches" => self.batches = batches(value).ok_or_else(bad)?,
             _ => {
                 if value != "0" {
                     return Err(bad());
@@ -105,6 +119,13 @@ fn switch(value: &str) -> Option<bool> {
         "1" => Some(true),
         _ => None,
     }
+}
+
+fn batches(value: &str) -> Option<Vec<usize>> {
+    let batch =
+        |text: &str| text.trim().parse().ok().filter(|batch| (1..=MOST_BATCH).contains(batch));
+    let batches: Vec<usize> = value.split(',').map(batch).collect::<Option<_>>()?;
+    (batches.len() <= MOST_BATCHES).then_some(batches)
 }
 
 /// The device that the environment names (`NPU_DEVICE`), else the one in this process.
@@ -171,13 +192,16 @@ mod tests {
             ("ep.npuexecutionprovider.strict", "1"),
             ("ep.npuexecutionprovider.dump", "programs"),
             ("ep.npuexecutionprovider.deny_copy", "1"),
+            ("ep.npuexecutionprovider.batches", "1, 4"),
+            ("ep.npuexecutionprovider.compile_missing", "0"),
             ("ep.npuexecutionprovider.device_id", "0"),
         ])
         .unwrap();
         assert_eq!(options.device, "sim:macs=256");
         assert_eq!(options.threads.map(NonZeroUsize::get), Some(3));
         assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
-        assert!(options.strict && options.deny_copy);
+        assert!(options.strict && options.deny_copy && !options.compile_missing);
+        assert_eq!(options.batches, [1, 4]);
         assert_eq!(options.dump, Some(PathBuf::from("programs")));
     }
 
@@ -209,6 +233,10 @@ mod tests {
             ("timeout_ms", "soon"),
             ("strict", "yes"),
             ("deny_copy", "2"),
+            ("compile_missing", ""),
+            ("batches", ""),
+            ("batches", "1,,2"),
+            ("batches", "0"),
             ("device", ""),
             ("dump", ""),
             ("device_id", "1"),

@@ -1,20 +1,24 @@
 //! The provider of one session: what it was asked for, its context on the device, and its callbacks.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libnpu::Device;
 use ort_sys::{OrtGraph, OrtNode, OrtRunOptions, OrtStatusPtr};
 
+use crate::{bundle, trace};
+
 use super::api::{Api, Logger, Severity};
 use super::capability;
 use super::compile;
 use super::compute::NodeProgram;
+use super::ep_context::ContextOptions;
 use super::factory::{EP_NAME_C, Factory};
 use super::options::Options;
 use super::session_context::SessionContext;
-use super::status::{Failure, Kind, guard, guard_or};
+use super::status::{Failure, Kind, c_text, guard, guard_or};
 use super::sys::{OrtEp, OrtEpGraphSupportInfo, OrtNodeComputeInfo};
 use super::view::{Graph, Node, array};
 use super::workers::Threads;
@@ -29,12 +33,17 @@ pub(crate) struct Provider {
     ort: OrtEp,
     pub(crate) factory: Arc<Factory>,
     pub(crate) options: Options,
+    pub(crate) compiled: ContextOptions,
     pub(crate) logger: Logger,
     pub(crate) device: Device,
     pub(crate) context: Arc<SessionContext>,
     pub(crate) threads: Arc<Threads>,
     /// What was refused so far, a line a node; an error in a strict session.
     refused: Mutex<Vec<String>>,
+    /// What a compiled model says of its device.
+    compatibility: CString,
+    /// Parts of the model so far.
+    parts: AtomicUsize,
 }
 
 impl Provider {
@@ -42,6 +51,7 @@ impl Provider {
     pub(crate) fn new(
         factory: Arc<Factory>,
         options: Options,
+        compiled: ContextOptions,
         logger: Logger,
     ) -> Result<Box<Self>, Failure> {
         let failed = |error: libnpu::Error| {
@@ -64,7 +74,7 @@ impl Provider {
             on_run_end: None,
             create_allocator: None,
             create_sync_stream: None,
-            get_compiled_model_compatibility: None,
+            get_compiled_model_compatibility: Some(get_compiled_model_compatibility),
             get_kernel_registry: None,
             is_concurrent_run_supported: Some(is_concurrent_run_supported),
             v25: [None; 2],
@@ -74,8 +84,20 @@ impl Provider {
             v29: None,
         };
         let threads = Arc::new(Threads::new(options.threads));
-        let refused = Mutex::default();
-        Ok(Box::new(Self { ort, factory, options, logger, device, context, threads, refused }))
+        let compatibility = c_text(&bundle::line(device.limits()));
+        Ok(Box::new(Self {
+            ort,
+            factory,
+            options,
+            compiled,
+            logger,
+            device,
+            context,
+            threads,
+            refused: Mutex::default(),
+            compatibility,
+            parts: AtomicUsize::new(0),
+        }))
     }
 
     /// The provider as the runtime holds it.
@@ -99,6 +121,11 @@ impl Provider {
 
     pub(crate) fn api(&self) -> &Api {
         self.factory.api()
+    }
+
+    /// A number for the next part of the model.
+    pub(crate) fn next_part(&self) -> usize {
+        self.parts.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Remembers refused nodes, for strict sessions.
@@ -160,12 +187,13 @@ unsafe extern "C" fn compile_graphs(
     fused: *const *const OrtNode,
     len: usize,
     out: *mut *mut OrtNodeComputeInfo,
-    _context_nodes: *mut *mut OrtNode,
+    context_nodes: *mut *mut OrtNode,
 ) -> OrtStatusPtr {
     // SAFETY: the runtime passes a provider that it has not released.
     let provider = unsafe { Provider::borrow(this) };
     guard(provider.api(), || {
         provider.check_strict()?;
+        let before = trace::counts();
         // SAFETY: both arrays have `len` handles, live during the callback.
         let graphs = unsafe { array(graphs, len) };
         // SAFETY: as above.
@@ -179,17 +207,38 @@ unsafe extern "C" fn compile_graphs(
             let (Some(graph), Some(node)) = (graph, node) else {
                 return Err(Failure::invalid_graph(format!("fused node {index} of {len} is null")));
             };
-            programs.push(compile::program(provider, graph, node)?);
+            programs.push(compile::part(provider, graph, node)?);
         }
+        let stages = trace::counts() - before;
+        let before_compiled = programs.iter().filter(|part| part.is_loaded).count();
+        provider.logger.log(
+            Severity::Info,
+            &format!("NPU compiler: {stages}; {before_compiled} of {len} part(s) compiled before"),
+        );
         // Only now, so that an error leaves nothing behind.
-        for (index, program) in programs.into_iter().enumerate() {
+        for (index, part) in programs.into_iter().enumerate() {
             // SAFETY: the runtime has room for `len`.
             let place = unsafe { out.add(index) };
             // SAFETY: as above.
-            unsafe { place.write(NodeProgram::into_raw(program)) };
+            unsafe { place.write(NodeProgram::into_raw(part.program)) };
+            if let Some(node) = part.context_node {
+                // SAFETY: as above; the runtime asked for these nodes, so it has room for them too.
+                let place = unsafe { context_nodes.add(index) };
+                // SAFETY: as above.
+                unsafe { place.write(node.into_raw()) };
+            }
         }
         Ok(())
     })
+}
+
+unsafe extern "C" fn get_compiled_model_compatibility(
+    this: *mut OrtEp,
+    _: *const OrtGraph,
+) -> *const c_char {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    provider.compatibility.as_ptr()
 }
 
 unsafe extern "C" fn release_node_compute_infos(

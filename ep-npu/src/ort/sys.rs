@@ -23,6 +23,15 @@ pub(crate) const HARDWARE_NPU: u32 = 2;
 /// `OrtMemoryInfoDeviceType_CPU`
 pub(crate) const MEMORY_CPU: u32 = 0;
 
+/// `OrtCompiledModelCompatibility_EP_NOT_APPLICABLE`
+pub(crate) const COMPATIBILITY_NOT_APPLICABLE: i32 = 0;
+/// `OrtCompiledModelCompatibility_EP_SUPPORTED_OPTIMAL`
+pub(crate) const COMPATIBILITY_OPTIMAL: i32 = 1;
+/// `OrtCompiledModelCompatibility_EP_SUPPORTED_PREFER_RECOMPILATION`
+pub(crate) const COMPATIBILITY_RECOMPILE: i32 = 2;
+/// `OrtCompiledModelCompatibility_EP_UNSUPPORTED`
+pub(crate) const COMPATIBILITY_UNSUPPORTED: i32 = 3;
+
 /// A slot that this provider neither fills nor calls.
 pub(crate) type Unused = Option<unsafe extern "C" fn()>;
 
@@ -85,7 +94,15 @@ pub(crate) struct OrtEpFactory {
     pub(crate) release_ep: Option<unsafe extern "C" fn(*mut OrtEpFactory, *mut OrtEp)>,
     pub(crate) get_vendor_id: Option<unsafe extern "C" fn(*const OrtEpFactory) -> u32>,
     pub(crate) get_version: Option<unsafe extern "C" fn(*const OrtEpFactory) -> *const c_char>,
-    pub(crate) validate_compiled_model: Unused,
+    pub(crate) validate_compiled_model: Option<
+        unsafe extern "C" fn(
+            *mut OrtEpFactory,
+            *const *const OrtHardwareDevice,
+            usize,
+            *const c_char,
+            *mut i32,
+        ) -> OrtStatusPtr,
+    >,
     pub(crate) create_allocator: Option<
         unsafe extern "C" fn(
             *mut OrtEpFactory,
@@ -148,7 +165,8 @@ pub(crate) struct OrtEp {
     pub(crate) on_run_end: Unused,
     pub(crate) create_allocator: Unused,
     pub(crate) create_sync_stream: Unused,
-    pub(crate) get_compiled_model_compatibility: Unused,
+    pub(crate) get_compiled_model_compatibility:
+        Option<unsafe extern "C" fn(*mut OrtEp, *const OrtGraph) -> *const c_char>,
     /// v24
     pub(crate) get_kernel_registry: Unused,
     /// v24

@@ -15,10 +15,14 @@ use ort_sys::{
 use crate::graph::{Attribute, Dim, ElementType, TensorType};
 
 use super::api::{Api, call};
-use super::status::Failure;
+use super::status::{Failure, c_text};
 
 /// `ONNX_TYPE_TENSOR`
 const TYPE_TENSOR: u32 = 1;
+/// `ORT_OP_ATTR_INT`
+const KIND_INT: u32 = 1;
+/// `ORT_OP_ATTR_STRING`
+const KIND_STRING: u32 = 5;
 
 /// A handle of kind `T` that is live for `'a`.
 #[derive(Debug)]
@@ -114,6 +118,14 @@ impl<'a> Graph<'a> {
         Ok(!parent.is_null())
     }
 
+    /// Path of the model's file; empty when it was given as bytes.
+    pub(crate) fn model_path(self) -> Result<String, Failure> {
+        let mut path = ptr::null();
+        call!(self.api, Graph_GetModelPath(self.raw, &raw mut path))?;
+        // SAFETY: the runtime wrote a string that lives as long as the graph.
+        Ok(unsafe { Api::text(path) })
+    }
+
     /// The nodes in a topological order that does not change.
     pub(crate) fn nodes(self) -> Result<Vec<Node<'a>>, Failure> {
         let list = list_of!(self, Graph_GetNumNodes, Graph_GetNodes)?;
@@ -167,6 +179,32 @@ impl<'a> Node<'a> {
         Ok(self.lend_all(list))
     }
 
+    /// The bytes of attribute `name`, if it is there and a string.
+    pub(crate) fn bytes_attribute(self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let string = |attribute: View<'_, OrtOpAttr>| match attribute.kind()? {
+            KIND_STRING => attribute.many(OrtOpAttrType::ORT_OP_ATTR_STRING).map(Some),
+            _ => Ok(None),
+        };
+        self.attribute(name).map_or(Ok(None), string)
+    }
+
+    /// Attribute `name`, if it is there and an integer.
+    pub(crate) fn int_attribute(self, name: &str) -> Result<Option<i64>, Failure> {
+        let integer = |attribute: View<'_, OrtOpAttr>| match attribute.kind()? {
+            KIND_INT => attribute.one(OrtOpAttrType::ORT_OP_ATTR_INT).map(Some),
+            _ => Ok(None),
+        };
+        self.attribute(name).map_or(Ok(None), integer)
+    }
+
+    fn attribute(self, name: &str) -> Option<View<'a, OrtOpAttr>> {
+        let mut raw = ptr::null();
+        let name = c_text(name);
+        // An absent attribute is an error to some versions of the runtime and null to others.
+        call!(self.api, Node_GetAttributeByName(self.raw, name.as_ptr(), &raw mut raw)).ok()?;
+        self.lend(raw)
+    }
+
     /// Attributes by name, with the defaults of the operator's schema filled in.
     pub(crate) fn attributes(self) -> Result<Vec<(String, Attribute)>, Failure> {
         let list = list_of!(self, Node_GetNumAttributes, Node_GetAttributes)?;
@@ -181,19 +219,23 @@ impl<'a> Node<'a> {
 
 impl View<'_, OrtOpAttr> {
     fn read(self) -> Result<Attribute, Failure> {
-        let mut kind = 0_u32;
-        call!(self.api, OpAttr_GetType(self.raw, (&raw mut kind).cast()))?;
-        Ok(match kind {
-            1 => Attribute::Int(self.one(OrtOpAttrType::ORT_OP_ATTR_INT)?),
+        Ok(match self.kind()? {
+            KIND_INT => Attribute::Int(self.one(OrtOpAttrType::ORT_OP_ATTR_INT)?),
             2 => Attribute::Ints(self.many(OrtOpAttrType::ORT_OP_ATTR_INTS)?),
             3 => Attribute::Float(self.one(OrtOpAttrType::ORT_OP_ATTR_FLOAT)?),
             4 => Attribute::Floats(self.many(OrtOpAttrType::ORT_OP_ATTR_FLOATS)?),
-            5 => {
+            KIND_STRING => {
                 let bytes: Vec<u8> = self.many(OrtOpAttrType::ORT_OP_ATTR_STRING)?;
                 Attribute::String(String::from_utf8_lossy(&bytes).into_owned())
             }
             _ => Attribute::Other,
         })
+    }
+
+    fn kind(self) -> Result<u32, Failure> {
+        let mut kind = 0_u32;
+        call!(self.api, OpAttr_GetType(self.raw, (&raw mut kind).cast()))?;
+        Ok(kind)
     }
 
     fn one<T: Copy + Default>(self, kind: OrtOpAttrType) -> Result<T, Failure> {

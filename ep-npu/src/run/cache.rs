@@ -9,7 +9,7 @@ pub(super) struct Cache<T> {
     entries: Mutex<Vec<Entry<T>>>,
 }
 
-type Shapes = Vec<Vec<usize>>;
+pub(super) type Shapes = Vec<Vec<usize>>;
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -38,6 +38,12 @@ impl<T> Cache<T> {
             entries.remove(0);
         }
         value
+    }
+
+    /// The shapes of all that is kept.
+    pub(super) fn shapes(&self) -> Vec<Shapes> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().map(|entry| entry.shapes.clone()).collect()
     }
 
     /// Everything that is kept.

@@ -2,6 +2,7 @@
 
 use crate::emit::{CONSTANTS, Emitted};
 use crate::program::{CompileError, Compiled};
+use bytes::Bytes;
 use libnpu::{Access, Buffer, Context, Device, Memory, PerProcess, Table};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -13,7 +14,14 @@ pub(super) struct Bound {
     // First: the table goes before the memory that it names.
     table: Table,
     _uploaded: Arc<Uploaded>,
-    emitted: Emitted,
+    source: Source,
+}
+
+/// Where constants are from, which is how programs that read the same ones are found.
+#[derive(Debug)]
+enum Source {
+    Compiler(Box<Emitted>),
+    Bundle(Bytes),
 }
 
 #[derive(Debug)]
@@ -37,11 +45,30 @@ impl Bound {
         context: &Context,
         compiled: &Compiled,
     ) -> Result<Self, CompileError> {
-        let uploaded = upload(device, &compiled.constants())?;
+        let source = Source::Compiler(Box::new(compiled.emitted.clone()));
+        Self::upload(device, context, &compiled.constants(), source)
+    }
+
+    /// Uploads and binds constants as a bundle has them.
+    pub(super) fn of_bundle(
+        device: &Device,
+        context: &Context,
+        constants: &Bytes,
+    ) -> Result<Self, CompileError> {
+        Self::upload(device, context, constants, Source::Bundle(constants.clone()))
+    }
+
+    fn upload(
+        device: &Device,
+        context: &Context,
+        bytes: &[u8],
+        source: Source,
+    ) -> Result<Self, CompileError> {
+        let uploaded = upload(device, bytes)?;
         let len = uploaded.buffer.len() as u64;
         let memory = Memory::buffer(&uploaded.buffer, 0, len, Access::Read)?;
         let table = context.bind(&[(CONSTANTS, memory)])?;
-        Ok(Self { table, _uploaded: uploaded, emitted: compiled.emitted.clone() })
+        Ok(Self { table, _uploaded: uploaded, source })
     }
 
     pub(super) fn table(&self) -> &Table {
@@ -51,8 +78,19 @@ impl Bound {
     /// Whether a program of the same part reads the same constants: what it reads of each operation
     /// lies in the same places.
     pub(super) fn are_those_of(&self, other: &Emitted) -> bool {
-        self.emitted.constants == other.constants
-            && self.emitted.constant_bytes == other.constant_bytes
+        match &self.source {
+            Source::Compiler(emitted) => {
+                emitted.constants == other.constants
+                    && emitted.constant_bytes == other.constant_bytes
+            }
+            Source::Bundle(_) => false,
+        }
+    }
+
+    /// Whether these are the constants at this place of a bundle.
+    pub(super) fn are_at(&self, constants: &Bytes) -> bool {
+        let same = |held: &Bytes| held.as_ptr() == constants.as_ptr();
+        matches!(&self.source, Source::Bundle(held) if same(held) && held.len() == constants.len())
     }
 }
 

@@ -26,6 +26,8 @@ mod simulator;
 mod tally;
 #[path = "../xtask/test.rs"]
 mod test;
+#[path = "../xtask/wheel.rs"]
+mod wheel;
 
 use models::Set;
 
@@ -50,6 +52,8 @@ enum Task {
     /// The other process of `latency`.
     #[command(hide = true)]
     LatencyPeer(latency::Peer),
+    /// Pack the plugin as a Python package, into `target/wheels`.
+    Wheel,
     /// Everything that CI runs, with a table of counts and times.
     Test,
     /// Check the rings in every interleaving.
@@ -78,6 +82,7 @@ fn main() -> Result<ExitCode> {
         Task::Bench => demo::bench()?,
         Task::Latency => return latency::run(),
         Task::LatencyPeer(peer) => peer.run()?,
+        Task::Wheel => wheel::run()?,
         Task::Test => return test::run(),
         Task::Loom { weaken } => {
             loom::run(weaken)?;

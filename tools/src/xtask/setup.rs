@@ -106,7 +106,7 @@ impl Python {
 }
 
 /// The system's Python, or the line that installs what is missing.
-fn host_python() -> Result<OsString> {
+pub(crate) fn host_python() -> Result<OsString> {
     let host = env::var_os("PYTHON").unwrap_or_else(|| OsString::from("python3"));
     let can = |code: &str| {
         let mut command = Command::new(&host);

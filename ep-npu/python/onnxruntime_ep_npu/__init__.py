@@ -1,0 +1,125 @@
+"""ONNX Runtime execution provider for the NPU: the plugin library, ready to be registered.
+
+    import onnxruntime as ort
+    import onnxruntime_ep_npu as npu
+
+    npu.register()
+    session = ort.InferenceSession("model.qdq.onnx", providers=[npu.get_ep_name(), "CPUExecutionProvider"])
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ExplainError", "empty", "explain", "get_ep_name", "get_ep_names", "get_library_path", "register", "unregister"]
+
+_EP_NAME = "NpuExecutionProvider"
+_FOLDER = Path(__file__).resolve().parent
+_EXPLAIN_LIMIT_S = 600
+_lock = threading.Lock()
+
+
+class ExplainError(RuntimeError):
+    """A model cannot be explained: it cannot be read, or the device cannot be opened."""
+
+
+def get_library_path() -> str:
+    """The plugin library, as `onnxruntime.register_execution_provider_library` takes it."""
+    return str(_FOLDER / "libep_npu.so")
+
+
+def get_ep_name() -> str:
+    """The provider's name, as `providers` of a session takes it."""
+    return _EP_NAME
+
+
+def get_ep_names() -> list[str]:
+    """The names of all providers in the library: one."""
+    return [_EP_NAME]
+
+
+def register() -> None:
+    """Makes the provider known to ONNX Runtime; does nothing where it is known."""
+    import onnxruntime as ort
+
+    with _lock:
+        if not _devices():
+            ort.register_execution_provider_library(_EP_NAME, get_library_path())
+
+
+def unregister() -> None:
+    """Undoes `register`; does nothing where that was not called. Sessions and arrays that are in use stay so."""
+    import onnxruntime as ort
+
+    with _lock:
+        if _devices():
+            ort.unregister_execution_provider_library(_EP_NAME)
+
+
+def empty(shape: Sequence[int], dtype: Any) -> "np.ndarray":  # noqa: F821
+    """A writable array in memory that the device reads and writes in place: runs copy nothing of it.
+
+    Its content is undefined. Needs ONNX Runtime 1.28 or newer.
+    """
+    import numpy as np
+    import onnxruntime as ort
+
+    register()
+    memory = _devices()[0].memory_info(ort.OrtDeviceMemoryType.DEFAULT)
+    shape, dtype = [int(length) for length in shape], np.dtype(dtype)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, memory_info=memory)
+    return _Held.over(value, shape, dtype)
+
+
+def explain(model: Any, device: str | None = None, batch: int = 1) -> dict[str, Any]:
+    """Says of each node of `model` whether the NPU takes it, by which rule not, and what would change that.
+
+    `model` is a path, the bytes of a model, or an `onnx.ModelProto`. The report is that of `npu explain --json`.
+    """
+    if isinstance(model, str | os.PathLike):
+        return _explain(Path(model), device, batch)
+    content = model if isinstance(model, bytes | bytearray) else model.SerializeToString()
+    with tempfile.TemporaryDirectory(prefix="npu-explain-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(content)
+        return _explain(path, device, batch)
+
+
+def _explain(model: Path, device: str | None, batch: int) -> dict[str, Any]:
+    command = [str(_FOLDER / "npu"), "explain", "--json", "--batch", str(batch)]
+    if device is not None:
+        command += ["--device", device]
+    done = subprocess.run([*command, "--", str(model)], capture_output=True, text=True, timeout=_EXPLAIN_LIMIT_S)
+    if done.returncode != 0:
+        raise ExplainError(done.stderr.strip() or f"npu ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def _devices() -> list:
+    import onnxruntime as ort
+
+    return [device for device in ort.get_ep_devices() if device.ep_name == _EP_NAME]
+
+
+class _Held:
+    """Device memory as numpy takes it from any object: the array keeps this, and this keeps the memory."""
+
+    def __init__(self, value: Any, shape: list[int], dtype: Any):
+        self.value = value
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(shape),
+            "typestr": dtype.str,
+            "data": (value.data_ptr(), False),
+        }
+
+    @classmethod
+    def over(cls, value: Any, shape: list[int], dtype: Any) -> "np.ndarray":  # noqa: F821
+        import numpy as np
+
+        return np.asarray(cls(value, shape, dtype))

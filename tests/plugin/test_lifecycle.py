@@ -121,6 +121,82 @@ def test_sessions_come_and_go_and_leave_nothing_behind():
     assert _resident_mib() < resident + 60
 
 
+@pytest.mark.parametrize("kind", ["model", "compiled model"])
+def test_fifty_sessions_of_a_real_model_give_their_memory_back(models, tmp_path, kind):
+    file = models / "mobilenet_v2.qdq-pc.onnx"
+    path = str(file)
+    if kind == "compiled model":
+        path = str(tmp_path / "model_ctx.onnx")
+        made = sessions.options()
+        made.add_session_config_entry("ep.context_enable", "1")
+        made.add_session_config_entry("ep.context_file_path", path)
+        ort.InferenceSession(str(file), made, providers=[sessions.EP, sessions.CPU], enable_fallback=0)
+    x = np.random.default_rng(4).standard_normal((1, 3, 224, 224)).astype(np.float32)
+
+    def turn() -> None:
+        session = sessions.by_name(path)
+        sessions.run(session, x)
+        del session
+        gc.collect()
+
+    for _ in range(5):
+        turn()
+    before = _resident_mib()
+    for _ in range(50):
+        turn()
+    # A session of this model holds more than 8 MiB of weights, here and on the device.
+    assert _resident_mib() < before + 24
+
+
+def test_terminating_ends_runs_within_bounded_time_and_the_session_stays_usable():
+    """ONNX Runtime looks at the flag before each node; a run is as many nodes as the model has parts and CPU nodes."""
+    model = graphs.quantised("Softmax").SerializeToString()
+    session, x = sessions.by_name(model), graphs.sample(2)
+    run_options = ort.RunOptions()
+    errors: list[str] = []
+    running = threading.Event()
+
+    def runner() -> None:
+        try:
+            while True:
+                session.run(None, {"input": x}, run_options)
+                running.set()
+        except Exception as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=runner, daemon=True)
+    thread.start()
+    assert running.wait(THREAD_LIMIT_S), f"no run ended: {errors}"
+    run_options.terminate = True
+    thread.join(THREAD_LIMIT_S)
+    assert not thread.is_alive(), "a terminated run goes on"
+    assert len(errors) == 1 and "terminate" in errors[0], errors
+    sessions.assert_same(session, sessions.cpu(model), x, "after a terminated run")
+
+
+def test_ctrl_c_ends_a_program_that_runs_a_model(library):
+    """Python looks at signals between runs, so the bound is one run, which `timeout_ms` bounds in turn."""
+    code = """
+import os, signal, threading
+ort.register_execution_provider_library("NpuExecutionProvider", LIBRARY)
+session = sessions.by_name(model)
+pressed = threading.Event()
+def press():
+    pressed.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=press, daemon=True).start()
+try:
+    while True:
+        sessions.run(session, x)
+        pressed.set()
+except KeyboardInterrupt:
+    print("interrupted")
+assert np.array_equal(sessions.run(session, x)[0], wanted)
+print("done")
+"""
+    assert in_a_process_of_its_own(code, library).split() == ["interrupted", "done"]
+
+
 def test_twenty_sessions_at_once():
     model = graphs.quantised().SerializeToString()
     reference = sessions.cpu(model)

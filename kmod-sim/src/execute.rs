@@ -15,12 +15,15 @@ use crate::kernel::{self, Stop};
 use crate::program::Program;
 use crate::sram::POISON;
 use crate::state::{Ended, State, Step};
+use npu_uapi::command::Command;
 use npu_uapi::queue::LoadProgram;
 use npu_uapi::workers::Workers;
 use std::sync::MutexGuard;
 
 /// Bytes of a program image that are copied at a time, under the lock.
 const IMAGE_PIECE: usize = 256 << 10;
+/// Bytes that are copied or filled without the array.
+const SHORT_MOVE: u64 = 64 << 10;
 
 /// Looks for work between two looks at the clock: a microsecond or so.
 const LOOKS: u32 = 32;
@@ -134,6 +137,7 @@ impl Function {
     ) -> Result<(), Stop> {
         let workers = match &self.seat {
             None => workers,
+            Some(_) if is_short_move(task) => workers,
             Some(seat) => {
                 hold(seat, task.band, held, control.lookout)?;
                 seat.workers()
@@ -185,6 +189,16 @@ impl Function {
             Some(stop) => Ended::Stopped(stop),
             None => Ended::Loaded(loaded),
         }
+    }
+}
+
+/// Whether it only moves a few bytes, which takes no longer than to hand the array over.
+fn is_short_move(task: &Task) -> bool {
+    let What::Command(index) = task.what else { return false };
+    match task.work.command(index) {
+        Some((Command::Copy(copy), _)) => copy.len <= SHORT_MOVE,
+        Some((Command::Fill(fill), _)) => fill.len <= SHORT_MOVE,
+        _ => false,
     }
 }
 

@@ -12,6 +12,9 @@ use std::ptr::NonNull;
 /// What an undefined byte holds in strict mode.
 pub(crate) const POISON: u8 = 0xa5;
 
+/// Where banks begin.
+const ALIGN: usize = 64;
+
 /// The SRAM of a function. Undefined at the start of a job; poisoned in strict mode.
 #[derive(Debug)]
 pub(crate) struct Sram {
@@ -23,7 +26,9 @@ impl Sram {
     /// Banks of `len` bytes, as the configuration bounds them, and what aligning 256 slots to 64 bytes
     /// takes.
     pub(crate) fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len + 256 * 64, 64);
+        // No alignment that the allocator does not have anyway: it takes fresh pages then, which are zero,
+        // instead of writing zeros for as long as that takes.
+        let layout = Layout::from_size_align(len + 256 * 64 + ALIGN, 16);
         let layout = layout.expect("the configuration bounds the SRAM");
         Self { layout, banks: Default::default() }
     }
@@ -38,7 +43,7 @@ impl Sram {
 /// The memory of one job at a time.
 #[derive(Debug)]
 pub(crate) struct Bank {
-    start: NonNull<u8>,
+    allocation: NonNull<u8>,
     layout: Layout,
 }
 
@@ -48,19 +53,28 @@ unsafe impl Send for Bank {}
 impl Bank {
     fn new(layout: Layout) -> Self {
         // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout }
+        let allocation = unsafe { alloc_zeroed(layout) };
+        let Some(allocation) = NonNull::new(allocation) else { handle_alloc_error(layout) };
+        Self { allocation, layout }
+    }
+
+    fn start(&self) -> *mut u8 {
+        let allocation = self.allocation.as_ptr();
+        allocation.wrapping_add(allocation.align_offset(ALIGN))
+    }
+
+    fn len(&self) -> usize {
+        self.layout.size() - ALIGN
     }
 
     /// Its `len` bytes from `offset` on, `None` when there are not as many.
     pub(crate) fn extent(&self, offset: u64, len: u64) -> Option<Extent> {
         let end = usize::try_from(offset.checked_add(len)?).ok()?;
         let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
-        if end > self.layout.size() {
+        if end > self.len() {
             return None;
         }
-        let start = self.start.as_ptr().wrapping_add(offset);
+        let start = self.start().wrapping_add(offset);
         // SAFETY: `offset + len` bytes are allocated, writable, and live as long as the function,
         // which ends its jobs before it goes.
         Some(unsafe { Extent::from_raw(start, len, true) })
@@ -69,13 +83,13 @@ impl Bank {
     /// All of it.
     pub(crate) fn whole(&self) -> Extent {
         // SAFETY: as above.
-        unsafe { Extent::from_raw(self.start.as_ptr(), self.layout.size(), true) }
+        unsafe { Extent::from_raw(self.start(), self.len(), true) }
     }
 }
 
 impl Drop for Bank {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with the same layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
     }
 }

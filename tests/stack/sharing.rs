@@ -25,15 +25,15 @@ over_each_transport! {
 const CONTEST: Duration = Duration::from_secs(10);
 
 /// A program and its memory, ready to be submitted many times.
-struct Work {
-    context: Context,
+pub(crate) struct Work {
+    pub(crate) context: Context,
     program: Program,
     overlay: Vec<(SlotId, Memory)>,
 }
 
 impl Work {
     /// `count` products of `[m, n, k]`, with `priority`.
-    fn new(
+    pub(crate) fn new(
         device: &Device,
         priority: Priority,
         count: u32,
@@ -52,7 +52,7 @@ impl Work {
         Ok(Self { context, program, overlay })
     }
 
-    fn submit(&self) -> Result<Job, Error> {
+    pub(crate) fn submit(&self) -> Result<Job, Error> {
         self.context.exec(&self.program, None, self.overlay.clone())
     }
 }

@@ -50,8 +50,9 @@ statuses! {
     SLOT_TOO_SMALL = 11, "a slot is smaller than the program declares";
     /// The job was ended by an abort, reset or unmap.
     ABORTED = 12, "the job was ended by an abort, a reset or an unmap";
-    /// The job made no progress and was ended.
-    HUNG = 13, "the job made no progress and was ended";
+    /// The job made no progress for the device's `hang_ms`, or for as long did not give the array back
+    /// that others waited for, and was ended: the guilty one.
+    HUNG = 13, "the job made no progress, or did not let others have the array in time, and was ended";
     /// The device found a fault of its own.
     INTERNAL = 14, "the device failed; reset it";
     /// The job was lost because another one hung, and did nothing wrong itself.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   who asks                          Engine                     the threads that compute
-//!   abort, reset, unmap  ──ABORT──>                   <── look at each chunk, and every 2^24 MACs
+//!   abort, reset, unmap  ──ABORT──>                   <── look at each chunk, and every 2^21 MACs
 //!   a watchdog           ──HUNG───>   request
 //!   the array, a lookout ──PREEMPT─>                  <── look behind each chunk
 //!                                     heartbeat       <── one more for each chunk

@@ -67,8 +67,6 @@ impl Files {
         is_writable: bool,
     ) -> Result<(FileId, Kept), Refusal> {
         let unreadable = Refusal::new(errno::EBADF, "the file cannot be examined");
-        // Before its size is read: a client that cuts the file and then seals it has it copied.
-        let is_safe = is_safe_to_map(file)?;
         let found = fstat(file).map_err(|_| unreadable)?;
         if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
             return Err(Refusal::new(errno::EBADF, "memory is a file, and this is none"));
@@ -88,7 +86,7 @@ impl Files {
                 Err(Refusal::new(errno::ENOSPC, "too many files"))
             }
             Entry::Vacant(entry) => {
-                let kept = if is_safe {
+                let kept = if is_safe_to_map(file)? {
                     if size > MAX_MAPPED_BYTES - self.mapped_bytes {
                         return Err(Refusal::new(errno::ENOSPC, "too many bytes are mapped"));
                     }
@@ -154,7 +152,8 @@ fn map(file: &OwnedFd, size: u64, is_writable: bool) -> Result<MmapRaw, Refusal>
         }
         _ => Refusal::new(errno::ENOMEM, "the file cannot be mapped"),
     })?;
-    // What is mapped is as long as the file is now.
+    // What is mapped is as long as the file was after its size was found to be sealed, which the client
+    // may have cut before that.
     if (mapped.len() as u64) < size {
         return Err(Refusal::invalid("the range lies beyond the end of the file"));
     }

@@ -539,9 +539,10 @@ fn files_that_cannot_be_relied_on_are_refused() {
     assert_eq!(map(open("/dev/zero")), Err(errno::EBADF));
     assert_eq!(map(open("/")), Err(errno::EBADF));
     // Read-only, but to be written.
-    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("npu-sim-readable");
-    fs::write(&path, [0; 4096]).unwrap();
-    assert_eq!(map(open(path.to_str().unwrap())), Err(errno::EACCES));
+    let file = memfd_create(c"readable", MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::unistd::ftruncate(&file, 4096).unwrap();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    assert_eq!(map(open(&path)), Err(errno::EACCES));
     let append = File::options().append(true).read(true).open(&path).unwrap();
     assert_eq!(map(append.into()), Err(errno::EACCES));
     let huge = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_ALLOW_SEALING;

@@ -100,7 +100,7 @@ impl View {
             &[outer, ref inner @ ..] => {
                 let span: usize = inner.iter().map(|part| part.count).product();
                 let whole = i64::try_from(span).ok()?;
-                if step != 1 || start % whole != 0 || len % span != 0 {
+                if step != 1 || start % whole != 0 || !len.is_multiple_of(span) {
                     return None;
                 }
                 self.offset += start / whole * outer.stride;

@@ -4,6 +4,7 @@
 //! and carried out where someone needs the new one. What a unit means is settled by `quantize`, that its shapes
 //! work by `shape`: nothing here can fail.
 
+mod carry;
 mod fuse;
 mod op;
 mod place;
@@ -11,7 +12,8 @@ mod unit;
 mod view;
 
 pub use op::{
-    Addition, Conv, Form, Function, Home, Loop, Move, Op, OpKind, Ops, Pool, Tensor, TensorId,
+    Addition, Conv, Fixed, Form, Function, Home, Loop, Move, Op, OpKind, Ops, Pool, Tensor,
+    TensorId,
 };
 
 use crate::graph::{Graph, NodeId, ValueId};
@@ -38,7 +40,8 @@ pub struct Part<'a> {
 
 /// The operations of `part`.
 pub fn ops(part: Part<'_>) -> Ops {
-    let mut lowering = Lowering { part, ops: Ops::default(), values: BTreeMap::new() };
+    let mut lowering =
+        Lowering { part, ops: Ops::default(), values: BTreeMap::new(), quantised: Vec::new() };
     for unit in part.units {
         lowering.unit(unit);
         lowering.give(unit);
@@ -52,6 +55,8 @@ struct Lowering<'a> {
     part: Part<'a>,
     ops: Ops,
     values: BTreeMap<ValueId, Held>,
+    /// Float inputs that were fetched as these codes.
+    quantised: Vec<(ValueId, Codes, TensorId)>,
 }
 
 /// Where a value is.
@@ -83,17 +88,18 @@ impl Lowering<'_> {
         self.natural_map(value, node)
     }
 
-    /// Brings the graph input `value` into a feature map called `name`, quantised when it is float.
+    /// Brings the graph input `value` into a feature map called `name` of `dims`, which are the same
+    /// elements in the same order; quantised when it is float.
     fn fetch(
         &mut self,
         value: ValueId,
         name: ValueId,
+        dims: Dims,
         node: NodeId,
         quantise: Option<Codes>,
     ) -> TensorId {
         let index = self.part.inputs.iter().position(|&input| input == value);
         let index = index.expect("what no unit writes is an input of the part");
-        let dims = self.dims(value);
         if quantise.is_none() && dims.h == 1 && dims.w == 1 && dims.c.is_multiple_of(16) {
             // Rows of channels without a gap are a feature map as they lie.
             return self.tensor_of(value, Home::Input(index), Form::map(dims));

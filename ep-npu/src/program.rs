@@ -163,7 +163,7 @@ pub fn infer(part: &Graph, units: &[&Unit], mut shapes: Shapes) -> Result<Shapes
 
 fn edge(part: Part<'_>, value: ValueId) -> Edge {
     let float = part.units.iter().any(|unit| match unit.kind {
-        Kind::Quantize(_) => unit.inputs.contains(&value),
+        Kind::Quantize(_) | Kind::Carry(_) => unit.inputs.contains(&value),
         Kind::Dequantize(_) => unit.output == value,
         _ => false,
     });

@@ -8,6 +8,7 @@
 //! The rules are those of ONNX Runtime's QDQ fusion, so that what is taken here is what would have
 //! been fused there: whoever runs a unit, the bits are the same. Shapes are the next stage's matter.
 
+mod carry;
 mod codes;
 mod elements;
 mod expression;
@@ -22,7 +23,9 @@ mod terms;
 mod unit;
 mod window;
 
+pub use carry::Carry;
 pub use codes::{Codes, Table};
+pub use pairs::Operand;
 pub(crate) use rearrange::axis_of;
 pub use rearrange::{Factors, Rearrange, Step};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
@@ -177,7 +180,7 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "Conv" => products::conv,
         "Gemm" => products::gemm,
         "MatMul" => products::matmul,
-        "Add" => elements::add,
+        "Add" => pairs::add,
         "Mul" => pairs::mul,
         "MaxPool" => pools::max_pool,
         "AveragePool" => pools::average_pool,
@@ -211,7 +214,8 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
     form(unit)
 }
 
-/// A QuantizeLinear that ends no operator's unit: of a graph input, or behind a DequantizeLinear.
+/// A QuantizeLinear that ends no operator's unit: of floats from a graph input, or behind a
+/// DequantizeLinear.
 fn quantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
     let (Some(input), Some(output)) = (node.input(0), node.output(0)) else {
         return refuse!(UNIT, "{node} lacks its input or output");
@@ -228,6 +232,10 @@ fn quantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         return Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind });
     };
     let before = graph.node(producer);
+    if carry::from_an_input(graph, before) {
+        let kind = Kind::Quantize(Codes::read(graph, node)?);
+        return Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind });
+    }
     if !is_dequantize(before) {
         return refuse!(
             FLOAT_NEIGHBOUR,

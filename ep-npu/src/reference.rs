@@ -7,7 +7,7 @@ mod rearrange;
 mod window;
 
 use crate::graph::{Graph, ValueId};
-use crate::quantize::{Codes, Kind, Products, Table, Unit, Units, WindowSpec};
+use crate::quantize::{Codes, Kind, Operand, Products, Table, Unit, Units, WindowSpec};
 use crate::shape;
 use ndarray::{Array4, ArrayD, Ix4, IxDyn};
 use npu_uapi::requantise::{
@@ -56,6 +56,13 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         codes(index).clone().into_dimensionality::<Ix4>().expect("windows lie over images")
     };
     match &unit.kind {
+        Kind::Carry(how) => {
+            let Value::Floats(floats) = inputs[0] else { panic!("floats are carried") };
+            let shape = shape::output(part, unit, &[floats.shape()]);
+            let shape = shape.expect("the shape was checked when the part was planned");
+            let steps = how.steps(part.node(unit.target), floats.shape(), &shape);
+            Value::Floats(steps.iter().fold(floats.clone(), rearrange::step))
+        }
         Kind::Quantize(to) => {
             let Value::Floats(floats) = inputs[0] else { panic!("quantisation reads floats") };
             Value::Codes(floats.mapv(|value| quantise(value, to.scale, to.zero_point)))
@@ -68,15 +75,13 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             Value::Codes(out.into_dyn())
         }
         Kind::Product(products) => Value::Codes(multiply(products, codes(0))),
-        Kind::Add { first, second, result } => {
+        Kind::Add { first, second, result, constant } => {
             let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
-            let shapes = [codes(0).shape(), codes(1).shape()];
-            Value::Codes(pairs(part, unit, &shapes, inputs, |a, b| add(a, b, terms)))
+            Value::Codes(pairs(part, unit, inputs, constant.as_ref(), |a, b| add(a, b, terms)))
         }
-        Kind::Mul { first, second, result } => {
+        Kind::Mul { first, second, result, constant } => {
             let terms = MulTerms::new(pair(*first), pair(*second), pair(*result));
-            let shapes = [codes(0).shape(), codes(1).shape()];
-            Value::Codes(pairs(part, unit, &shapes, inputs, |a, b| product(a, b, terms)))
+            Value::Codes(pairs(part, unit, inputs, constant.as_ref(), |a, b| product(a, b, terms)))
         }
         Kind::Rearrange { how, table } => {
             let steps = how.steps(part.node(unit.target), codes(0).shape());
@@ -128,14 +133,23 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
 fn pairs(
     part: &Graph,
     unit: &Unit,
-    shapes: &[&[usize]],
     inputs: &[&Value],
+    constant: Option<&Operand>,
     function: impl Fn(u8, u8) -> u8,
 ) -> ArrayD<u8> {
-    let shape = shape::output(part, unit, shapes);
+    let shapes: Vec<&[usize]> = inputs.iter().map(|input| input.codes().shape()).collect();
+    let shape = shape::output(part, unit, &shapes);
     let shape = IxDyn(&shape.expect("the shapes were checked when the part was planned"));
-    let [a, b] = [0, 1].map(|index| {
-        let codes = inputs[index].codes().broadcast(shape.clone());
+    let [a, b] = match constant {
+        Some(constant) => {
+            let tensor = &constant.tensor;
+            let codes = ArrayD::from_shape_vec(IxDyn(&tensor.shape), tensor.bytes.to_vec());
+            constant.order(codes.expect("an element a byte"), inputs[0].codes().clone())
+        }
+        None => [inputs[0].codes().clone(), inputs[1].codes().clone()],
+    };
+    let [a, b] = [a, b].map(|codes| {
+        let codes = codes.broadcast(shape.clone());
         codes.expect("the shapes were checked when the part was planned").to_owned()
     });
     ArrayD::from_shape_fn(shape, |at| function(a[&at], b[&at]))

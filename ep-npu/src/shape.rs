@@ -4,7 +4,7 @@
 //! every batch is tried with two assignments that give each open dimension another number.
 
 use crate::graph::{Dim, Graph, Node, ValueId};
-use crate::quantize::{Codes, Kind, ShapeChange, Unit, axis_of};
+use crate::quantize::{Carry, Codes, Kind, Operand, ShapeChange, Unit, axis_of};
 use crate::refusal::{Refusal, refuse};
 use std::collections::BTreeMap;
 
@@ -113,7 +113,21 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
                 refuse!(SHAPE, "{node} reads {input:?}; rows of {want} are taken")
             }
         },
-        Kind::Add { first, second, result } => {
+        Kind::Add { constant: Some(constant), first, second, result } => {
+            let shape = with_constant(node, input, constant)?;
+            if constant.is_first
+                && constant.tensor.shape != shape
+                && !order_is_the_same(*first, *second, *result)
+            {
+                return refuse!(
+                    SCALE,
+                    "{node} repeats a constant as its first operand, and the CPU adds in an order that depends on what surrounds it; exchange the operands"
+                );
+            }
+            Ok(shape)
+        }
+        Kind::Mul { constant: Some(constant), .. } => with_constant(node, input, constant),
+        Kind::Add { first, second, result, .. } => {
             let shape = repeated(node, inputs[0], inputs[1])?;
             if first_is_innermost_repeated(inputs[0], inputs[1])
                 && !order_is_the_same(*first, *second, *result)
@@ -126,7 +140,7 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             Ok(shape)
         }
         Kind::Mul { .. } => repeated(node, inputs[0], inputs[1]),
-        Kind::Rearrange { how, .. } => {
+        Kind::Rearrange { how, .. } | Kind::Carry(Carry::Rearrange(how)) => {
             let mut shape = input.to_vec();
             for step in how.steps(node, input)? {
                 shape = step.shape(shape);
@@ -184,7 +198,9 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             }
             Ok(vec![n, c, 1, 1])
         }
-        Kind::Reshape { shape, .. } => reshaped(node, shape, input),
+        Kind::Reshape { shape, .. } | Kind::Carry(Carry::Reshape(shape)) => {
+            reshaped(node, shape, input)
+        }
     }
 }
 
@@ -229,6 +245,19 @@ fn repeated(node: &Node, first: &[usize], second: &[usize]) -> Result<Vec<usize>
         0..=8 => Ok(shape),
         _ => refuse!(SHAPE, "{node} has {rank} dimensions; 8 are taken"),
     }
+}
+
+/// The shape of a tensor with a constant that is repeated to it, for every image alike.
+fn with_constant(node: &Node, input: &[usize], constant: &Operand) -> Result<Vec<usize>, Refusal> {
+    let own = &constant.tensor.shape;
+    let shape = repeated(node, input, own)?;
+    if shape != input || (own.len() == shape.len() && own.len() > 1 && own[0] != 1) {
+        return refuse!(
+            SHAPE,
+            "{node} reads {input:?} and a constant of shape {own:?}; one that is repeated to the other input, and the same for every image, is taken"
+        );
+    }
+    Ok(shape)
 }
 
 /// Whether the first of two tensors is the one repeated along the innermost dimension that counts.

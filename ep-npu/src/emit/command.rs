@@ -15,7 +15,7 @@ impl Operands<'_> {
         let op = &self.ops.ops[index];
         let command = match &op.kind {
             OpKind::Conv(conv) => self.conv(op_id, index, op, conv),
-            OpKind::Pair { function, strides, table } => {
+            OpKind::Pair { function, strides, table, .. } => {
                 self.pair(op_id, index, op, *function, *strides, table_0(table.is_some()))
             }
             OpKind::Move { fill, parts } => {
@@ -111,7 +111,14 @@ impl Operands<'_> {
         [a_strides, b_strides]: [Strides; 2],
         flags: Flags,
     ) -> Command {
-        let (a, b) = (self.tensor(op.reads[0]), self.tensor(op.reads[1]));
+        let [a, b] = match &op.kind {
+            OpKind::Pair { constant: Some(constant), .. } => {
+                let own = self.constant(index, Content::Operand);
+                let other = self.tensor(op.reads[0]);
+                if constant.is_first { [own, other] } else { [other, own] }
+            }
+            _ => [self.tensor(op.reads[0]), self.tensor(op.reads[1])],
+        };
         let (out, tables) = (self.tensor(op.writes), self.constant(index, Content::Tables));
         let (dims, out_strides) = (self.form(op.writes).dims(), self.form(op.writes).strides());
         let (clamp_low, clamp_high) = (0, 255);

@@ -27,6 +27,8 @@ pub enum Content {
     Records,
     /// One or two tables.
     Tables,
+    /// A constant operand.
+    Operand,
 }
 
 /// Places the constants of `ops`, in the order of `ops`; with the bytes that they take together.
@@ -52,10 +54,16 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
                     place(Content::Tables, 256 * tables as u64);
                 }
             }
-            OpKind::Pair { table: Some(_), .. }
-            | OpKind::Pool { table: Some(_), .. }
-            | OpKind::Table(_) => place(Content::Tables, 256),
-            OpKind::Pair { .. } | OpKind::Pool { .. } | OpKind::Layout { .. } => {}
+            OpKind::Pair { constant, table, .. } => {
+                if let Some(constant) = constant {
+                    place(Content::Operand, constant.bytes.len() as u64);
+                }
+                if table.is_some() {
+                    place(Content::Tables, 256);
+                }
+            }
+            OpKind::Pool { table: Some(_), .. } | OpKind::Table(_) => place(Content::Tables, 256),
+            OpKind::Pool { .. } | OpKind::Layout { .. } => {}
         }
     }
     (chunks, end)
@@ -83,6 +91,9 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
                 for (to, table) in to.chunks_mut(256).zip(tables) {
                     to.copy_from_slice(table.as_slice());
                 }
+            }
+            (OpKind::Pair { constant: Some(constant), .. }, Content::Operand) => {
+                to[..constant.bytes.len()].copy_from_slice(&constant.bytes);
             }
             (
                 OpKind::Pair { table: Some(table), .. }

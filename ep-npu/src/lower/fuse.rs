@@ -30,7 +30,9 @@ pub(super) fn output_stages(ops: &mut Ops) {
 /// Whether two different tensors are read element by element, neither of them repeated.
 fn is_plain(ops: &Ops, op: &Op) -> bool {
     let dims = |tensor: TensorId| ops.tensor(tensor).form.dims();
-    op.reads[0] != op.reads[1] && op.reads.iter().all(|&read| dims(read) == dims(op.writes))
+    op.reads.len() == 2
+        && op.reads[0] != op.reads[1]
+        && op.reads.iter().all(|&read| dims(read) == dims(op.writes))
 }
 
 /// Whether the operation that writes `source` took `table` into its output stage.

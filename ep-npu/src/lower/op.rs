@@ -4,6 +4,7 @@ use crate::graph::NodeId;
 use crate::quantize::{Table, Weights};
 use npu_uapi::command::{Dims, Strides, Strides4, Window};
 use npu_uapi::requantise::{AddTerms, MulTerms};
+use std::sync::Arc;
 
 /// Index of a tensor in [`Ops::tensors`].
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -77,12 +78,14 @@ pub struct Op {
 pub enum OpKind {
     /// Convolution or matrix product of the first tensor read, with its output stage.
     Conv(Box<Conv>),
-    /// Sum or product of the two tensors read, element by element.
+    /// Sum or product of the two tensors read, or of one and a constant, element by element.
     Pair {
         /// Which, with its immediates.
         function: Function,
         /// How each of them is walked: zero where it is repeated.
         strides: [Strides; 2],
+        /// The operand that is constant, and of which nothing is read.
+        constant: Option<Fixed>,
         /// What follows.
         table: Option<Table>,
     },
@@ -109,6 +112,15 @@ pub enum OpKind {
         /// As above.
         zero_point: u8,
     },
+}
+
+/// A constant operand.
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    /// Its bytes as they are walked.
+    pub bytes: Arc<[u8]>,
+    /// Whether it is the first operand.
+    pub is_first: bool,
 }
 
 /// A function of two codes.

@@ -2,9 +2,11 @@
 
 use super::fuse::then;
 use super::view::View;
-use super::{Form, Function, Held, Home, Lowering, Move, OpKind, Pool, TensorId, natural_dims};
+use super::{
+    Fixed, Form, Function, Held, Home, Lowering, Move, OpKind, Pool, TensorId, natural_dims,
+};
 use crate::graph::{NodeId, ValueId};
-use crate::quantize::{Rearrange, Step, Table, Unit, axis_of};
+use crate::quantize::{Operand, Rearrange, Step, Table, Unit, axis_of};
 use crate::shape::reduced_axes;
 use npu_uapi::command::{Dims, Strides, Window};
 use std::sync::Arc;
@@ -22,7 +24,7 @@ impl Lowering<'_> {
         if let Some(held) = self.values.get(&value) {
             return held.clone();
         }
-        let map = self.fetch(value, value, node, None);
+        let map = self.fetch(value, value, self.dims(value), node, None);
         self.hold(value, map);
         Held::plain(map)
     }
@@ -248,7 +250,32 @@ impl Lowering<'_> {
             };
         }
         let out = self.tensor_of(unit.output, Home::Scratch, Form::map(dims));
-        self.push(node, maps.to_vec(), out, OpKind::Pair { function, strides, table: None });
+        self.push(
+            node,
+            maps.to_vec(),
+            out,
+            OpKind::Pair { function, strides, constant: None, table: None },
+        );
+        self.hold(unit.output, out);
+    }
+
+    /// A function of two tensors or of one and a constant.
+    pub(super) fn function(&mut self, unit: &Unit, function: Function, constant: Option<&Operand>) {
+        let Some(constant) = constant else { return self.pair(unit, function) };
+        let shape = &self.part.shapes[&unit.output];
+        let dims = natural_dims(shape);
+        let form = Form::map(dims);
+        let (bytes, repeated) = fixed(constant, shape, form);
+        let strides = constant.order(repeated, form.strides());
+        let map = self.natural_map(unit.inputs[0], unit.target);
+        let out = self.tensor_of(unit.output, Home::Scratch, form);
+        let constant = Some(Fixed { bytes, is_first: constant.is_first });
+        self.push(
+            unit.target,
+            vec![map],
+            out,
+            OpKind::Pair { function, strides, constant, table: None },
+        );
         self.hold(unit.output, out);
     }
 
@@ -266,6 +293,45 @@ impl Lowering<'_> {
         let view = View::of(self.ops.tensor(map).form, own).and_then(|view| view.after(&steps));
         view.expect("a feature map has its own shape, and single elements can be repeated")
     }
+}
+
+/// The bytes of a constant that is repeated to `shape`, a feature map of `form`, and how they are walked:
+/// one pixel where it depends on the channel alone, else one image.
+fn fixed(constant: &Operand, shape: &[usize], form: Form) -> (Arc<[u8]>, Strides) {
+    let own = &constant.tensor.shape;
+    let mut padded = vec![1; shape.len() - own.len()];
+    padded.extend(own);
+    let a_channel = padded.iter().skip(2).all(|&len| len == 1);
+    let dims = form.dims();
+    let strides =
+        if a_channel { Strides::default() } else { Strides { image: 0, ..form.strides() } };
+    let pixel = dims.c.next_multiple_of(16) as usize;
+    let pixels = if a_channel { 1 } else { (dims.h * dims.w) as usize };
+    let mut bytes = vec![0; pixels * pixel];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let (mut left, channel) = (at / pixel, at % pixel);
+        if channel >= dims.c as usize {
+            continue;
+        }
+        // Row-major over the dimensions behind the channels, with those of length 1 repeated.
+        let (mut index, mut step) = (0, 1);
+        for (axis, &len) in padded.iter().enumerate().rev() {
+            let position = match axis {
+                _ if shape.len() == 1 => channel,
+                0 => 0,
+                1 => channel,
+                _ => {
+                    let position = left % shape[axis];
+                    left /= shape[axis];
+                    position
+                }
+            };
+            index += if len == 1 { 0 } else { position * step };
+            step *= len;
+        }
+        *byte = constant.tensor.bytes[index];
+    }
+    (bytes.into(), strides)
 }
 
 /// Codes counted from the other end.

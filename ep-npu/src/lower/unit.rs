@@ -13,9 +13,11 @@ impl Lowering<'_> {
         let input = unit.inputs[0];
         match &unit.kind {
             Kind::Quantize(codes) => {
-                let map = self.fetch(input, unit.output, node, Some(*codes));
-                self.hold(unit.output, map);
+                let held = self.quantised(unit, *codes);
+                self.values.insert(unit.output, held);
             }
+            // The unit that quantises carries it out.
+            Kind::Carry(_) => {}
             Kind::Dequantize(codes) => {
                 let tensor = self.map(input, node);
                 let held = Held { dequantise: Some(*codes), ..Held::plain(tensor) };
@@ -26,13 +28,13 @@ impl Lowering<'_> {
                 self.conv(unit, products, *groups, window);
             }
             Kind::Product(products) => self.product(unit, products),
-            Kind::Add { first, second, result } => {
+            Kind::Add { first, second, result, constant } => {
                 let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
-                self.pair(unit, Function::Add(terms));
+                self.function(unit, Function::Add(terms), constant.as_ref());
             }
-            Kind::Mul { first, second, result } => {
+            Kind::Mul { first, second, result, constant } => {
                 let terms = MulTerms::new(pair(*first), pair(*second), pair(*result));
-                self.pair(unit, Function::Multiply(terms));
+                self.function(unit, Function::Multiply(terms), constant.as_ref());
             }
             Kind::Rearrange { how, table } => self.rearrange(unit, how, table.as_ref()),
             Kind::Concat { axis, tables } => self.concat(unit, *axis, tables),

@@ -122,6 +122,19 @@ impl View {
         dense.then_some(Strides { image, row: narrow(row)?, pixel: narrow(pixel)? })
     }
 
+    /// Whether these are the elements of a host's tensor of floats of `shape`, in their order.
+    pub(super) fn is_dense(&self, shape: &[usize]) -> bool {
+        let mut count = 1;
+        let steps = shape.iter().rev().map(|&len| {
+            let step = if len == 1 { 0 } else { 4 * count };
+            count *= i64::try_from(len).unwrap_or(i64::MAX);
+            step
+        });
+        let mut steps: Vec<i64> = steps.collect();
+        steps.reverse();
+        self.strides() == Some((0, steps))
+    }
+
     /// The byte of the first element, and for each dimension its stride; zero for dimensions of one
     /// element. `None` where a dimension has no single stride.
     fn strides(&self) -> Option<(i64, Vec<i64>)> {

@@ -5,7 +5,7 @@ use crate::graph::{Graph, NodeId, ValueId};
 use crate::lower::Part;
 use crate::program::{self, CompileError};
 use crate::quantize::{Kind, Unit, Units};
-use crate::refusal::{Refusal, refuse};
+use crate::refusal::{Refusal, refuse, rule};
 use crate::shape::Shapes;
 use npu_uapi::limits::Limits;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +26,8 @@ pub(super) fn groups(
     limits: &Limits,
 ) -> Vec<Group> {
     loop {
+        let mut settled = !refuse_carries(graph, units);
         let groups = connected(graph, units);
-        let mut settled = true;
         for group in &groups {
             if let Err(refusal) = check(graph, units, group, shapes, limits) {
                 settled = false;
@@ -40,6 +40,28 @@ pub(super) fn groups(
             return groups;
         }
     }
+}
+
+/// Refuses units that carry floats to a node which is not taken: floats do not leave a group. Gives
+/// whether there were any.
+fn refuse_carries(graph: &Graph, units: &mut Units) -> bool {
+    let leaks = |unit: &Unit| {
+        let is_left = |&node: &NodeId| units.of_node[node.0 as usize].is_err();
+        units.of_node[unit.target.0 as usize].is_ok()
+            && matches!(unit.kind, Kind::Carry(_))
+            && graph.value(unit.output).consumers.iter().any(is_left)
+    };
+    let found: Vec<usize> =
+        (0..units.units.len()).filter(|&unit| leaks(&units.units[unit])).collect();
+    for &unit in &found {
+        let node = graph.node(units.units[unit].target);
+        let refusal = Refusal::new(
+            rule::FLOAT_NEIGHBOUR,
+            format!("{node} writes floats for a node that stays on the CPU"),
+        );
+        refuse_unit(units, unit, &refusal);
+    }
+    !found.is_empty()
 }
 
 /// Refuses a unit whose work exceeds what one command may do.

@@ -1,25 +1,10 @@
-//! Units that add two tensors, or only change a shape.
+//! Units that only change a shape.
 
+use super::carry::{self, Carry};
 use super::form::Former;
 use super::unit::{Kind, ShapeChange, Unit};
 use crate::graph::Tensor;
 use crate::refusal::{Refusal, refuse};
-
-/// Add of two tensors that flow.
-pub(super) fn add(mut unit: Former<'_>) -> Result<Unit, Refusal> {
-    let node = unit.node();
-    let (first, second) = (unit.activation(0)?, unit.activation(1)?);
-    let (value, result) = unit.result()?;
-    let terms = npu_uapi::requantise::AddTerms::new(
-        (first.scale, first.zero_point),
-        (second.scale, second.zero_point),
-        (result.scale, result.zero_point),
-    );
-    if ![terms.first, terms.second, terms.offset].iter().all(|term| term.is_finite()) {
-        return refuse!(SCALE, "{node} has scales that come to terms of {terms:?}");
-    }
-    Ok(unit.finish(value, Kind::Add { first, second, result }))
-}
 
 /// Flatten.
 pub(super) fn flatten(unit: Former<'_>) -> Result<Unit, Refusal> {
@@ -64,6 +49,10 @@ fn axes(unit: &Former<'_>) -> Result<Option<Vec<i64>>, Refusal> {
 }
 
 fn reshaped(mut unit: Former<'_>, shape: ShapeChange) -> Result<Unit, Refusal> {
+    if let Some((input, output)) = carry::ends(unit.graph, unit.node()) {
+        unit.reads(input);
+        return Ok(unit.finish(output, Kind::Carry(Carry::Reshape(shape))));
+    }
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
     Ok(unit.finish(value, Kind::Reshape { shape, table: input.requantise(output) }))

@@ -11,6 +11,7 @@
 
 use super::codes::{Codes, Table};
 use super::form::{Former, closed, is_dequantize};
+use super::pairs::reads_a_tensor_of_constants;
 use super::terms::{Operation, Term, is_operation, operation};
 use super::unit::{Kind, Unit};
 use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
@@ -31,6 +32,9 @@ pub(super) type Before<'a> = &'a dyn Fn(ValueId) -> Option<&'a Unit>;
 pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Option<Unit>, Refusal> {
     let mut unit = Former::new(graph, id);
     let node = unit.node();
+    if reads_a_tensor_of_constants(graph, node) {
+        return Ok(None);
+    }
     let mut reader = Reader { graph, nodes: Vec::new(), leaves: Vec::new() };
     let root = reader.operator(node, 0)?;
     let (value, output) = unit.result()?;

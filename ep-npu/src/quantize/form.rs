@@ -54,6 +54,12 @@ impl<'g> Former<'g> {
         Ok(codes)
     }
 
+    /// Input `index` of the operator, which is a constant tensor of codes like one that flows.
+    pub(super) fn constant_codes(&mut self, index: usize) -> Result<Codes, Refusal> {
+        let (dequantize, _) = self.dequantize(index)?;
+        Codes::read(self.graph, dequantize)
+    }
+
     /// Input `index` of the operator, which is constant codes of type `element` with zero point 0;
     /// where their scales are many, they follow dimension `axis`, `channels` long.
     pub(super) fn constant(

@@ -4,6 +4,7 @@
 //! What an operator's attributes come to depends on the shape it reads; [`Rearrange::steps`] says it in
 //! five kinds of steps, which every stage below knows.
 
+use super::carry::{self, Carry};
 use super::form::Former;
 use super::unit::{Kind, Unit};
 use crate::graph::{Node, Tensor};
@@ -289,6 +290,10 @@ fn expand(node: &Node, input: &[usize], shape: &[i64]) -> Result<Vec<Step>, Refu
 
 /// The unit of a node with one input that flows.
 fn rearranged(mut unit: Former<'_>, how: Rearrange) -> Result<Unit, Refusal> {
+    if let Some((input, output)) = carry::ends(unit.graph, unit.node()) {
+        unit.reads(input);
+        return Ok(unit.finish(output, Kind::Carry(Carry::Rearrange(how))));
+    }
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
     Ok(unit.finish(value, Kind::Rearrange { how, table: input.requantise(output) }))

@@ -3,7 +3,9 @@
 //! It is what ONNX Runtime's CPU provider turns into one 8-bit operator, so it is taken whole or not
 //! at all, and computed with that operator's arithmetic.
 
+use super::carry::Carry;
 use super::codes::{Codes, Table};
+use super::pairs::Operand;
 use super::rearrange::Rearrange;
 use super::window::WindowSpec;
 use crate::graph::{NodeId, ValueId};
@@ -16,9 +18,10 @@ pub struct Unit {
     pub target: NodeId,
     /// All nodes, in topological order.
     pub nodes: Vec<NodeId>,
-    /// The tensors it reads, without constants: 8-bit, but for [`Kind::Quantize`].
+    /// The tensors it reads, without constants: 8-bit, but for
+    /// [`Kind::Quantize`] and [`Kind::Carry`].
     pub inputs: Vec<ValueId>,
-    /// The tensor it writes: 8-bit, but for [`Kind::Dequantize`].
+    /// The tensor it writes: 8-bit, but for [`Kind::Dequantize`] and [`Kind::Carry`].
     pub output: ValueId,
     /// What it computes.
     pub kind: Kind,
@@ -27,7 +30,9 @@ pub struct Unit {
 /// What a unit computes. Formulas: [`npu_uapi::requantise`].
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// A float graph input to codes.
+    /// Floats of a graph input elsewhere, on their way to a [`Kind::Quantize`].
+    Carry(Carry),
+    /// Floats that come from a graph input to codes.
     Quantize(Codes),
     /// Codes to a float graph output.
     Dequantize(Codes),
@@ -42,7 +47,7 @@ pub enum Kind {
     },
     /// Product with a constant matrix: Gemm or MatMul. Weights have one tap.
     Product(Products),
-    /// Sum of two tensors, the smaller one repeated.
+    /// Sum of two tensors, the smaller one repeated; one of them may be constant.
     Add {
         /// Codes of the first operand.
         first: Codes,
@@ -50,8 +55,10 @@ pub enum Kind {
         second: Codes,
         /// Codes of the result.
         result: Codes,
+        /// The constant operand.
+        constant: Option<Operand>,
     },
-    /// Product of two tensors, the smaller one repeated.
+    /// Product of two tensors, the smaller one repeated; one of them may be constant.
     Mul {
         /// Codes of the first operand.
         first: Codes,
@@ -59,6 +66,8 @@ pub enum Kind {
         second: Codes,
         /// Codes of the result.
         result: Codes,
+        /// The constant operand.
+        constant: Option<Operand>,
     },
     /// Maximum or minimum over whole dimensions, then a table.
     Extreme {
@@ -219,7 +228,8 @@ impl Kind {
     pub fn is_work(&self) -> bool {
         !matches!(
             self,
-            Self::Quantize(_)
+            Self::Carry(_)
+                | Self::Quantize(_)
                 | Self::Dequantize(_)
                 | Self::Reshape { .. }
                 | Self::Rearrange { .. }
@@ -231,6 +241,7 @@ impl Kind {
     /// The name that dumps use.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Carry(_) => "carry",
             Self::Quantize(_) => "quantize",
             Self::Dequantize(_) => "dequantize",
             Self::Conv { .. } => "conv",

@@ -3,31 +3,31 @@
 use crate::quantize::{Step, axis_of};
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
-/// What `step` makes of `codes`.
+/// What `step` makes of `elements`.
 #[expect(clippy::needless_pass_by_value, reason = "a step of a fold")]
-pub(super) fn step(codes: ArrayD<u8>, step: &Step) -> ArrayD<u8> {
+pub(super) fn step<T: Copy>(elements: ArrayD<T>, step: &Step) -> ArrayD<T> {
     let from = |shape: Vec<usize>, source: &dyn Fn(&IxDyn) -> IxDyn| {
-        ArrayD::from_shape_fn(IxDyn(&shape), |at| codes[source(&at)])
+        ArrayD::from_shape_fn(IxDyn(&shape), |at| elements[source(&at)])
     };
     let along = |at: &IxDyn, axis: usize, index: usize| {
         let mut at = at.clone();
         at[axis] = index;
         at
     };
-    let shape = step.shape(codes.shape().to_vec());
+    let shape = step.shape(elements.shape().to_vec());
     match step {
         Step::Reshape(_) => {
-            let flat: Vec<u8> = codes.iter().copied().collect();
+            let flat: Vec<T> = elements.iter().copied().collect();
             ArrayD::from_shape_vec(IxDyn(&shape), flat).expect("as many elements as before")
         }
-        Step::Permute(order) => codes.clone().permuted_axes(IxDyn(order)),
+        Step::Permute(order) => elements.clone().permuted_axes(IxDyn(order)),
         Step::Slice { axis, start, step, .. } => from(shape, &|at| {
             let index = start.checked_add_signed(step * at[*axis].cast_signed());
             along(at, *axis, index.expect("the slice lies in the tensor"))
         }),
         Step::RepeatEach { axis, times } => from(shape, &|at| along(at, *axis, at[*axis] / times)),
         Step::RepeatAll { axis, .. } => {
-            let len = codes.shape()[*axis];
+            let len = elements.shape()[*axis];
             from(shape, &|at| along(at, *axis, at[*axis] % len))
         }
     }

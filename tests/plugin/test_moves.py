@@ -226,6 +226,83 @@ def test_channels_last_images_are_turned_and_convolved(seed):
     finish(layer, y, result, codes)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_floats_sliced_twice_before_they_are_quantised(seed):
+    """The Focus layer of a detector: four parts of an image, two of which share a Slice, joined as channels."""
+    random = np.random.default_rng([seed, 47])
+    shape = [int(random.integers(1, 3)), int(random.integers(1, 6)), *(2 * int(s) for s in random.integers(9, 16, 2))]
+    random, layer, codes, _ = start(seed, shape, 47)
+    layer.nodes, layer.constants = [], []
+    parts = []
+    for row in (0, 1):
+        rows = layer.node("Slice", ["x", *(int64(layer, [v]) for v in (row, 1 << 40, 2, 2))])
+        for column in (0, 1):
+            part = layer.node("Slice", [rows, *(int64(layer, [v]) for v in (column, 1 << 40, 3, 2))])
+            own = other(layer, codes)
+            parts.append(layer.dequantise(layer.quantise(part, own), own))
+    result = other(layer, codes)
+    joined = layer.quantise(layer.node("Concat", parts, axis=1), result)
+    layer.channels = 4 * shape[1]
+    y, last = convolution(random, layer, joined, result)
+    finish(layer, y, last, codes)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_floats_in_another_shape_and_order_before_they_are_quantised(seed):
+    random = np.random.default_rng([seed, 48])
+    shape = [int(s) for s in random.integers(1, 14, 3)]
+    random, layer, codes, _ = start(seed, list(shape), 48)
+    layer.nodes, layer.constants = [], []
+    y = "x"
+    for kind in random.choice(["Transpose", "Reshape", "Unsqueeze", "Slice"], int(random.integers(1, 4))):
+        axis = int(random.integers(0, len(shape)))
+        if kind == "Transpose":
+            order = [int(a) for a in random.permutation(len(shape))]
+            y, shape = layer.node(kind, [y], perm=order), [shape[a] for a in order]
+        elif kind == "Reshape":
+            shape = [shape[axis], int(np.prod(shape)) // shape[axis]]
+            y = layer.node(kind, [y, int64(layer, shape)])
+        elif kind == "Unsqueeze":
+            y = layer.node(kind, [y, int64(layer, [axis])])
+            shape.insert(axis, 1)
+        elif shape[axis] > 1:
+            y = layer.node(kind, [y, *(int64(layer, [v]) for v in (1, 1 << 40, axis, 1))])
+            shape[axis] -= 1
+    y = layer.quantise(y, codes)
+    finish(layer, unit(layer, "ReduceMax", y, codes, codes, axes=[0], keepdims=1), codes, codes)
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Add"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_constant_for_each_channel_or_place(seed, kind):
+    random, layer, codes, x = image(seed, 49)
+    own, result = layer.codes(0.02), layer.codes(0.05)
+    # Some dimensions of the image, the others 1; leading ones left out now and then.
+    dims = [1, *(length if random.random() < 0.6 else 1 for length in layer.shape[1:])]
+    if random.random() < 0.5:
+        dims = dims[int(random.integers(1, 4)) :]
+    if np.prod(dims) == 1:
+        dims = [1, layer.shape[1], 1, 1]
+    constant = layer.dequantise(layer.constant(random.integers(0, 256, dims), np.uint8), own)
+    x = pooled(layer, x, codes)
+    terms = [layer.dequantise(x, codes), constant]
+    if kind == "Mul" and random.random() < 0.5:
+        terms.reverse()
+    finish(layer, layer.quantise(layer.node(kind, terms), result), result, codes)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sums_with_a_constant_first_are_equal_wherever_they_run(seed):
+    random, layer, codes, x = image(seed, 50)
+    own, result = layer.codes(0.02), layer.codes(0.05)
+    dims = [1, *(length if random.random() < 0.6 else 1 for length in layer.shape[1:])]
+    constant = layer.dequantise(layer.constant(random.integers(0, 256, dims), np.uint8), own)
+    y = layer.quantise(layer.node("Add", [constant, layer.dequantise(pooled(layer, x, codes), codes)]), result)
+    model = layer.model(layer.dequantise(y, result)).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    sessions.assert_same(npu, reference, layer.input(codes), "layer")
+
+
 def test_a_factor_that_is_not_whole_stays_on_the_cpu_and_is_named():
     _, layer, codes, x = image(1, 46)
     scales = layer.constant([1, 1, 1.5, 2], np.float32)

@@ -16,7 +16,9 @@ from npu_models.published import Published
 
 NAMES = [name for name in SETS["all" if os.environ.get("NPU_MODELS") == "all" else "quick"] if name not in RECIPES]
 # Those of which nothing may be left to the CPU.
-WHOLE = {"oww-embedding"}
+WHOLE = {"squeezenet1_1", "mobilenet_v3_small", "efficientnet_b0", "dnsmos-p808", "oww-embedding", "ddddocr-det"}
+# As many subgraphs as there are between what stays on the CPU.
+SUBGRAPHS = {"ppocr-cls-v2": 1, "ppocrv4-det": 2}
 
 
 def feeds(name: str, packages) -> list[dict[str, np.ndarray]]:
@@ -46,6 +48,7 @@ def test_outputs_equal_the_cpu(models, name, capsys):
     assert taken > 0, "nothing of the model ran on the NPU"
     if name in WHOLE:
         sessions.assert_all_on_npu(session)
+    assert subgraphs == SUBGRAPHS.get(name, subgraphs)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -166,6 +166,15 @@ fn find(root: &mut [usize], mut unit: usize) -> usize {
     unit
 }
 
+/// Whether the group is one operator without weights, and all that it reads and writes is the CPU's.
+fn is_island(graph: &Graph, members: &[&Unit]) -> bool {
+    let &[unit] = members else { return false };
+    let has_weights = matches!(unit.kind, Kind::Conv { .. } | Kind::Product(_));
+    let is_between = unit.inputs.iter().all(|&input| graph.value(input).producer.is_some())
+        && !graph.is_output(unit.output);
+    !has_weights && is_between
+}
+
 /// Compiles the group for a batch of 1, to find what no batch could change.
 fn check(
     graph: &Graph,
@@ -177,6 +186,13 @@ fn check(
     let members: Vec<&Unit> = group.units.iter().map(|&unit| &units.units[unit]).collect();
     if !members.iter().any(|unit| unit.kind.is_work()) {
         return Err(no_work());
+    }
+    if is_island(graph, &members) {
+        return refuse!(
+            ISLAND,
+            "{} would be alone on the NPU between nodes on the CPU; it stays with them",
+            graph.node(members[0].target)
+        );
     }
     let inside: BTreeSet<NodeId> = group.nodes.iter().copied().collect();
     let leaves = |value: &ValueId| {

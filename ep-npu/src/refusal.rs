@@ -31,8 +31,8 @@ pub mod rule {
     pub const FLOAT_NEIGHBOUR: &str = "float-neighbour";
     /// Nothing but conversions would be taken.
     pub const NO_WORK: &str = "no-work";
-    /// One operator without weights would be taken, between nodes on the CPU: the way there and back is
-    /// longer than the work.
+    /// An operator or two without weights would be taken, between nodes on the CPU: the way there and
+    /// back is longer than the work.
     pub const ISLAND: &str = "island";
 }
 

@@ -18,7 +18,7 @@ NAMES = [name for name in SETS["all" if os.environ.get("NPU_MODELS") == "all" el
 # Those of which nothing may be left to the CPU.
 WHOLE = {"squeezenet1_1", "mobilenet_v3_small", "efficientnet_b0", "dnsmos-p808", "oww-embedding", "ddddocr-det"}
 # As many subgraphs as there are between what stays on the CPU.
-SUBGRAPHS = {"ppocr-cls-v2": 1, "ppocrv4-det": 2}
+SUBGRAPHS = {"ppocr-cls-v2": 1, "ppocrv4-det": 2, "ppocrv4-rec": 8}
 
 
 def feeds(name: str, packages) -> list[dict[str, np.ndarray]]:

@@ -166,13 +166,15 @@ fn find(root: &mut [usize], mut unit: usize) -> usize {
     unit
 }
 
-/// Whether the group is one operator without weights, and all that it reads and writes is the CPU's.
+/// Whether the group is an operator or two without weights, and all that it reads and writes is the CPU's.
 fn is_island(graph: &Graph, members: &[&Unit]) -> bool {
-    let &[unit] = members else { return false };
-    let has_weights = matches!(unit.kind, Kind::Conv { .. } | Kind::Product(_));
-    let is_between = unit.inputs.iter().all(|&input| graph.value(input).producer.is_some())
-        && !graph.is_output(unit.output);
-    !has_weights && is_between
+    let has_weights = |unit: &&Unit| matches!(unit.kind, Kind::Conv { .. } | Kind::Product(_));
+    let is_edge = |unit: &&Unit| {
+        let is_fed = unit.inputs.iter().any(|&input| graph.value(input).producer.is_none());
+        is_fed || graph.is_output(unit.output)
+    };
+    let work = members.iter().filter(|unit| unit.kind.is_work()).count();
+    work <= 2 && !members.iter().any(has_weights) && !members.iter().any(is_edge)
 }
 
 /// Compiles the group for a batch of 1, to find what no batch could change.
@@ -190,7 +192,7 @@ fn check(
     if is_island(graph, &members) {
         return refuse!(
             ISLAND,
-            "{} would be alone on the NPU between nodes on the CPU; it stays with them",
+            "{} and what moves its tensors would be alone on the NPU between nodes on the CPU; they stay together",
             graph.node(members[0].target)
         );
     }

@@ -11,6 +11,7 @@
 //! without a message. No file descriptor is taken from the device, and no memory of its making is mapped.
 
 mod connection;
+mod read_now;
 #[cfg(test)]
 mod tests;
 mod vectors;

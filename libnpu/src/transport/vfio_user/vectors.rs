@@ -1,6 +1,10 @@
 //! Interrupts of a device in another process: an eventfd a vector, counted.
+//!
+//! The device has the same eventfds, and could make one sleep whoever reads or writes it. So they are read
+//! at once or not at all, and never written: threads of this process wake each other by files of their own.
 
 use super::connection::Connection;
+use super::read_now::read_now;
 use crate::transport::TransportError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -15,7 +19,10 @@ pub(super) struct Vectors(Vec<Vector>);
 /// Of the threads that wait for a vector one polls, and tells the others what it has read.
 #[derive(Debug)]
 struct Vector {
+    /// The device writes it.
     event: EventFd,
+    /// Wakes whoever polls, for a reason of this process.
+    nudge: EventFd,
     state: Mutex<State>,
     /// The count changed, or nobody polls.
     changed: Condvar,
@@ -25,19 +32,17 @@ struct Vector {
 struct State {
     count: u64,
     is_polled: bool,
-    /// What is in the eventfd without an interrupt.
-    nudges: u64,
 }
 
 impl Vectors {
     pub(super) fn new(count: u32) -> Result<Self, TransportError> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let vectors = (0..count).map(|_| {
-            let event = EventFd::from_flags(flags)?;
-            Ok(Vector { event, state: Mutex::default(), changed: Condvar::new() })
+            let (event, nudge) = (EventFd::from_flags(flags)?, EventFd::from_flags(flags)?);
+            Ok(Vector { event, nudge, state: Mutex::default(), changed: Condvar::new() })
         });
         let vectors: Result<_, nix::Error> = vectors.collect();
-        let why = |error| format!("cannot make an eventfd for each of {count} vectors: {error}");
+        let why = |error| format!("cannot make two eventfds for each of {count} vectors: {error}");
         vectors.map(Self).map_err(|error| TransportError::Start { why: why(error) })
     }
 
@@ -50,18 +55,14 @@ impl Vectors {
     pub(super) fn count(&self, vector: u16) -> u64 {
         let Some(vector) = self.0.get(usize::from(vector)) else { return 0 };
         let mut state = vector.lock();
-        let before = state.count;
         vector.take_in(&mut state);
-        if state.count != before {
-            vector.changed.notify_all();
-        }
         state.count
     }
 
     /// Ends the waits for `vector`.
     pub(super) fn wake(&self, vector: u16) {
         if let Some(vector) = self.0.get(usize::from(vector)) {
-            vector.raise();
+            vector.add(&mut vector.lock(), 1);
         }
     }
 
@@ -86,7 +87,6 @@ impl Vectors {
         loop {
             vector.take_in(&mut state);
             if state.count != seen {
-                vector.changed.notify_all();
                 return Ok(state.count);
             }
             if is_hung_up {
@@ -104,11 +104,14 @@ impl Vectors {
             state.is_polled = true;
             drop(state);
             let event = PollFd::new(vector.event.as_fd(), PollFlags::POLLIN);
-            let mut fds = [event, connection.hang_up()];
+            let nudge = PollFd::new(vector.nudge.as_fd(), PollFlags::POLLIN);
+            let mut fds = [event, nudge, connection.hang_up()];
             poll_until(&mut fds, deadline);
-            is_hung_up = fds[1].any() == Some(true);
+            is_hung_up = fds[2].any() == Some(true);
             state = vector.lock();
             state.is_polled = false;
+            // Empty unless somebody nudged; what for, the count tells.
+            let _ = vector.nudge.read();
             // Somebody else polls from here on, or sees the new count.
             vector.changed.notify_all();
         }
@@ -122,27 +125,20 @@ impl Vector {
 
     /// Adds to the count what the eventfd has.
     fn take_in(&self, state: &mut State) {
-        // Asked first: the device has the same file, and could make it one whose reads sleep.
-        if !self.is_ready(PollFlags::POLLIN) {
-            return;
+        let mut raised = [0; 8];
+        if read_now(self.event.as_fd(), &mut raised) == raised.len() {
+            self.add(state, u64::from_ne_bytes(raised));
         }
-        let Ok(raised) = self.event.read() else { return };
-        state.count = state.count.wrapping_add(raised.saturating_sub(state.nudges));
-        state.nudges = 0;
+    }
+
+    /// Adds to the count, and wakes all that wait for it.
+    fn add(&self, state: &mut State, raised: u64) {
+        state.count = state.count.wrapping_add(raised);
+        self.changed.notify_all();
         if state.is_polled {
-            // Whoever polls was woken, but would find nothing and sleep on.
-            state.nudges = u64::from(self.raise());
+            // Full only after 2^64 of them, and then it wakes as well.
+            let _ = self.nudge.write(1);
         }
-    }
-
-    /// Wakes whoever polls; whether that added one to the eventfd. A full one wakes as well.
-    fn raise(&self) -> bool {
-        self.is_ready(PollFlags::POLLOUT) && self.event.write(1).is_ok()
-    }
-
-    fn is_ready(&self, what: PollFlags) -> bool {
-        let mut fds = [PollFd::new(self.event.as_fd(), what)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any() == Some(true)
     }
 }
 

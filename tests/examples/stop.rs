@@ -427,10 +427,11 @@ fn load(name: &str, noise: &mut Noise) -> Result<String, Failure> {
     let whole = Instant::now();
     let context = device.create_context()?;
     let _program = context.load(&image)?;
-    let whole = whole.elapsed().as_secs_f64() * 1e3;
+    let whole = whole.elapsed();
+    let latest = u64::try_from(whole.as_micros())?;
     let worst = worst((0..4 * TRIES).map(|_| {
         let context = device.create_context()?;
-        let more = Duration::from_micros(noise.below(1 + (whole * 1e3) as u64));
+        let more = Duration::from_micros(noise.below(1 + latest));
         let transport = device.transport();
         std::thread::scope(|scope| {
             let loader = scope.spawn(|| context.load(&image).is_ok());
@@ -447,7 +448,7 @@ fn load(name: &str, noise: &mut Noise) -> Result<String, Failure> {
             Ok((!was_done).then_some(took))
         })
     }))?;
-    Ok(format!("load of {} commands: {whole:.0} ms in all, reset {worst} ms", count + 1))
+    Ok(format!("load of {} commands: {} ms in all, reset {worst} ms", count + 1, whole.as_millis()))
 }
 
 fn main() -> Result<(), Failure> {

@@ -72,17 +72,17 @@ fn turn(device: &Device, noise: &mut Noise, ends: &mut Ends, resets: bool) -> Re
     }
     let pool = Pool::new(2);
     let mut work = Some(work);
-    for at in 0..jobs.len() {
+    for job in &jobs {
         match (&work, noise.below(12)) {
             // A reset may come first: then there is nothing to abort.
             (Some(work), 0) => {
                 work.context.abort().or_else(|e| if resets { Ok(()) } else { Err(e) })?
             }
             (Some(_), 1) => work = None,
-            (_, 2) => drop(jobs[at].wait(&pool, HANG)),
+            (_, 2) => drop(job.wait(&pool, HANG)),
             _ => {}
         }
-        ends.add(&jobs[at], resets);
+        ends.add(job, resets);
     }
     Ok(())
 }

@@ -101,6 +101,9 @@ impl<W: Words> Driver<W> {
 
     /// Hands every pushed entry to the device. Ask [`Driver::needs_kick`] after this.
     pub fn publish(&mut self) {
+        // Relaxed: the device checks by it that it may fetch one more, and what orders the reads of
+        // completions before its reuse of their slots is the `sq_tail` of that one (see `Device::permit`).
+        self.words.store(CQ_HEAD, self.cq_head, Ordering::Relaxed);
         self.words.store(SQ_TAIL, self.tail, order::SQ_TAIL_PUBLISH.ordering());
         self.published = self.tail;
     }
@@ -134,10 +137,9 @@ impl<W: Words> Driver<W> {
         for (word, at) in completion.iter_mut().zip(others) {
             *word = self.words.load(at, Ordering::Relaxed);
         }
+        // The device needs it for the next submission only, and it is told then: a store now would take
+        // the line away from a device that looks at it.
         self.cq_head = index.wrapping_add(1);
-        // Relaxed: the device checks by it that it may fetch one more, and what orders these reads
-        // before its reuse of the slot is the `sq_tail` of that one (see `Device::permit`).
-        self.words.store(CQ_HEAD, self.cq_head, Ordering::Relaxed);
         Ok(Some(completion))
     }
 

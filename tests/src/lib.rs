@@ -3,9 +3,11 @@
 pub mod liar;
 mod noise;
 mod simulator;
+mod work;
 
 pub use noise::Noise;
 pub use simulator::Simulator;
+pub use work::Work;
 
 use libnpu::{Device, Error};
 use npu_uapi::addr::{Operand, SlotId};

@@ -4,9 +4,8 @@
 //! some dropped with jobs in flight. The driver itself refuses an answer that nothing waits for; here each
 //! handle must tell of one end, and the device's counters of as many.
 
-use crate::sharing::Work;
 use libnpu::{Caller, Device, Error, Job, Loss, Memory, Pool, Priority};
-use npu_tests::{HANG, Noise, over_each_transport};
+use npu_tests::{HANG, Noise, Work, over_each_transport};
 use npu_uapi::status::Status;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,60 +1,21 @@
 //! Several clients, contexts and priorities on one device, and who is served.
 //!
-//! The clients of one server are processes: this binary, started anew for [`a_client`].
+//! The clients of one server are processes, of the binary `npu-contender`.
 
-use libnpu::{
-    Caller, Context, ContextOptions, Device, Error, Job, Memory, Pool, Priority, Program,
-};
-use npu_tests::{HANG, Simulator, image, over_each_transport, product, product_slots};
+use libnpu::{Caller, ContextOptions, Device, Error, Job, Memory, Pool, Priority};
+use npu_tests::{HANG, Simulator, Work, image, over_each_transport, product, product_slots};
 use npu_uapi::addr::SlotId;
 use npu_uapi::image::slot_kind;
 use npu_uapi::reg::Register;
 use npu_uapi::regs::HeartbeatLow;
 use npu_uapi::status::Status;
-use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 over_each_transport! {
     a_job_of_a_higher_priority_does_not_wait_for_one_of_a_lower,
     the_first_urgent_context_is_created_during_one_long_command,
-}
-
-/// How long the processes compete.
-const CONTEST: Duration = Duration::from_secs(10);
-
-/// A program and its memory, ready to be submitted many times.
-pub(crate) struct Work {
-    pub(crate) context: Context,
-    program: Program,
-    overlay: Vec<(SlotId, Memory)>,
-}
-
-impl Work {
-    /// `count` products of `[m, n, k]`, with `priority`.
-    pub(crate) fn new(
-        device: &Device,
-        priority: Priority,
-        count: u32,
-        [m, n, k]: [u32; 3],
-    ) -> Result<Self, Error> {
-        let options = ContextOptions::default().with_priority(priority);
-        let context = device.create_context_with(options)?;
-        let commands: Vec<_> = (0..count).map(|op_id| product(m, n, k, op_id)).collect();
-        let slots = product_slots(m, n, k);
-        let program = context.load(&image(&slots, &commands))?;
-        let overlay = slots.iter().zip(0..).map(|(&(_, len), slot)| {
-            let buffer = device.allocate(usize::try_from(len).unwrap())?;
-            Ok((SlotId(slot), Memory::from(&buffer)))
-        });
-        let overlay = overlay.collect::<Result<_, Error>>()?;
-        Ok(Self { context, program, overlay })
-    }
-
-    pub(crate) fn submit(&self) -> Result<Job, Error> {
-        self.context.exec(&self.program, None, self.overlay.clone())
-    }
 }
 
 fn until_it_beats(device: &Device) {
@@ -149,58 +110,12 @@ fn a_hung_job_is_named_and_the_jobs_of_other_clients_go_on() {
     assert!(good.faults().unwrap().is_empty());
 }
 
-/// One of the processes of the test below: it keeps its queue full, and tells the cycles that it had.
-#[test]
-#[ignore = "a part of the test below, which runs it in processes of their own"]
-fn a_client() {
-    let Ok(arguments) = std::env::var("NPU_TEST_CLIENT") else { return };
-    let (index, name) = arguments.split_once(' ').unwrap();
-    let index: u32 = index.parse().unwrap();
-    let device = Device::open_private(name).unwrap();
-    // Jobs of different sizes: the shares are of cycles, not of jobs.
-    let work = Work::new(&device, Priority::Normal, 4, [128 + 64 * index, 256, 256]).unwrap();
-    let mut jobs = VecDeque::new();
-    let mut keep_full = |until: Instant| {
-        while Instant::now() < until {
-            loop {
-                match work.submit() {
-                    Ok(job) => jobs.push_back(job),
-                    Err(Error::QueueFull { .. }) => break,
-                    Err(error) => panic!("{error}"),
-                }
-            }
-            let oldest: Job = jobs.pop_front().expect("the queue is full");
-            oldest.wait(&Caller, HANG).unwrap();
-            if index == 0 {
-                // What this one does wrong is its own affair.
-                let _refused = work.context.submit_words(|job| {
-                    let mut words = [0; 16];
-                    (words[0], words[1]) = (0xff, job);
-                    words
-                });
-            }
-        }
-    };
-    keep_full(Instant::now() + Duration::from_millis(100));
-    println!("ready");
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
-    // All are at it before the first counts, and until the last has.
-    keep_full(Instant::now() + Duration::from_secs(1));
-    let before = device.counters().unwrap().cycles;
-    keep_full(Instant::now() + CONTEST);
-    let cycles = device.counters().unwrap().cycles - before;
-    println!("cycles {cycles} faults {}", device.faults().unwrap().len());
-    keep_full(Instant::now() + Duration::from_secs(1));
-}
-
 fn next_line(output: &mut BufReader<ChildStdout>, start: &str) -> String {
     loop {
         let mut line = String::new();
         assert_ne!(output.read_line(&mut line).unwrap(), 0, "the client has ended");
-        // What the test harness prints comes before it on the same line, perhaps.
-        if let Some(at) = line.find(start) {
-            return line[at + start.len()..].trim().to_owned();
+        if let Some(rest) = line.strip_prefix(start) {
+            return rest.trim().to_owned();
         }
     }
 }
@@ -209,9 +124,8 @@ fn next_line(output: &mut BufReader<ChildStdout>, start: &str) -> String {
 fn four_processes_with_full_queues_have_equal_shares_and_their_own_faults() {
     let server = Simulator::start("");
     let start = |index: u32| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "--nocapture", "sharing::a_client"]);
-        command.env("NPU_TEST_CLIENT", format!("{index} {}", server.device()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_npu-contender"));
+        command.args([&index.to_string(), &server.device()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
     };
     let mut clients: Vec<Child> = (0..4).map(start).collect();

@@ -25,8 +25,10 @@
 //!
 //! Arithmetic: [`crate::requantise`]. Scales are never folded together.
 
+mod any;
 mod parts;
 
+pub use any::Command;
 pub use parts::{ChannelRecord, Dims, Header, Stage, Strides, Strides4, Window};
 
 use crate::addr::Operand;
@@ -513,82 +515,6 @@ pub struct End {
     pub reserved: [u64; 6],
 }
 const _: () = assert!(size_of::<End>() == 64);
-
-/// Any command, decoded: opcode, units, reserved bits, flags and enumerated fields are right; extents
-/// and work are for [`crate::verify`] to judge.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Command {
-    /// See [`Conv`].
-    Conv(Conv),
-    /// See [`MatMul`].
-    MatMul(MatMul),
-    /// See [`Add`].
-    Add(Add),
-    /// See [`Mul`].
-    Mul(Mul),
-    /// See [`Pool`].
-    Pool(Pool),
-    /// See [`Table`].
-    Table(Table),
-    /// See [`Layout`].
-    Layout(Layout),
-    /// See [`struct@Copy`].
-    Copy(Copy),
-    /// See [`Fill`].
-    Fill(Fill),
-    /// See [`End`].
-    End(End),
-}
-
-impl Command {
-    /// The command's head.
-    pub fn header(&self) -> &Header {
-        match self {
-            Self::Conv(command) => &command.header,
-            Self::MatMul(command) => &command.header,
-            Self::Add(command) => &command.header,
-            Self::Mul(command) => &command.header,
-            Self::Pool(command) => &command.header,
-            Self::Table(command) => &command.header,
-            Self::Layout(command) => &command.header,
-            Self::Copy(command) => &command.header,
-            Self::Fill(command) => &command.header,
-            Self::End(command) => &command.header,
-        }
-    }
-
-    /// The name of the command, as the text form writes it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Conv(_) => "conv",
-            Self::MatMul(_) => "matmul",
-            Self::Add(_) => "add",
-            Self::Mul(_) => "mul",
-            Self::Pool(_) => "pool",
-            Self::Table(_) => "table",
-            Self::Layout(_) => "layout",
-            Self::Copy(_) => "copy",
-            Self::Fill(_) => "fill",
-            Self::End(_) => "end",
-        }
-    }
-}
-
-impl Command {
-    /// The version of the command set that brought what this command makes use of.
-    pub fn since(&self) -> u32 {
-        let repeats = |strides: [Strides; 2]| strides.iter().any(|strides| strides.pixel == 0);
-        let is_new = match self {
-            Self::Mul(_) => true,
-            Self::Add(add) => repeats([add.a_strides, add.b_strides]),
-            Self::Layout(layout) => {
-                layout.outer != 0 || layout.header.flags().contains(Flags::TABLE_0)
-            }
-            _ => false,
-        };
-        1 << 16 | u32::from(is_new)
-    }
-}
 
 /// Lanes of a pixel of `c` channels at a stride of `pixel` bytes: `c` rounded up to 16, as far as the
 /// stride reaches; never fewer than `c`.

@@ -5,6 +5,8 @@
 mod dma;
 #[path = "npu_sim/fuzz.rs"]
 mod fuzz;
+#[path = "npu_sim/guest.rs"]
+mod guest;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::eventfd::EventFd;

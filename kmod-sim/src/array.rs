@@ -249,7 +249,7 @@ impl Seat {
                 end => end,
             };
             if is_mine {
-                let grant = Grant { seat: self, band };
+                let grant = Grant { seat: self, band, answered: 0 };
                 drop(shared);
                 return end.map_or(Ok(grant), Err);
             }
@@ -298,9 +298,26 @@ impl Drop for Seat {
 pub(crate) struct Grant<'a> {
     seat: &'a Seat,
     band: usize,
+    /// Entries that were answered since the array last computed.
+    answered: u32,
 }
 
+/// Entries that a holder may answer in a row: who fails one beside each job keeps its turn, and an endless
+/// row of entries that compute nothing does not.
+const MOST_ANSWERED: u32 = 8;
+
 impl<'a> Grant<'a> {
+    /// The array after one more entry that needs it for nothing; `None` where others are to have it.
+    pub(crate) fn after_answer(mut self) -> Option<Self> {
+        self.answered += 1;
+        (self.answered < MOST_ANSWERED).then_some(self)
+    }
+
+    /// The array after it has computed.
+    pub(crate) fn computed(&mut self) {
+        self.answered = 0;
+    }
+
     /// The band it was granted in.
     pub(crate) fn band(&self) -> usize {
         self.band

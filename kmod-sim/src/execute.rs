@@ -61,8 +61,7 @@ impl Function {
             Step::Again => {
                 self.show(&state, false);
                 drop(state);
-                // An endless row of entries that compute nothing must not keep the array from others.
-                *held = None;
+                *held = held.take().and_then(Grant::after_answer);
                 return true;
             }
             Step::Begun => {
@@ -118,7 +117,11 @@ impl Function {
                     *held = None;
                     self.injector.slow(&control);
                 }
-                self.compute(task, workers, held, &control)
+                let result = self.compute(task, workers, held, &control);
+                if let Some(grant) = held {
+                    grant.computed();
+                }
+                result
             }
         };
         match result {

@@ -87,7 +87,7 @@ fn every_kind_of_command_ran_in_the_oracle() {
         run(u, &program, state).expect("what is left over chooses the rest");
         kinds.extend(program.commands().iter().map(Command::name));
     }
-    assert_eq!(kinds.len(), 9, "{kinds:?}");
+    assert_eq!(kinds.len(), 10, "{kinds:?}");
 }
 
 /// Whether a run takes a moment only; broken dimensions may ask for much within the device's bounds.
@@ -296,17 +296,18 @@ fn map_roles(map: &FeatureMap, roles: &mut [Role]) {
 }
 
 fn layout_roles(c: &Layout, write: bool, roles: &mut [Role]) {
-    let (operand, strides, code) = match write {
-        true => (c.dst, c.dst_strides, c.dst_element),
-        false => (c.src, c.src_strides, c.src_element),
+    let (operand, strides, outer, code) = match write {
+        true => (c.dst, c.dst_strides, c.dst_outer, c.dst_element),
+        false => (c.src, c.src_strides, c.src_outer, c.src_element),
     };
     let Strides4 { image, row, pixel, channel } = strides;
     let bytes = element::bytes(code).expect("the program was decoded");
-    for n in 0..c.dims.n {
+    let images = (0..c.outer.max(1)).flat_map(|i| (0..c.dims.n).map(move |n| (i, n)));
+    for (i, n) in images {
         for y in 0..c.dims.h {
             for x in 0..c.dims.w {
                 for ch in 0..c.dims.c {
-                    let steps = [(n, image), (y, row), (x, pixel), (ch, channel)];
+                    let steps = [(i, outer), (n, image), (y, row), (x, pixel), (ch, channel)];
                     let offset: i128 =
                         steps.iter().map(|&(i, stride)| i128::from(i) * i128::from(stride)).sum();
                     for byte in 0..bytes {

@@ -48,7 +48,7 @@ impl Fit {
         }
     }
 
-    /// As [`Fit::of`], from the line that [`line`] wrote.
+    /// As [`Fit::of`], from the line that [`line()`] wrote.
     pub fn of_line(line: &str, found: &Limits) -> Self {
         match parse(line) {
             Ok(wanted) => Self::of(&wanted, found),

@@ -91,7 +91,7 @@ pub enum RunError {
     /// No program for these shapes.
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// No program for these shapes is held, and [`RunOptions::compile_missing`] forbids to make one.
+    /// No program for these shapes is held, and [`super::RunOptions::compile_missing`] forbids to make one.
     #[error(
         "there is no program for inputs of {found}, and `compile_missing=0` forbids to compile one; \
          there are programs for {held}"
@@ -110,7 +110,7 @@ pub enum RunError {
         /// What the caller said.
         why: String,
     },
-    /// A tensor that would have to be copied, where [`RunOptions::deny_copy`] is set.
+    /// A tensor that would have to be copied, where [`super::RunOptions::deny_copy`] is set.
     #[error(
         "{role} `{tensor}` would be copied ({bytes} bytes), which `deny_copy` forbids: {cause}; \
          give a tensor that the device's allocator made, or unset `deny_copy`"

@@ -31,11 +31,15 @@ impl Tally {
         total
     }
 
-    /// Reads pytest's closing line, such as `2 failed, 34 passed, 1 skipped in 5.67s`.
+    /// Reads pytest's closing line, such as `2 failed, 34 passed, 1 skipped in 5.67s`; behind more than a
+    /// minute stands the time once more, as `(0:01:19)`.
     pub(crate) fn of_pytest(output: &str) -> Self {
-        let closing =
-            output.lines().rev().find(|line| line.contains(" in ") && line.ends_with('s'));
-        closing.map(Self::of_words).unwrap_or_default()
+        let counts = output.lines().rev().filter_map(|line| {
+            let (counts, time) = line.trim_end_matches(['=', ' ']).rsplit_once(" in ")?;
+            let seconds = time.split(' ').next()?.strip_suffix('s')?;
+            seconds.parse::<f64>().is_ok().then_some(counts)
+        });
+        counts.map(Self::of_words).next().unwrap_or_default()
     }
 
     /// The count as it is, or with at least one failure where the runner itself did not succeed.
@@ -85,6 +89,8 @@ mod tests {
     fn the_closing_line_of_pytest_is_read_with_and_without_rules() {
         let quiet = "..F.\nFAILED x.py::y - assert 1 in [2]\n1 failed, 30 passed, 2 skipped, 1 error in 12.50s\n";
         assert_eq!(Tally::of_pytest(quiet), Tally { passed: 30, failed: 2, skipped: 2 });
+        let long = "....\n1155 passed in 79.43s (0:01:19)\n";
+        assert_eq!(Tally::of_pytest(long), Tally { passed: 1155, failed: 0, skipped: 0 });
         let ruled = "===== 5 passed in 61.00s (0:01:01) =====\n5 passed in 61.00s\n";
         assert_eq!(Tally::of_pytest(ruled).passed, 5);
     }

@@ -91,7 +91,9 @@ fn check_size(node: &Node, shape: &[usize]) -> Result<(), Refusal> {
 }
 
 fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec<usize>, Refusal> {
-    let input = inputs[0];
+    let Some(&input) = inputs.first() else {
+        return refuse!(SHAPE, "{node} has no input; at least one is needed");
+    };
     match &unit.kind {
         Kind::Quantize(_) | Kind::Dequantize(_) | Kind::Elementwise(_) => Ok(input.to_vec()),
         Kind::Conv { products, groups, window } => {

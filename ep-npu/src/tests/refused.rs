@@ -54,6 +54,16 @@ fn window() -> Vec<(&'static str, Attribute)> {
 }
 
 #[test]
+fn a_node_without_inputs() {
+    let graph = model(|model, _| model.unit("Concat", &[], &axis_one(), (CODES, &SHAPE)));
+    assert_refused(&graph, "Concat", rule::SHAPE, "has no input");
+}
+
+fn axis_one() -> Vec<(&'static str, Attribute)> {
+    vec![("axis", Attribute::Int(1))]
+}
+
+#[test]
 fn an_operator_without_an_exact_form() {
     let graph = model(|model, input| model.unit("Softmax", &[input], &[], (CODES, &SHAPE)));
     assert_refused(&graph, "Softmax", rule::OPERATOR, "no exact form of Softmax");

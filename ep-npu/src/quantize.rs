@@ -8,6 +8,7 @@
 //! The rules are those of ONNX Runtime's QDQ fusion, so that what is taken here is what would have
 //! been fused there: whoever runs a unit, the bits are the same. Shapes are the next stage's matter.
 
+mod arithmetic;
 mod carry;
 mod codes;
 mod elements;
@@ -23,6 +24,7 @@ mod terms;
 mod unit;
 mod window;
 
+pub use arithmetic::{Arithmetic, Floats};
 pub use carry::Carry;
 pub use codes::{Codes, Table};
 pub use pairs::Operand;

@@ -40,6 +40,7 @@ pub use control::{Control, Engine};
 use crate::memory::Extent;
 use npu_uapi::command::{Command, Dims, Flags};
 use npu_uapi::extent::{Access, accesses, feature_maps};
+use npu_uapi::float_order::Order;
 use npu_uapi::status::Status;
 use npu_uapi::workers::Workers;
 use operand::Slots;
@@ -178,6 +179,16 @@ fn check(command: &Command, slots: &[Option<Extent>]) -> Result<(), Stop> {
     let accesses = accesses(command).map_err(|_| refused(command.name()))?;
     if command.header().flags().contains(Flags::DYNAMIC) {
         return Err(refused("quant"));
+    }
+    if command.header().flags().contains(Flags::FLOAT) {
+        let stage = match command {
+            Command::Conv(c) => c.stage,
+            Command::MatMul(c) => c.stage,
+            _ => return Err(refused("flags")),
+        };
+        if Order::decode(stage.float_order, stage.float_block_log2).is_none() {
+            return Err(refused("stage.float_order"));
+        }
     }
     if let Command::Conv(c) = command
         && (c.ifm_dims.c % c.groups != 0 || c.ofm_c % c.groups != 0)

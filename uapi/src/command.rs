@@ -24,12 +24,24 @@
 //! ```
 //!
 //! Arithmetic: [`crate::requantise`]. Scales are never folded together.
+//!
+//! **Sums in floats** (`FLOAT` of CONV and MATMUL). Codes stand for the floats that they dequantise to,
+//! and the stage begins otherwise; channel records are [`FloatRecord`]s, as many and as large:
+//!
+//! ```text
+//! terms   = (dequantise(x, input_scale, input_zero_point), f32(w) * record.weight_scale)
+//!           by input channel, then kernel row, then kernel column; padding is 0
+//! sum     = terms and record.bias in the order that float_order and float_block_log2 name
+//! sum -> quantise(sum, output_scale, zero_point), clamp -> [table 0] -> ...
+//! ```
+//!
+//! Order and arithmetic: [`crate::float_order`].
 
 mod any;
 mod parts;
 
 pub use any::Command;
-pub use parts::{ChannelRecord, Dims, Header, Stage, Strides, Strides4, Window};
+pub use parts::{ChannelRecord, Dims, FloatRecord, Header, Stage, Strides, Strides4, Window};
 
 use crate::addr::Operand;
 use bitflags::bitflags;
@@ -44,7 +56,8 @@ pub const UNIT_BYTES: usize = 64;
 /// | version | what it added |
 /// |---|---|
 /// | 1.1 | MUL; inputs of ADD and MUL repeated over pixels; the outer dimension and the table of LAYOUT |
-pub const ISA_VERSION: u32 = 1 << 16 | 1;
+/// | 1.2 | `FLOAT` of CONV and MATMUL |
+pub const ISA_VERSION: u32 = 1 << 16 | 2;
 
 /// Numbers of the commands. Zero is none, so that zeroed memory is not a program.
 pub mod opcode {
@@ -86,6 +99,9 @@ bitflags! {
         /// Scales and zero points come from the record at `quant`. The field is laid out from version
         /// 1.0 on; a device without `Features::DYNAMIC_QUANT` refuses the flag.
         const DYNAMIC = 1 << 4;
+        /// Sum dequantised operands in floats (CONV, MATMUL; not with `DYNAMIC`): see
+        /// [`FloatRecord`].
+        const FLOAT = 1 << 5;
     }
 }
 

@@ -5,6 +5,7 @@ use crate::command::{
     Add, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Table,
     UNIT_BYTES, element, opcode, pool_kind,
 };
+use crate::float_order::Order;
 use alloc::vec::Vec;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -170,7 +171,16 @@ impl Check {
     }
 
     fn stage(&self, stage: &crate::command::Stage, flags: Flags) -> Result<(), DecodeError> {
-        self.zero("stage.reserved", stage.reserved == 0 && stage.reserved2 == 0)?;
+        let (order, block) = (stage.float_order, stage.float_block_log2);
+        if flags.contains(Flags::FLOAT) {
+            let known = Order::decode(order, block).is_some();
+            self.value("stage.float_order", i64::from(order) | i64::from(block) << 8, known)?;
+            self.zero("DYNAMIC beside FLOAT", !flags.contains(Flags::DYNAMIC))?;
+        } else {
+            self.zero("stage.float_order", order == 0 && block == 0)?;
+            let scales = [stage.input_scale, stage.output_scale];
+            self.zero("stage scales without FLOAT", scales.iter().all(|s| s.to_bits() == 0))?;
+        }
         self.zero_point("stage.input_zero_point", stage.input_zero_point)?;
         self.zero_point("stage.zero_point", stage.zero_point)?;
         self.clamp(stage.clamp_low, stage.clamp_high)?;

@@ -220,6 +220,7 @@ impl Builder<'_, '_> {
 
     fn stage_flags(&mut self) -> Result<Flags> {
         let flags = Flags::from_bits_truncate(self.short(0, 15)?);
+        let flags = if self.u.ratio(1, 3)? { flags | Flags::FLOAT } else { flags };
         let lonely = flags.contains(Flags::AUX_FIRST) && !flags.contains(Flags::ADD_AUX);
         Ok(if lonely { flags - Flags::AUX_FIRST } else { flags })
     }
@@ -237,6 +238,14 @@ impl Builder<'_, '_> {
             stage.add_first = self.scale()?;
             stage.add_second = self.scale()?;
             stage.add_offset = self.scale()? * 100.0;
+        }
+        if flags.contains(Flags::FLOAT) {
+            let blocks = self.u.ratio(2, 3)?;
+            stage.float_order =
+                if blocks { self.u.int_in_range(1..=2)? } else { self.u.int_in_range(3..=4)? };
+            stage.float_block_log2 = if blocks { self.u.int_in_range(0..=10)? } else { 0 };
+            stage.input_scale = self.scale()?;
+            stage.output_scale = self.scale()?;
         }
         Ok(stage)
     }

@@ -14,6 +14,7 @@
 //! | [`limits`] | what a device reports of itself |
 //! | [`command`] | the command set: each command as the loop it runs |
 //! | [`requantise`] | the arithmetic of the output stage: the definition for all kernels |
+//! | [`float_order`] | sums in floats, in the orders of the CPU provider |
 //! | [`encode`], [`decode`] | commands to bytes and back |
 //! | [`extent`] | which bytes of which slots a command may touch |
 //! | [`image`] | a program as the device loads it: header, slot table, commands |
@@ -37,6 +38,7 @@ pub mod container;
 pub mod decode;
 pub mod encode;
 pub mod extent;
+pub mod float_order;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod image;

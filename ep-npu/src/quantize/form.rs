@@ -11,6 +11,8 @@ pub(super) struct Former<'g> {
     target: NodeId,
     nodes: Vec<NodeId>,
     inputs: Vec<ValueId>,
+    /// Whether the CPU provider leaves the unit in pieces, which it computes in floats.
+    pub(super) is_float: bool,
 }
 
 /// Constant codes with the scale of each output channel (one for all, or one each).
@@ -21,7 +23,7 @@ pub(super) struct Constant<'g> {
 
 impl<'g> Former<'g> {
     pub(super) fn new(graph: &'g Graph, target: NodeId) -> Self {
-        Self { graph, target, nodes: vec![target], inputs: Vec::new() }
+        Self { graph, target, nodes: vec![target], inputs: Vec::new(), is_float: false }
     }
 
     /// Makes `node` part of the unit.

@@ -1,5 +1,6 @@
 //! Units of Conv, Gemm and MatMul: constant 8-bit weights, 32-bit sums.
 
+use super::arithmetic::Arithmetic;
 use super::codes::Codes;
 use super::form::{Constant, Former};
 use super::unit::{Kind, Products, Unit, Weights};
@@ -163,7 +164,8 @@ fn products(
     for channel in 0..weights.outputs {
         check_sum(node, &weights, channel, input.zero_point)?;
     }
-    Ok(Products { input, output, weights, bias, multipliers })
+    let arithmetic = Arithmetic::Integer;
+    Ok(Products { input, output, weights, bias, multipliers, arithmetic })
 }
 
 /// Proves that no input takes the products of `channel` out of 32 bits.

@@ -3,6 +3,7 @@
 //! It is what ONNX Runtime's CPU provider turns into one 8-bit operator, so it is taken whole or not
 //! at all, and computed with that operator's arithmetic.
 
+use super::arithmetic::Arithmetic;
 use super::carry::Carry;
 use super::codes::{Codes, Table};
 use super::pairs::Operand;
@@ -170,6 +171,8 @@ pub struct Products {
     pub bias: Vec<i32>,
     /// What each output channel's sum is multiplied by.
     pub multipliers: Vec<f32>,
+    /// How the sums are computed. In floats, `bias` and `multipliers` are not used.
+    pub arithmetic: Arithmetic,
 }
 
 /// Signed 8-bit weights with zero point 0, wherever the model keeps them.

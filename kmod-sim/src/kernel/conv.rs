@@ -5,6 +5,7 @@
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx512vnni;
+mod float;
 mod scalar;
 
 use super::Stop;
@@ -154,14 +155,14 @@ impl Problem {
 /// Runs `problem` on the fastest kernel that takes it.
 pub(crate) fn run(problem: &Problem, vector: bool, split: &Split<'_>) -> Result<(), Stop> {
     #[cfg(target_arch = "x86_64")]
-    if vector && avx512vnni::takes(problem) {
+    if vector && problem.stage.float.is_none() && avx512vnni::takes(problem) {
         // SAFETY: it takes the problem, and `vector` says that the instructions exist.
         if let Some(done) = unsafe { avx512vnni::run(problem, split) } {
             return done;
         }
     }
     #[cfg(target_arch = "x86_64")]
-    if vector && depthwise_avx512vnni::takes(problem) {
+    if vector && problem.stage.float.is_none() && depthwise_avx512vnni::takes(problem) {
         // SAFETY: as above.
         if let Some(done) = unsafe { depthwise_avx512vnni::run(problem, split) } {
             return done;

@@ -7,6 +7,7 @@
 use super::operand::{Slots, zero_point};
 use npu_uapi::addr::Operand;
 use npu_uapi::command::{Flags, Stage};
+use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{self, AddTerms};
 
 /// The immediates and tables of an output stage, read once.
@@ -19,6 +20,16 @@ pub(crate) struct OutputStage {
     /// The auxiliary tensor is the first operand of the addition.
     pub(crate) aux_first: bool,
     pub(crate) table_1: Option<[u8; 256]>,
+    /// Present when the stage begins with a sum in floats.
+    pub(crate) float: Option<Float>,
+}
+
+/// How operands become floats, and their sum a code.
+#[derive(Clone, Copy)]
+pub(crate) struct Float {
+    pub(crate) order: Order,
+    pub(crate) input_scale: f32,
+    pub(crate) output_scale: f32,
 }
 
 impl OutputStage {
@@ -34,12 +45,22 @@ impl OutputStage {
             add: flags.contains(Flags::ADD_AUX).then_some(terms),
             aux_first: flags.contains(Flags::AUX_FIRST),
             table_1: table(Flags::TABLE_1, 1),
+            float: flags.contains(Flags::FLOAT).then(|| Float::new(stage)),
         }
     }
 
     /// The code that is stored; `aux` is asked only when it is added.
     pub(crate) fn code(&self, accumulator: i32, multiplier: f32, aux: impl FnOnce() -> u8) -> u8 {
-        let code = requantise::requantise(accumulator, multiplier, self.zero_point);
+        self.rest(requantise::requantise(accumulator, multiplier, self.zero_point), aux)
+    }
+
+    /// The code that is stored for a sum in floats.
+    pub(crate) fn float_code(&self, float: Float, sum: f32, aux: impl FnOnce() -> u8) -> u8 {
+        self.rest(requantise::quantise(sum, float.output_scale, self.zero_point), aux)
+    }
+
+    /// What comes behind the first code.
+    fn rest(&self, code: u8, aux: impl FnOnce() -> u8) -> u8 {
         let code = lookup(self.table_0.as_ref(), code.max(self.low).min(self.high));
         let code = match self.add {
             None => code,
@@ -47,6 +68,17 @@ impl OutputStage {
             Some(terms) => requantise::add(code, aux(), terms),
         };
         lookup(self.table_1.as_ref(), code)
+    }
+}
+
+impl Float {
+    fn new(stage: &Stage) -> Self {
+        let order = Order::decode(stage.float_order, stage.float_block_log2);
+        Self {
+            order: order.expect("`kernel::check` refuses an unknown order"),
+            input_scale: stage.input_scale,
+            output_scale: stage.output_scale,
+        }
     }
 }
 

@@ -66,14 +66,16 @@ impl Command {
     /// The version of the command set that brought what this command makes use of.
     pub fn since(&self) -> u32 {
         let repeats = |strides: [Strides; 2]| strides.iter().any(|strides| strides.pixel == 0);
-        let is_new = match self {
-            Self::Mul(_) => true,
-            Self::Add(add) => repeats([add.a_strides, add.b_strides]),
+        let minor = match self {
+            Self::Conv(_) | Self::MatMul(_) if self.header().flags().contains(Flags::FLOAT) => 2,
+            Self::Mul(_) => 1,
+            Self::Add(add) => u32::from(repeats([add.a_strides, add.b_strides])),
             Self::Layout(layout) => {
-                layout.outer != 0 || layout.header.flags().contains(Flags::TABLE_0)
+                let table = layout.header.flags().contains(Flags::TABLE_0);
+                u32::from(layout.outer != 0 || table)
             }
-            _ => false,
+            _ => 0,
         };
-        1 << 16 | u32::from(is_new)
+        1 << 16 | minor
     }
 }

@@ -88,16 +88,32 @@ pub struct Stage {
     pub clamp_low: u8,
     /// Highest code after requantisation.
     pub clamp_high: u8,
-    /// Must be zero.
-    pub reserved: u16,
+    /// With `FLOAT`, one of [`crate::float_order::code`]; else zero.
+    pub float_order: u8,
+    /// With `FLOAT`, log2 of a block's terms where the order has blocks; else zero.
+    pub float_block_log2: u8,
     /// Terms of the addition (`ADD_AUX`), zero without it; see [`crate::requantise::AddTerms`].
     pub add_first: f32,
     /// Second term.
     pub add_second: f32,
     /// Third term.
     pub add_offset: f32,
-    /// Must be zero.
-    pub reserved2: u64,
+    /// With `FLOAT`, the scale of the input, any bits; else zero.
+    pub input_scale: f32,
+    /// With `FLOAT`, the scale of the quantised result, any bits; else zero.
+    pub output_scale: f32,
+}
+
+/// One output channel of a sum in floats (`FLOAT`). 16 bytes, in memory; any bits are safe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct FloatRecord {
+    /// What a weight is multiplied by.
+    pub weight_scale: f32,
+    /// What is added to the sum of the products.
+    pub bias: f32,
+    /// Not read.
+    pub unused: [u32; 2],
 }
 
 /// One output channel's share of the output stage. 16 bytes, in memory; any bits are safe.

@@ -4,6 +4,7 @@ use crate::addr::{Operand, SlotId};
 use crate::command::{
     Command, Dims, Flags, Header, Stage, Strides, Strides4, Window, element, pool_kind,
 };
+use crate::float_order::code as float_order;
 use alloc::format;
 use alloc::string::{String, ToString};
 
@@ -98,6 +99,13 @@ const POOL_KINDS: &[(u8, &str)] = &[
 
 const ELEMENTS: &[(u8, &str)] = &[(element::U8, "u8"), (element::F32, "f32")];
 
+const FLOAT_ORDERS: &[(u8, &str)] = &[
+    (float_order::FUSED, "fused"),
+    (float_order::FUSED_BEHIND_BIAS, "fused_behind_bias"),
+    (float_order::QUADS, "quads"),
+    (float_order::QUADS_BEHIND_BIAS, "quads_behind_bias"),
+];
+
 fn header(header: &mut Header, visit: &mut Visit<'_>) {
     visit("op", &mut header.op_id);
     visit("flags", &mut FlagNames(&mut header.flags));
@@ -118,6 +126,11 @@ fn stage(stage: &mut Stage, visit: &mut Visit<'_>) {
     visit("add_first", &mut stage.add_first);
     visit("add_second", &mut stage.add_second);
     visit("add_offset", &mut stage.add_offset);
+    let want = "fused, fused_behind_bias, quads or quads_behind_bias";
+    visit("float_order", &mut Named(&mut stage.float_order, FLOAT_ORDERS, want));
+    visit("float_block_log2", &mut stage.float_block_log2);
+    visit("input_scale", &mut stage.input_scale);
+    visit("output_scale", &mut stage.output_scale);
 }
 
 /// An operand that is written even when it is the default, `s0+0x0`.
@@ -286,7 +299,7 @@ impl Field for FlagNames<'_> {
     }
 
     fn parse(&mut self, text: &str) -> Result<(), &'static str> {
-        let want = "table_0, add_aux, aux_first, table_1 or dynamic, joined with |";
+        let want = "table_0, add_aux, aux_first, table_1, dynamic or float, joined with |";
         for name in text.split('|') {
             *self.0 |= Flags::from_name(&name.to_ascii_uppercase()).ok_or(want)?.bits();
         }

@@ -32,6 +32,14 @@ fn compute(
     budget: &mut Budget<'_>,
 ) -> Result<(), Aborted> {
     let out = p.ofm.at(n, oy, ox);
+    if let Some(float) = p.stage.float {
+        for oc in outputs {
+            let sum = super::float::sum(p, float, [n, oy, ox, oc], budget)?;
+            let aux = || p.aux.map_or(0, |aux| aux.load(aux.at(n, oy, ox) + oc));
+            p.ofm.store(out + oc, p.stage.float_code(float, sum, aux));
+        }
+        return Ok(());
+    }
     for oc in outputs {
         let record = record(p, oc);
         let sum = accumulate(p, [n, oy, ox, oc], &record, budget)?;
@@ -78,7 +86,7 @@ fn accumulate(
 
 /// Offset of the weight of output channel `oc`, tap `tap`, first input channel of its group; the next
 /// three follow it, the fifth lies 64 bytes on.
-fn weight_at(p: &Problem, oc: i64, tap: i64) -> i64 {
+pub(super) fn weight_at(p: &Problem, oc: i64, tap: i64) -> i64 {
     let fours = |count: i64| (count + 3) / 4;
     if p.depthwise {
         let (block, lane) = (oc / 16, oc % 16);

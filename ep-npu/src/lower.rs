@@ -17,7 +17,7 @@ pub use op::{
 };
 
 use crate::graph::{Graph, NodeId, ValueId};
-use crate::quantize::{Codes, Table, Unit};
+use crate::quantize::{Codes, Table, Unit, change_of_sign, is_signed};
 use crate::shape::Shapes;
 use npu_uapi::command::Dims;
 use std::collections::BTreeMap;
@@ -100,9 +100,11 @@ impl Lowering<'_> {
     ) -> TensorId {
         let index = self.part.inputs.iter().position(|&input| input == value);
         let index = index.expect("what no unit writes is an input of the part");
+        let is_signed = quantise.is_none() && is_signed(self.part.graph, value);
         if quantise.is_none() && dims.h == 1 && dims.w == 1 && dims.c.is_multiple_of(16) {
             // Rows of channels without a gap are a feature map as they lie.
-            return self.tensor_of(value, Home::Input(index), Form::map(dims));
+            let map = self.tensor_of(value, Home::Input(index), Form::map(dims));
+            return if is_signed { self.with_other_sign(map, name, node) } else { map };
         }
         let element_bytes = if quantise.is_some() { 4 } else { 1 };
         let host = self.tensor_of(value, Home::Input(index), Form::Host { dims, element_bytes });
@@ -112,7 +114,14 @@ impl Lowering<'_> {
         let (scale, zero_point) =
             quantise.map_or((0.0, 0), |codes| (codes.scale, codes.zero_point));
         self.push(node, vec![host], map, OpKind::Layout { scale, zero_point });
-        map
+        if is_signed { self.with_other_sign(map, name, node) } else { map }
+    }
+
+    /// The feature map `map` with int8 codes made unsigned, or the other way.
+    fn with_other_sign(&mut self, map: TensorId, name: ValueId, node: NodeId) -> TensorId {
+        let out = self.tensor_of(name, Home::Scratch, self.ops.tensor(map).form);
+        self.push(node, vec![map], out, OpKind::Table(change_of_sign()));
+        out
     }
 
     /// Gives what `unit` wrote to the outputs that want it.
@@ -120,8 +129,11 @@ impl Lowering<'_> {
         if !self.part.outputs.contains(&unit.output) {
             return;
         }
-        let tensor = self.map(unit.output, unit.target);
+        let mut tensor = self.map(unit.output, unit.target);
         let dequantise = self.values[&unit.output].dequantise;
+        if dequantise.is_none() && is_signed(self.part.graph, unit.output) {
+            tensor = self.with_other_sign(tensor, unit.output, unit.target);
+        }
         for index in 0..self.part.outputs.len() {
             if self.part.outputs[index] != unit.output {
                 continue;

@@ -6,6 +6,7 @@
 //! A plan depends on the graph and the device's limits alone. It tries everything that compiling a
 //! group will do with shapes, so that compiling cannot refuse later for a reason known now.
 
+mod cut;
 mod group;
 mod summary;
 

@@ -169,7 +169,11 @@ fn edge(part: Part<'_>, value: ValueId) -> Edge {
     });
     Edge {
         name: part.graph.value(value).name.clone(),
-        element: if float { ElementType::F32 } else { ElementType::U8 },
+        element: match quantize::is_signed(part.graph, value) {
+            _ if float => ElementType::F32,
+            true => ElementType::I8,
+            false => ElementType::U8,
+        },
         shape: part.shapes.get(&value).cloned().unwrap_or_default(),
     }
 }

@@ -16,25 +16,31 @@ mod expression;
 mod form;
 mod functions;
 mod pairs;
+mod pairwise;
 mod pools;
 mod products;
 mod rearrange;
 mod reduce;
+mod signed;
 mod terms;
 mod unit;
 mod window;
 
 pub use arithmetic::{Arithmetic, Floats};
 pub use carry::Carry;
+#[cfg(test)]
+pub(crate) use codes::SIGN;
+pub(crate) use codes::change_of_sign;
 pub use codes::{Codes, Table};
 pub use pairs::Operand;
 pub(crate) use rearrange::axis_of;
 pub use rearrange::{Factors, Rearrange, Step};
+pub(crate) use signed::{becomes_unsigned, is_signed, way};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
 pub use window::{Placed, WindowSpec};
 
 use crate::graph::{ElementType, Graph, Node, NodeId, ValueId};
-use crate::refusal::{Refusal, refuse, rule};
+use crate::refusal::{Refusal, refuse};
 use crate::trace::{self, Stage};
 use form::{Former, closed, is_dequantize, is_quantize};
 
@@ -50,10 +56,6 @@ pub struct Units {
 /// Finds the units of `graph`. Any graph is fine; what fits no unit is refused with a reason.
 pub fn units(graph: &Graph) -> Units {
     trace::ran(Stage::Quantize);
-    if let Some(refusal) = s8_activation(graph) {
-        let of_node = vec![Err(refusal); graph.node_count()];
-        return Units { units: Vec::new(), of_node };
-    }
     let mut search = Search { graph, units: Vec::new(), of_node: vec![None; graph.node_count()] };
     search.operators();
     search.conversions();
@@ -262,24 +264,6 @@ fn dequantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
     if graph.value(input).constant.is_some() || !graph.is_output(output) {
         return refuse!(UNIT, "{node} feeds no unit and no graph output");
     }
-    let kind = Kind::Dequantize(Codes::read(graph, node)?);
+    let kind = Kind::Dequantize(signed::codes(graph, node, input)?);
     Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind })
-}
-
-/// The refusal of everything, when some activation is int8.
-///
-/// The CPU provider turns int8 activations into uint8 where it can and runs the rest in float; where
-/// it can depends on the whole graph, so a part that is taken away would change the other.
-fn s8_activation(graph: &Graph) -> Option<Refusal> {
-    let is_s8 = |node: &Node| {
-        let flows = is_quantize(node) || (is_dequantize(node) && graph.constant(node, 0).is_none());
-        let zero_point = graph.constant(node, 2).map(|tensor| tensor.element);
-        flows && zero_point == Some(ElementType::I8)
-    };
-    let (_, node) = graph.nodes().find(|(_, node)| is_s8(node))?;
-    let reason = format!(
-        "{node} makes an int8 activation, so parts of this graph run in float on the CPU; \
-         quantise activations as uint8 (QUInt8)"
-    );
-    Some(Refusal::new(rule::S8_ACTIVATIONS, reason))
 }

@@ -7,7 +7,7 @@ mod rearrange;
 mod window;
 
 use crate::graph::{Graph, ValueId};
-use crate::quantize::{Codes, Kind, Operand, Products, Table, Unit, Units, WindowSpec};
+use crate::quantize::{Codes, Kind, Operand, Products, Table, Unit, Units, WindowSpec, is_signed};
 use crate::shape;
 use ndarray::{Array4, ArrayD, Ix4, IxDyn};
 use npu_uapi::requantise::{
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 /// A tensor of the host.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Codes.
+    /// Codes; the bytes of int8 ones at the border.
     Codes(ArrayD<u8>),
     /// Floats.
     Floats(ArrayD<f32>),
@@ -40,14 +40,23 @@ impl Value {
 ///
 /// When shapes or types are not those of the part: check them before.
 pub fn run(part: &Graph, units: &Units, inputs: &[Value]) -> Vec<Value> {
+    let inputs = part.inputs().iter().zip(inputs);
     let mut values: BTreeMap<ValueId, Value> =
-        part.inputs().iter().copied().zip(inputs.iter().cloned()).collect();
+        inputs.map(|(&id, value)| (id, at_border(part, id, value))).collect();
     for unit in &units.units {
         let inputs: Vec<&Value> = unit.inputs.iter().map(|value| &values[value]).collect();
         let output = evaluate(part, unit, &inputs);
         values.insert(unit.output, output);
     }
-    part.outputs().iter().map(|output| values[output].clone()).collect()
+    part.outputs().iter().map(|&output| at_border(part, output, &values[&output])).collect()
+}
+
+/// `value` as it is inside where it is given as outside, and the other way: int8 codes are unsigned inside.
+fn at_border(part: &Graph, id: ValueId, value: &Value) -> Value {
+    match value {
+        Value::Codes(codes) if is_signed(part, id) => Value::Codes(codes.mapv(|code| code ^ 0x80)),
+        _ => value.clone(),
+    }
 }
 
 fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {

@@ -15,7 +15,7 @@ pub mod rule {
     pub const SCALE: &str = "scale";
     /// An element type is not supported.
     pub const ELEMENT_TYPE: &str = "element-type";
-    /// Some activation of the graph is int8: the CPU provider then runs parts of the graph in float.
+    /// An int8 activation: the CPU provider runs what is around it in float, or would if it were parted.
     pub const S8_ACTIVATIONS: &str = "s8-activations";
     /// Weights or bias are not constant, or not of the form that the CPU provider fuses.
     pub const WEIGHTS: &str = "weights";

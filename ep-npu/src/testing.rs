@@ -26,10 +26,15 @@ pub(crate) fn executable_on(device: &str, graph: Graph) -> Executable {
 
 /// Runs `executable` on the device; the outputs have the types of `like`.
 pub(crate) fn run(executable: &Executable, inputs: &[Value], like: &[Value]) -> Vec<Value> {
+    let part = executable.part();
     let given: Vec<TensorRef<'_>> = inputs
         .iter()
-        .map(|input| match input {
-            Value::Codes(codes) => TensorRef::from_u8(codes.shape(), codes.as_slice().unwrap()),
+        .zip(part.inputs())
+        .map(|(input, &id)| match input {
+            Value::Codes(codes) => {
+                let element = part.value(id).ty.as_ref().map_or(ElementType::U8, |ty| ty.element);
+                TensorRef::from_bytes(element, codes.shape(), codes.as_slice().unwrap())
+            }
             Value::Floats(floats) => {
                 TensorRef::from_f32(floats.shape(), floats.as_slice().unwrap())
             }

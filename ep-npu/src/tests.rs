@@ -6,3 +6,4 @@ mod exact;
 mod golden;
 mod moves;
 mod refused;
+mod signed;

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnxruntime.quantization import QuantType
 
 import graphs
 import sessions
@@ -167,18 +166,6 @@ def test_an_operator_that_the_npu_lacks_stays_on_the_cpu_and_is_named(case, door
     assert any(kind in line and node in line for line in _summary(log)), log
     for batch in (1, 3):
         sessions.assert_same(session, reference, graphs.sample(batch), f"{case}, batch {batch}")
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_signed_activations_stay_on_the_cpu_whole_with_a_reason(per_channel, capfd):
-    model = graphs.quantised(activations=QuantType.QInt8, per_channel=per_channel).SerializeToString()
-    reference = sessions.cpu(model)
-    capfd.readouterr()
-    session = _with_info_log(sessions.by_name, model)
-    log = capfd.readouterr().err
-    assert sessions.operators_on(session, sessions.EP) == []
-    assert any(re.search("int8|s8|signed", line, re.IGNORECASE) for line in _summary(log)), log
-    sessions.assert_same(session, reference, graphs.sample(3), "signed activations")
 
 
 @pytest.mark.parametrize("door", sessions.DOORS)

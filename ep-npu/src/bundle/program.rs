@@ -110,10 +110,11 @@ impl Ready {
 fn edges(io: &[Io], slots: &[SlotDecl]) -> Result<(Vec<Edge>, Vec<Edge>), BundleError> {
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
     for (index, tensor) in io.iter().enumerate() {
-        let bytes_each = match tensor.element {
-            1 => 4_u64,
-            2 => 1,
-            _ => return Err(malformed("a tensor is neither float32 nor uint8")),
+        let (element, bytes_each) = match tensor.element {
+            1 => (ElementType::F32, 4_u64),
+            2 => (ElementType::U8, 1),
+            3 => (ElementType::I8, 1),
+            _ => return Err(malformed("a tensor is neither float32 nor 8-bit")),
         };
         let bytes = tensor.shape.iter().try_fold(bytes_each, |bytes, &len| bytes.checked_mul(len));
         let slot = slots.get(tensor.slot.index()).map(|slot| slot.len);
@@ -128,7 +129,6 @@ fn edges(io: &[Io], slots: &[SlotDecl]) -> Result<(Vec<Edge>, Vec<Edge>), Bundle
         let length = |&len: &u64| usize::try_from(len);
         let shape = tensor.shape.iter().map(length).collect::<Result<_, _>>();
         let shape = shape.map_err(|_| malformed("a tensor passes this machine's memory"))?;
-        let element = if tensor.element == 1 { ElementType::F32 } else { ElementType::U8 };
         let edge = Edge { name: tensor.name.clone(), element, shape };
         match tensor.output {
             true => outputs.push(edge),

@@ -1,6 +1,6 @@
 //! Groups of units: convex, connected, worth the way, and within what one program may hold.
 
-use super::{no_work, refuse_unit};
+use super::{cut, no_work, refuse_unit};
 use crate::graph::{Graph, NodeId, ValueId};
 use crate::lower::Part;
 use crate::program::{self, CompileError};
@@ -28,6 +28,9 @@ pub(super) fn groups(
     loop {
         let mut settled = !refuse_carries(graph, units);
         let groups = connected(graph, units);
+        if cut::refuse(graph, units, &groups) {
+            continue;
+        }
         for group in &groups {
             if let Err(refusal) = check(graph, units, group, shapes, limits) {
                 settled = false;

@@ -84,7 +84,11 @@ impl Compiled {
 fn io(slot: usize, edge: &Edge, output: bool) -> Io {
     Io {
         name: edge.name.clone(),
-        element: if edge.element == ElementType::F32 { 1 } else { 2 },
+        element: match edge.element {
+            ElementType::F32 => 1,
+            ElementType::I8 => 3,
+            _ => 2,
+        },
         shape: edge.shape.iter().map(|&len| len as u64).collect(),
         slot: SlotId(u16::try_from(slot).expect("the verifier bounds slots to 256")),
         output,

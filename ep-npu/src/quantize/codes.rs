@@ -8,7 +8,22 @@ use std::sync::Arc;
 /// A code for each code: what any function of one 8-bit tensor comes to.
 pub type Table = Arc<[u8; 256]>;
 
-/// How the codes of an unsigned 8-bit tensor stand for reals: `(code - zero_point) * scale`.
+/// What moves a signed byte to an unsigned one, and back: 128 more, or less.
+pub(crate) const SIGN: u8 = 0x80;
+
+/// The table between the codes of an int8 tensor and those that stand for them.
+pub(crate) fn change_of_sign() -> Table {
+    let mut table = [0; 256];
+    for (code, entry) in (0..=255).zip(&mut table) {
+        *entry = code ^ SIGN;
+    }
+    Arc::new(table)
+}
+
+/// How the codes of an 8-bit tensor stand for reals: `(code - zero_point) * scale`.
+///
+/// Codes are unsigned wherever they are here: those of an int8 tensor are moved by 128, and their zero
+/// point with them. Which tensors the model has in int8 is [`signed`](super::signed)'s matter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Codes {
     /// Finite, above zero.
@@ -36,13 +51,20 @@ impl Codes {
         let Some(zero_point) = graph.constant(node, 2) else {
             return refuse!(SCALE, "{node} has no constant zero point; give it a uint8 one");
         };
-        if zero_point.element != ElementType::U8 {
-            let found = zero_point.element;
-            return refuse!(ELEMENT_TYPE, "{node} is {found}; activations are taken in uint8");
-        }
+        let moved = match zero_point.element {
+            ElementType::U8 => 0,
+            ElementType::I8 => SIGN,
+            found => {
+                return refuse!(
+                    ELEMENT_TYPE,
+                    "{node} is {found}; activations are taken in uint8 or int8"
+                );
+            }
+        };
         let &[zero_point] = zero_point.bytes.as_ref() else {
             return refuse!(SCALE, "{node} has zero point {zero_point:?}; one value is taken");
         };
+        let zero_point = zero_point ^ moved;
         let codes = Self { scale, zero_point };
         if !codes.survives_a_round_trip() {
             return refuse!(SCALE, "{node} has scale {scale:e}: codes do not survive in float32");

@@ -9,9 +9,10 @@
 //! The proof that the table is right is that it has no more entries: every code went through the CPU
 //! provider's own arithmetic, with each rounding where it has one.
 
-use super::codes::{Codes, Table};
+use super::codes::{Codes, SIGN, Table};
 use super::form::{Former, closed, is_dequantize};
 use super::pairs::reads_a_tensor_of_constants;
+use super::signed::{self, Edge, Edges};
 use super::terms::{Operation, Term, is_operation, operation};
 use super::unit::{Kind, Unit};
 use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
@@ -35,10 +36,12 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
     if reads_a_tensor_of_constants(graph, node) {
         return Ok(None);
     }
-    let mut reader = Reader { graph, nodes: Vec::new(), leaves: Vec::new() };
+    let mut reader = Reader { graph, nodes: Vec::new(), leaves: Vec::new(), edges: Vec::new() };
     let root = reader.operator(node, 0)?;
     let (value, output) = unit.result()?;
-    let Reader { mut nodes, leaves, .. } = reader;
+    let Reader { mut nodes, leaves, mut edges, .. } = reader;
+    edges.push(signed::edge(graph, value));
+    let edges = Edges::of(&edges);
     let Some(source) = common_source(&leaves, before) else {
         return match leaves.is_empty() {
             true => refuse!(UNIT, "{node} reads constants only; fold it"),
@@ -53,7 +56,7 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
     }
     let mut table = [0; 256];
     for (entry, code) in table.iter_mut().zip(0..=255) {
-        *entry = root.code(code, &columns, output)?;
+        *entry = root.code(code, &columns, edges, output)?;
     }
     nodes.into_iter().for_each(|node| unit.include(node));
     unit.reads(source);
@@ -72,6 +75,8 @@ struct Reader<'g> {
     nodes: Vec<NodeId>,
     /// The 8-bit tensors, each once.
     leaves: Vec<ValueId>,
+    /// What the CPU provider makes of all 8-bit tensors that are read.
+    edges: Vec<Edge>,
 }
 
 impl Reader<'_> {
@@ -121,19 +126,25 @@ impl Reader<'_> {
         let Some(source) = dequantize.input(0) else {
             return refuse!(UNIT, "{dequantize} has no input");
         };
-        let codes = Codes::read(self.graph, dequantize)?;
+        let codes = signed::codes(self.graph, dequantize, source)?;
+        self.edges.push(signed::edge(self.graph, source));
         let Some(constant) = &self.graph.value(source).constant else {
             if !self.leaves.contains(&source) {
                 self.leaves.push(source);
             }
             return Ok(Term::Leaf { value: source, codes });
         };
-        let code = self.single(node, constant)?;
-        if code.element != ElementType::U8 {
-            let found = code.element;
-            return refuse!(ELEMENT_TYPE, "{node} reads a constant of {found}; uint8 is taken");
-        }
-        let code = code.bytes[0];
+        let constant = self.single(node, constant)?;
+        let code = match constant.element {
+            ElementType::U8 => constant.bytes[0],
+            ElementType::I8 => constant.bytes[0] ^ SIGN,
+            found => {
+                return refuse!(
+                    ELEMENT_TYPE,
+                    "{node} reads a constant of {found}; uint8 and int8 are taken"
+                );
+            }
+        };
         let value = dequantise(code, codes.scale, codes.zero_point);
         Ok(Term::Constant { value, quantised: Some((codes, code)) })
     }
@@ -183,13 +194,19 @@ struct Root {
 
 impl Root {
     /// The code that the expression comes to at `code` of its source.
-    fn code(&self, code: u8, columns: &[(ValueId, Table)], output: Codes) -> Result<u8, Refusal> {
+    fn code(
+        &self,
+        code: u8,
+        columns: &[(ValueId, Table)],
+        edges: Edges,
+        output: Codes,
+    ) -> Result<u8, Refusal> {
         let leaf = |value: ValueId| {
             let column = columns.iter().find(|(leaf, _)| *leaf == value);
             column.map_or(code, |(_, table)| table[usize::from(code)])
         };
         let name = &self.name;
-        match self.operation.fused(&self.terms, &leaf, output) {
+        match self.operation.fused(&self.terms, &leaf, edges, output) {
             Some(Ok(code)) => return Ok(code),
             Some(Err(found)) => {
                 return refuse!(SCALE, "{name} has scales that come to a factor of {found}");

@@ -1,6 +1,7 @@
 //! The parts that every unit has: what stands before its operator and what stands behind it.
 
 use super::codes::{Codes, check_scale};
+use super::signed::{self, Edge, Edges};
 use super::unit::{Kind, Unit};
 use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
 use crate::refusal::{Refusal, refuse};
@@ -13,6 +14,8 @@ pub(super) struct Former<'g> {
     inputs: Vec<ValueId>,
     /// Whether the CPU provider leaves the unit in pieces, which it computes in floats.
     pub(super) is_float: bool,
+    /// What the CPU provider makes of the 8-bit tensors around the operator.
+    edges: Vec<Edge>,
 }
 
 /// Constant codes with the scale of each output channel (one for all, or one each).
@@ -23,7 +26,14 @@ pub(super) struct Constant<'g> {
 
 impl<'g> Former<'g> {
     pub(super) fn new(graph: &'g Graph, target: NodeId) -> Self {
-        Self { graph, target, nodes: vec![target], inputs: Vec::new(), is_float: false }
+        Self {
+            graph,
+            target,
+            nodes: vec![target],
+            inputs: Vec::new(),
+            is_float: false,
+            edges: Vec::new(),
+        }
     }
 
     /// Makes `node` part of the unit.
@@ -51,15 +61,34 @@ impl<'g> Former<'g> {
                 "{node} reads a constant as input {index}; it is taken between two tensors that flow"
             );
         }
-        let codes = Codes::read(self.graph, dequantize)?;
+        let codes = self.codes(dequantize, source)?;
         self.inputs.push(source);
+        Ok(codes)
+    }
+
+    /// The codes of `source`, an 8-bit tensor, as `dequantize` reads them.
+    fn codes(&mut self, dequantize: &Node, source: ValueId) -> Result<Codes, Refusal> {
+        let codes = signed::codes(self.graph, dequantize, source)?;
+        self.edges.push(signed::edge(self.graph, source));
         Ok(codes)
     }
 
     /// Input `index` of the operator, which is a constant tensor of codes like one that flows.
     pub(super) fn constant_codes(&mut self, index: usize) -> Result<Codes, Refusal> {
-        let (dequantize, _) = self.dequantize(index)?;
-        Codes::read(self.graph, dequantize)
+        let (dequantize, source) = self.dequantize(index)?;
+        self.codes(dequantize, source)
+    }
+
+    /// What the CPU provider computes the operator on. Ask behind [`Former::result`].
+    pub(super) fn edges(&self) -> Edges {
+        Edges::of(&self.edges)
+    }
+
+    /// The same of an operator that is chosen by its first input and its result. Ask when
+    /// [`Former::activation`] was first asked for input 0, and behind [`Former::result`].
+    pub(super) fn outer_edges(&self) -> Edges {
+        let ends = self.edges.first().into_iter().chain(self.edges.last());
+        Edges::of(&ends.copied().collect::<Vec<_>>())
     }
 
     /// Input `index` of the operator, which is constant codes of type `element` with zero point 0;
@@ -159,6 +188,7 @@ impl<'g> Former<'g> {
             return refuse!(UNIT, "{quantize} has no output");
         };
         self.nodes.push(next);
+        self.edges.push(signed::edge(graph, output));
         Ok((output, codes))
     }
 

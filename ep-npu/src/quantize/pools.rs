@@ -1,6 +1,7 @@
 //! Units of MaxPool, AveragePool and GlobalAveragePool.
 
 use super::form::Former;
+use super::signed::Edges;
 use super::unit::{Kind, Unit};
 use super::window::WindowSpec;
 use crate::refusal::{Refusal, refuse};
@@ -28,6 +29,12 @@ pub(super) fn average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let count_padding = node.int("count_include_pad").unwrap_or(0) != 0;
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
+    if unit.edges() != Edges::Unsigned {
+        return refuse!(
+            S8_ACTIVATIONS,
+            "{node} reads or writes int8; quantise activations as uint8"
+        );
+    }
     Ok(unit.finish(value, Kind::AveragePool { window, count_padding, input, output }))
 }
 
@@ -35,5 +42,12 @@ pub(super) fn average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
 pub(super) fn global_average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
+    if unit.edges() == Edges::Mixed {
+        return refuse!(
+            S8_ACTIVATIONS,
+            "{} reads or writes int8, so the CPU runs it in float; quantise activations as uint8",
+            unit.node()
+        );
+    }
     Ok(unit.finish(value, Kind::GlobalAveragePool { input, output }))
 }

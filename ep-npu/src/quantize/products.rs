@@ -3,6 +3,7 @@
 use super::arithmetic::Arithmetic;
 use super::codes::Codes;
 use super::form::{Constant, Former};
+use super::signed::Edges;
 use super::unit::{Kind, Products, Unit, Weights};
 use super::window::WindowSpec;
 use crate::graph::{ElementType, Node};
@@ -38,6 +39,7 @@ pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let scales = Scales { input: input.scale, weights: constant.scales };
     let bias = bias(&mut unit, outputs, &scales)?;
     let (value, output) = unit.result()?;
+    integer(&unit, &[Edges::Unsigned])?;
     let products = products(node, input, output, weights, bias, &scales, None)?;
     Ok(unit.finish(value, Kind::Conv { products, groups, window }))
 }
@@ -66,6 +68,7 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
         return refuse!(ATTRIBUTE, "{node} has alpha {alpha}; it must be finite and above zero");
     }
     let (value, output) = unit.result()?;
+    integer(&unit, &[Edges::Unsigned, Edges::Signed])?;
     let products = products(node, input, output, weights, bias, &scales, Some(alpha))?;
     Ok(unit.finish(value, Kind::Product(products)))
 }
@@ -79,8 +82,22 @@ pub(super) fn matmul(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let bias = vec![0; weights.outputs];
     let scales = Scales { input: input.scale, weights: constant.scales };
     let (value, output) = unit.result()?;
+    integer(&unit, &[Edges::Unsigned])?;
     let products = products(node, input, output, weights, bias, &scales, None)?;
     Ok(unit.finish(value, Kind::Product(products)))
+}
+
+/// Refuses an operator that the CPU provider runs in float: it takes these types only. Codes and zero
+/// points of int8 and uint8 differ by the same 128, so its sums of products are the same for both.
+fn integer(unit: &Former<'_>, types: &[Edges]) -> Result<(), Refusal> {
+    if types.contains(&unit.outer_edges()) {
+        return Ok(());
+    }
+    refuse!(
+        S8_ACTIVATIONS,
+        "{} reads or writes int8, so the CPU runs it in float; quantise activations as uint8",
+        unit.node()
+    )
 }
 
 struct Scales {

@@ -3,9 +3,11 @@
 use super::codes::Codes;
 use super::form::clip_range;
 use super::functions;
+use super::pairwise::{Operator, Pairwise};
+use super::signed::Edges;
 use crate::graph::{Graph, Node, ValueId};
 use crate::refusal::{Refusal, refuse};
-use npu_uapi::requantise::{AddTerms, MulTerms, add, dequantise, multiply};
+use npu_uapi::requantise::dequantise;
 
 /// Where an operand comes from.
 pub(super) enum Term {
@@ -43,14 +45,14 @@ impl Term {
         }
     }
 
-    /// Scale, zero point and code, when it is quantised.
-    fn code(&self, leaf: &dyn Fn(ValueId) -> u8) -> Option<((f32, u8), u8)> {
+    /// Codes and code, when it is quantised.
+    fn code(&self, leaf: &dyn Fn(ValueId) -> u8) -> Option<(Codes, u8)> {
         let (codes, code) = match self {
             Self::Leaf { value, codes } => (*codes, leaf(*value)),
             Self::Constant { quantised, .. } => (*quantised)?,
             Self::Nested(_) => return None,
         };
-        Some(((codes.scale, codes.zero_point), code))
+        Some((codes, code))
     }
 }
 
@@ -233,30 +235,29 @@ impl Operation {
     }
 
     /// The code, where the CPU provider computes the operator on codes: Add and Mul whose operands
-    /// are all quantised. As an error, what their scales come to when that is no number.
+    /// are all quantised, and of one type with the result. As an error, what their scales come to when that is no number.
     pub(super) fn fused(
         self,
         terms: &[Term],
         leaf: &dyn Fn(ValueId) -> u8,
+        edges: Edges,
         output: Codes,
     ) -> Option<Result<u8, f32>> {
-        if !matches!(self, Self::Add | Self::Mul) {
+        let operator = match self {
+            Self::Add => Operator::Add,
+            Self::Mul => Operator::Mul,
+            _ => return None,
+        };
+        if edges == Edges::Mixed {
             return None;
         }
         let (first, a) = terms[0].code(leaf)?;
         let (second, b) = terms[1].code(leaf)?;
-        let result = (output.scale, output.zero_point);
-        if self == Self::Mul {
-            let terms = MulTerms::new(first, second, result);
-            let found = terms.multiplier;
-            return Some(if found.is_finite() { Ok(multiply(a, b, terms)) } else { Err(found) });
-        }
         // A constant is the second operand of the CPU's addition, wherever the model has it.
-        let is_swapped = matches!(terms[0], Term::Constant { .. });
+        let is_swapped = operator == Operator::Add && matches!(terms[0], Term::Constant { .. });
         let [(first, a), (second, b)] =
             if is_swapped { [(second, b), (first, a)] } else { [(first, a), (second, b)] };
-        let terms = AddTerms::new(first, second, result);
-        let broken = [terms.first, terms.second, terms.offset].into_iter().find(|t| !t.is_finite());
-        Some(broken.map_or_else(|| Ok(add(a, b, terms)), Err))
+        let pairwise = Pairwise::new(operator, edges, [first, second, output]);
+        Some(pairwise.map(|pairwise| pairwise.code(a, b)))
     }
 }

@@ -5,7 +5,7 @@ use super::{Noise, builder};
 use crate::graph::{
     Attribute, Dim, ElementType, Graph, GraphBuilder, Node, Tensor, TensorType, ValueId,
 };
-use crate::quantize::Codes;
+use crate::quantize::{Codes, SIGN};
 
 /// A model under construction.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(crate) struct Model {
     builder: GraphBuilder,
     names: usize,
     outputs: Vec<ValueId>,
+    /// Whether activations are int8.
+    signed: bool,
     pub(crate) noise: Noise,
 }
 
@@ -36,7 +38,18 @@ pub(crate) struct Weighted {
 
 impl Model {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { builder: builder(), names: 0, outputs: Vec::new(), noise: Noise(seed) }
+        Self {
+            builder: builder(),
+            names: 0,
+            outputs: Vec::new(),
+            signed: false,
+            noise: Noise(seed),
+        }
+    }
+
+    /// A model whose activations are int8. Codes are still told as they are moved to unsigned.
+    pub(crate) fn signed(seed: u64) -> Self {
+        Self { signed: true, ..Self::new(seed) }
     }
 
     fn name(&mut self, stem: &str) -> String {
@@ -63,7 +76,8 @@ impl Model {
 
     /// An input of codes.
     pub(crate) fn code_input(&mut self, shape: &[usize], codes: Codes) -> Flow {
-        let value = self.input(ElementType::U8, shape);
+        let element = if self.signed { ElementType::I8 } else { ElementType::U8 };
+        let value = self.input(element, shape);
         Flow { value, codes, shape: shape.to_vec() }
     }
 
@@ -127,7 +141,11 @@ impl Model {
     fn parameters(&mut self, codes: Codes) -> (ValueId, ValueId) {
         let scale = codes.scale.to_le_bytes().to_vec();
         let scale = self.constant(ElementType::F32, &[], scale);
-        (scale, self.constant(ElementType::U8, &[], vec![codes.zero_point]))
+        let (element, zero_point) = match self.signed {
+            true => (ElementType::I8, codes.zero_point ^ SIGN),
+            false => (ElementType::U8, codes.zero_point),
+        };
+        (scale, self.constant(element, &[], vec![zero_point]))
     }
 
     /// An operator between 8-bit tensors, without constants.

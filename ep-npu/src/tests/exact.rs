@@ -75,7 +75,11 @@ fn threads_share_an_executable_and_each_batch_gets_its_program() {
 
 /// A chain of `steps` random operators with branches that come back, and outputs in between.
 pub(super) fn random_model(seed: u64, steps: usize) -> Graph {
-    let mut model = Model::new(seed);
+    grown(Model::new(seed), seed, steps)
+}
+
+/// The same in `model`.
+pub(super) fn grown(mut model: Model, seed: u64, steps: usize) -> Graph {
     let mut noise = Noise(seed ^ 0x5eed);
     let shape = [1, noise.pick(&[1, 3, 4, 7, 16, 24]), noise.below(9) + 3, noise.below(9) + 3];
     let codes = model.codes();

@@ -16,5 +16,6 @@ The modules in the order data meets them:
     inputs     the eight inputs that every exactness test uses
     describe   nodes, multiply-accumulates, bytes, distinct codes
     build      all of the above, cached
+    signed     the same networks with int8 activations, made when they are asked for
     demo       EfficientNet-Lite0 on the NPU inside ONNX Runtime, beside the CPU
 """

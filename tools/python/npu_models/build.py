@@ -165,7 +165,7 @@ def _stamp() -> str:
     here = Path(__file__).parent
     digest = sha256()
     # All sources but those that only use the models.
-    users = ("bench.py", "demo.py", "labels.py", "latency.py", "__main__.py")
+    users = ("bench.py", "demo.py", "labels.py", "latency.py", "signed.py", "__main__.py")
     for path in [here.parent / "requirements.txt", *sorted(here.glob("*.py"))]:
         if path.name not in users:
             digest.update(path.read_bytes())

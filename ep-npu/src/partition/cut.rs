@@ -1,0 +1,73 @@
+//! int8 tensors at the border of a group: parted, they stay int8, which may change what the CPU provider
+//! computes around them, and with it what is to be equalled.
+
+use super::group::Group;
+use super::refuse_unit;
+use crate::graph::{Graph, Node, NodeId, ValueId};
+use crate::quantize::{self, Units};
+use crate::refusal::{Refusal, rule};
+use std::collections::BTreeSet;
+
+/// Refuses units that stand at such a border, where the arithmetic of an operator on either side would
+/// be another. Gives whether there were any.
+///
+/// This is the CPU provider's own rule, of the whole graph and of what it would be left with.
+pub(super) fn refuse(graph: &Graph, units: &mut Units, groups: &[Group]) -> bool {
+    let owner = |node: NodeId| {
+        let unit = units.of_node[node.0 as usize].as_ref().ok()?;
+        groups.iter().position(|group| group.units.contains(unit))
+    };
+    let mut cuts: Vec<(ValueId, NodeId, NodeId)> = Vec::new();
+    for (writer, node) in graph.nodes() {
+        let Some(value) = node.output(0).filter(|&v| quantize::becomes_unsigned(graph, v)) else {
+            continue;
+        };
+        let reader = graph.value(value).consumers[0];
+        if owner(writer) != owner(reader) {
+            cuts.push((value, writer, reader));
+        }
+    }
+    let values: BTreeSet<ValueId> = cuts.iter().map(|&(value, ..)| value).collect();
+    let mut found = Vec::new();
+    for &(value, writer, reader) in &cuts {
+        let changed = beside(graph, writer, reader).into_iter().find(|&operator| {
+            let whole = quantize::way(graph, operator, &|_| false);
+            whole != quantize::way(graph, operator, &|value| values.contains(&value))
+        });
+        let Some(operator) = changed else { continue };
+        let taken = [reader, writer].into_iter().find(|&node| owner(node).is_some());
+        let taken = taken.expect("a cut has a group on one side at least");
+        let unit = units.of_node[taken.0 as usize].as_ref().copied();
+        found.extend(unit.map(|unit| (unit, reason(graph, value, operator))));
+    }
+    for (unit, refusal) in &found {
+        refuse_unit(units, *unit, refusal);
+    }
+    !found.is_empty()
+}
+
+/// The operators on either side of `writer`, a QuantizeLinear, and `reader`, a DequantizeLinear.
+fn beside(graph: &Graph, writer: NodeId, reader: NodeId) -> Vec<NodeId> {
+    let before = |node: &Node| graph.value(node.input(0)?).producer;
+    let mut operators = Vec::new();
+    let mut operator = before(graph.node(writer));
+    while let Some(id) = operator {
+        operators.push(id);
+        let node = graph.node(id);
+        operator = (node.is("Relu") || node.is("Clip")).then(|| before(node)).flatten();
+    }
+    let floats = graph.node(reader).output(0);
+    operators.extend(floats.iter().flat_map(|&value| &graph.value(value).consumers));
+    operators
+}
+
+fn reason(graph: &Graph, value: ValueId, operator: NodeId) -> Refusal {
+    let (name, node) = (&graph.value(value).name, graph.node(operator));
+    Refusal::new(
+        rule::S8_ACTIVATIONS,
+        format!(
+            "`{name}` is int8, and its ends are not both taken; the CPU turns it into uint8 only when it has both, \
+             and computes {node} otherwise if not; quantise activations as uint8"
+        ),
+    )
+}

@@ -1,0 +1,122 @@
+//! int8 activations: what becomes uint8 in the CPU provider is taken as such, and only where nothing that
+//! stays on the CPU changes by it.
+
+use crate::graph::{Graph, TensorType};
+use crate::partition::{self, Plan};
+use crate::quantize::Codes;
+use crate::refusal::rule;
+use crate::testing::{Flow, Model, Weighted, executable, expected, inputs, run};
+use npu_uapi::limits::Limits;
+use proptest::prelude::*;
+
+const CODES: Codes = Codes { scale: 0.05, zero_point: 100 };
+const SHAPE: [usize; 4] = [1, 8, 4, 4];
+
+fn plan(graph: &Graph) -> Plan {
+    partition::plan(graph, &Limits::REFERENCE)
+}
+
+fn conv(model: &mut Model, input: &Flow) -> Flow {
+    let weighted =
+        Weighted { shape: vec![8, 8, 1, 1], axis: 0, per_channel: true, with_bias: true };
+    model.weighted("Conv", input, &weighted, &[], (CODES, &SHAPE))
+}
+
+/// Operators of which one is taken or not, in order.
+fn taken(graph: &Graph, op: &str) -> Vec<bool> {
+    let plan = plan(graph);
+    let verdicts = plan.verdicts.iter().filter(|verdict| graph.node(verdict.node).op == op);
+    verdicts.map(|verdict| verdict.taken.is_some()).collect()
+}
+
+#[track_caller]
+fn assert_exact(graph: Graph) {
+    let given = inputs(&graph, 2, 5);
+    let want = expected(&graph, &given);
+    assert_eq!(run(&executable(graph), &given, &want), want);
+}
+
+fn is_whole(graph: &Graph) -> bool {
+    let plan = plan(graph);
+    plan.groups.len() == 1 && plan.verdicts.iter().all(|verdict| verdict.taken.is_some())
+}
+
+#[test]
+fn many_random_models_of_int8_are_taken_whole() {
+    let whole =
+        (0..60).filter(|&seed| is_whole(&super::exact::grown(Model::signed(seed), seed, 3)));
+    assert!(whole.count() >= 4);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn compiled_models_of_int8_equal_the_reference(seed: u64, steps in 1_usize..7, batch in 1_usize..4) {
+        let graph = super::exact::grown(Model::signed(seed), seed, steps);
+        if is_whole(&graph) {
+            let inputs = inputs(&graph, batch, seed);
+            let want = expected(&graph, &inputs);
+            prop_assert_eq!(run(&executable(graph), &inputs, &want), want);
+        }
+    }
+}
+
+#[test]
+fn a_chain_is_uint8_between_its_ends() {
+    let mut model = Model::signed(7);
+    let input = model.float_input(&SHAPE, CODES);
+    let first = conv(&mut model, &input);
+    let second = conv(&mut model, &first);
+    model.float_output(&second);
+    let graph = model.finish();
+    assert_eq!(taken(&graph, "Conv"), [true, true]);
+    assert_exact(graph);
+}
+
+#[test]
+fn codes_cross_the_border_as_int8() {
+    let mut model = Model::signed(7);
+    let input = model.code_input(&SHAPE, CODES);
+    let window = [("kernel_shape", super::exact::ints(&[2, 2]))];
+    let pool = model.unit("MaxPool", &[&input], &window, (CODES, &[1, 8, 3, 3]));
+    model.code_output(&pool);
+    let graph = model.finish();
+    let given = inputs(&graph, 1, 3);
+    let crate::reference::Value::Codes(codes) = &given[0] else { panic!("codes go in") };
+    let largest = codes.iter().map(|code| code.cast_signed()).max().unwrap();
+    let want = expected(&graph, &given);
+    let found = run(&executable(graph), &given, &want);
+    let crate::reference::Value::Codes(found) = &found[0] else { panic!("codes come out") };
+    assert_eq!(found.iter().map(|code| code.cast_signed()).max(), Some(largest));
+}
+
+#[test]
+fn a_cut_that_would_turn_an_operator_on_the_cpu_to_float_is_not_made() {
+    // The Add on the CPU would read int8 where the first convolution's uint8 was before.
+    let build = |model: &mut Model, op: &str| {
+        let input = model.float_input(&SHAPE, CODES);
+        let first = conv(model, &input);
+        let second = conv(model, &first);
+        let softsign = model.unit("Softsign", &[&second], &[], (CODES, &SHAPE));
+        let ty =
+            TensorType { element: crate::graph::ElementType::I8, shape: super::refused::shape() };
+        model.set_type(softsign.value, ty);
+        let third = conv(model, &softsign);
+        let last = model.unit(op, &[&third], &[], (CODES, &SHAPE));
+        model.float_output(&last);
+    };
+    let mut model = Model::signed(7);
+    build(&mut model, "Relu");
+    let graph = model.finish();
+    let plan = plan(&graph);
+    // Each convolution beside Softsign would stay int8 on one side, and so run in float.
+    assert_eq!(taken(&graph, "Conv"), [false, false, false], "{}", plan.summary(&graph));
+    let refusal =
+        plan.verdicts.iter().find(|verdict| verdict.rule == rule::S8_ACTIVATIONS).unwrap();
+    assert!(refusal.reason.contains("its ends are not both taken"), "{}", refusal.reason);
+    assert!(refusal.reason.contains("Conv `conv"), "{}", refusal.reason);
+    let mut model = Model::new(7);
+    build(&mut model, "Relu");
+    assert_eq!(taken(&model.finish(), "Conv"), [true; 3]);
+}

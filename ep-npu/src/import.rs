@@ -39,18 +39,41 @@ const MOST_BYTES: u64 = i32::MAX as u64;
 pub fn file(path: &Path) -> Result<Graph, ImportError> {
     let read = || {
         let bytes = file::map(path).map_err(Fault::Read)?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        import(bytes, Some(folder))
+        import(bytes, Some(folder(path)))
     };
     read().map_err(|fault| ImportError { file: Some(path.to_owned()), fault })
+}
+
+/// The folder that the file at `path` is in, where its external data is.
+pub(crate) fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// Imports the model that `bytes` are; it has no external data.
 pub fn bytes(bytes: impl Into<Bytes>) -> Result<Graph, ImportError> {
     import(bytes.into(), None).map_err(|fault| ImportError { file: None, fault })
+}
+
+/// The message that `bytes` are; nothing in it is checked.
+pub(crate) fn decode(bytes: Bytes) -> Result<proto::Model, ImportError> {
+    let decoded = proto::Model::decode(bytes).map_err(Fault::Format);
+    decoded.map_err(|fault| ImportError { file: None, fault })
+}
+
+/// A model as ONNX Runtime shows it to providers: nothing is left to be brought into that form, and
+/// what it does not know is not guessed. Its external data is in `folder`.
+pub(crate) fn shown(model: &proto::Model, folder: Option<PathBuf>) -> Result<Graph, ImportError> {
+    let read = || {
+        let mut draft = draft::read(model, &mut Beside::new(folder))?;
+        order::check(&draft)?;
+        order::sort(&mut draft)?;
+        canonical::constants(&mut draft);
+        graph(draft)
+    };
+    read().map_err(|fault| ImportError { file: None, fault })
 }
 
 fn import(bytes: Bytes, folder: Option<PathBuf>) -> Result<Graph, Fault> {

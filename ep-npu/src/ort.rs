@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `sys` has the C structures, `api` the negotiated tables, `view` borrowed handles, `status` the
-//! guard around every callback, `memory` the allocator. All `unsafe` of this crate is in this folder.
+//! guard around every callback, `memory` the allocator; `host` is the other way round: ONNX Runtime
+//! called by a session of ours. All `unsafe` of this crate is in this folder.
 
 mod api;
 mod capability;
@@ -17,6 +18,8 @@ mod compile;
 mod compute;
 mod ep_context;
 mod factory;
+#[cfg(feature = "onnx")]
+pub(crate) mod host;
 mod import;
 mod memory;
 mod options;
@@ -27,6 +30,8 @@ mod status;
 mod sys;
 mod view;
 mod workers;
+#[cfg(feature = "onnx")]
+pub(crate) use {status::Failure, workers::Threads};
 
 use std::ffi::c_char;
 

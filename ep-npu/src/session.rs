@@ -20,28 +20,33 @@
 //! A session is shared between threads by reference; what they run at once queues on the device.
 
 mod binding;
+mod compare;
 mod error;
 mod host;
+mod left;
 mod part;
 mod steps;
 
 pub use binding::Binding;
+pub use compare::{Comparison, Difference, Reference};
 pub use error::{RefusedNode, SessionError};
-pub use host::Fallback;
+pub use host::{Fallback, HostEngine, HostError, LibraryError, OrtOptions, Shown};
 
 use crate::explain::{self, Explanation};
 use crate::graph::{Dim, ElementType, Graph, ValueId, shape_text};
 use crate::import;
 use crate::ort::SessionContext;
+use crate::ort::host::HostSession;
 use crate::partition::{self, Plan};
 use crate::run::{
     GivenOutputs, OwnedTensor, RunError, RunOptions, RunReport, TensorMut, TensorRef,
 };
 use bytes::Bytes;
+use host::Shared;
 use libnpu::{Caller, Device, Pool, Workers};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use steps::Steps;
 
@@ -74,6 +79,32 @@ enum Threads {
     Own(Pool),
 }
 
+impl Threads {
+    fn asked(&self) -> Option<NonZeroUsize> {
+        match self {
+            Self::Device => None,
+            Self::Caller => Some(NonZeroUsize::MIN),
+            Self::Own(pool) => NonZeroUsize::new(pool.count()),
+        }
+    }
+}
+
+/// Where a model came from.
+#[derive(Debug)]
+enum Source {
+    File(PathBuf),
+    Bytes(Bytes),
+}
+
+/// Who runs what of it.
+#[derive(Debug)]
+enum Engine {
+    /// The NPU, all.
+    Npu(Steps),
+    /// ONNX Runtime, with the NPU's programs as operators.
+    Shared(Shared),
+}
+
 /// What a session shall be; see [`Session::builder`].
 #[derive(Debug)]
 pub struct Builder {
@@ -81,6 +112,7 @@ pub struct Builder {
     options: RunOptions,
     threads: Threads,
     fallback: Fallback,
+    ort: OrtOptions,
 }
 
 /// A model on a device; see the module.
@@ -90,10 +122,14 @@ pub struct Session {
     plan: Plan,
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
-    steps: Steps,
+    engine: Engine,
     threads: Threads,
     device: Device,
-    // Last: what the steps loaded goes before it.
+    source: Source,
+    host: OrtOptions,
+    /// The whole model on ONNX Runtime's CPU provider, once it was compared with.
+    reference: OnceLock<HostSession>,
+    // Last: what the engine loaded goes before it.
     _context: Arc<SessionContext>,
 }
 
@@ -132,13 +168,18 @@ impl Builder {
         self
     }
 
+    /// Which ONNX Runtime [`Session::compare_cpu`] compares with, when the host engine is none.
+    pub fn ort(mut self, ort: OrtOptions) -> Self {
+        self.ort = ort;
+        self
+    }
+
     /// Loads the model in the file at `path`, which must not be written while the session is in use.
     ///
     /// # Errors
     /// The file is no model, the NPU does not take all of it, or the device fails.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Session, SessionError> {
-        let model = import::file(path.as_ref())?;
-        self.build(model)
+        self.from(Source::File(path.as_ref().to_owned()))
     }
 
     /// Loads the model that `bytes` are; it has no external data.
@@ -146,16 +187,36 @@ impl Builder {
     /// # Errors
     /// As for [`Builder::load`].
     pub fn load_bytes(self, bytes: impl Into<Bytes>) -> Result<Session, SessionError> {
-        let model = import::bytes(bytes)?;
-        self.build(model)
+        self.from(Source::Bytes(bytes.into()))
     }
 
-    fn build(self, graph: Graph) -> Result<Session, SessionError> {
-        let Self { device, options, threads, fallback } = self;
+    fn from(self, source: Source) -> Result<Session, SessionError> {
+        let Self { device, options, threads, fallback, ort } = self;
+        let (graph, shown, host) = match (&fallback, &source) {
+            (Fallback::Deny, Source::File(path)) => (import::file(path)?, None, ort),
+            (Fallback::Deny, Source::Bytes(bytes)) => (import::bytes(bytes.clone())?, None, ort),
+            (Fallback::Host(HostEngine::Ort(host)), source) => {
+                let shown = match source {
+                    Source::File(path) => Shown::file(path, host)?,
+                    Source::Bytes(bytes) => Shown::bytes(bytes, host)?,
+                };
+                let (graph, shown) = shown.into_parts();
+                (graph, Some(shown), host.clone())
+            }
+        };
         let plan = partition::plan(&graph, device.limits());
         error::check_refused(&graph, &plan, &fallback)?;
         let context = SessionContext::open(&device)?;
-        let steps = Steps::new(&graph, &plan, context.context(), &device, &options)?;
+        let is_whole = plan.verdicts.iter().all(|verdict| verdict.taken.is_some());
+        let engine = match shown.filter(|_| !is_whole) {
+            None => Engine::Npu(Steps::new(&graph, &plan, context.context(), &device, &options)?),
+            Some(shown) => {
+                let counts = (threads.asked(), host.threads);
+                let of_npu = context.context();
+                let shared = Shared::new(shown, &graph, &plan, of_npu, &device, &options, counts)?;
+                Engine::Shared(shared)
+            }
+        };
         let info = |&id: &ValueId| {
             let value = graph.value(id);
             let ty = value.ty.as_ref();
@@ -167,7 +228,20 @@ impl Builder {
         };
         let inputs = graph.inputs().iter().map(info).collect();
         let outputs = graph.outputs().iter().map(info).collect();
-        Ok(Session { graph, plan, inputs, outputs, steps, threads, device, _context: context })
+        let (reference, _context) = (OnceLock::new(), context);
+        Ok(Session {
+            graph,
+            plan,
+            inputs,
+            outputs,
+            engine,
+            threads,
+            device,
+            source,
+            host,
+            reference,
+            _context,
+        })
     }
 }
 
@@ -179,6 +253,7 @@ impl Session {
             options: RunOptions::default(),
             threads: Threads::Device,
             fallback: Fallback::Deny,
+            ort: OrtOptions::default(),
         }
     }
 
@@ -218,7 +293,7 @@ impl Session {
     /// An input is not as the model declares it, or the device fails; the session stays usable.
     pub fn run(&self, inputs: &[TensorRef<'_>]) -> Result<Outcome, SessionError> {
         self.check(inputs)?;
-        let (outputs, report) = self.steps.run(&self.graph, inputs, self.workers())?;
+        let (outputs, report) = self.made(inputs)?;
         Ok(Outcome { outputs, report })
     }
 
@@ -259,12 +334,16 @@ impl Session {
             let (found, want) = (outputs.len(), self.outputs.len());
             return Err(SessionError::Outputs { found, want });
         }
-        if let Some((executable, reads, writes)) = self.steps.single() {
+        let single = match &self.engine {
+            Engine::Npu(steps) => steps.single(),
+            Engine::Shared(_) => None,
+        };
+        if let Some((executable, reads, writes)) = single {
             let ordered: Vec<TensorRef<'_>> = reads.iter().map(|&read| inputs[read]).collect();
             let mut given = GivenOutputs::new(outputs, writes);
             return Ok(executable.run(&ordered, &mut given, self.workers())?);
         }
-        let (made, report) = self.steps.run(&self.graph, inputs, self.workers())?;
+        let (made, report) = self.made(inputs)?;
         for ((made, to), info) in made.iter().zip(outputs).zip(&self.outputs) {
             to.copy_from(made)
                 .map_err(|why| RunError::Output { output: info.name.clone(), why })?;
@@ -278,6 +357,32 @@ impl Session {
     /// The shapes are not those of the model, or the device has no memory.
     pub fn bind(&self, shapes: &[&[usize]]) -> Result<Binding<'_>, SessionError> {
         Binding::new(self, shapes)
+    }
+
+    /// Whether all results are what ONNX Runtime's CPU provider computes, bit for bit. So it is with every
+    /// engine that there is: what the NPU takes is exact, and the rest is computed by that provider itself.
+    pub fn is_exact(&self) -> bool {
+        match &self.engine {
+            Engine::Npu(_) | Engine::Shared(_) => true,
+        }
+    }
+
+    /// Version of the ONNX Runtime that runs a part of the model, if one does.
+    pub fn host_version(&self) -> Option<&str> {
+        match &self.engine {
+            Engine::Npu(_) => None,
+            Engine::Shared(shared) => Some(shared.version()),
+        }
+    }
+
+    fn made(
+        &self,
+        inputs: &[TensorRef<'_>],
+    ) -> Result<(Vec<OwnedTensor>, RunReport), SessionError> {
+        match &self.engine {
+            Engine::Npu(steps) => Ok(steps.run(&self.graph, inputs, self.workers())?),
+            Engine::Shared(shared) => shared.run(inputs),
+        }
     }
 
     fn workers(&self) -> &dyn Workers {

@@ -16,7 +16,7 @@ pub(super) fn canonicalise(draft: &mut Draft) {
 }
 
 /// Constant nodes become constants.
-fn constants(draft: &mut Draft) {
+pub(super) fn constants(draft: &mut Draft) {
     let Draft { nodes, constants, .. } = draft;
     nodes.retain_mut(|node| match (node.constant.take(), node.outputs.as_slice()) {
         (Some(tensor), [output]) if !output.is_empty() => {

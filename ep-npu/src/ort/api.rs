@@ -201,6 +201,12 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
+    /// What it says.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn message(self) -> String {
+        self.message
+    }
+
     /// The refusal as a status; null, which means success with no factory, where not even that exists.
     pub(crate) fn into_status(self) -> OrtStatusPtr {
         let Some(ort) = self.ort else { return OrtStatusPtr(ptr::null_mut()) };

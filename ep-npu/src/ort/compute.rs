@@ -126,14 +126,18 @@ fn kind_of(error: &RunError) -> Kind {
 }
 
 /// An input of one run, where the runtime has it.
-struct Input {
+pub(super) struct Input {
     shape: Shape,
     data: *const u8,
     len_bytes: usize,
 }
 
 impl Input {
-    fn read(api: &Api, context: *const OrtKernelContext, index: usize) -> Result<Self, Failure> {
+    pub(super) fn read(
+        api: &Api,
+        context: *const OrtKernelContext,
+        index: usize,
+    ) -> Result<Self, Failure> {
         let mut value = ptr::null();
         call!(api, KernelContext_GetInput(context, index, &raw mut value))?;
         // SAFETY: the inputs are live during Compute.
@@ -146,7 +150,7 @@ impl Input {
         Ok(Self { shape, data, len_bytes })
     }
 
-    fn as_tensor(&self) -> TensorRef<'_> {
+    pub(super) fn as_tensor(&self) -> TensorRef<'_> {
         // SAFETY: the tensor has that many bytes by its own shape, and is live and unwritten during
         // Compute, which `self` does not outlive.
         unsafe {
@@ -156,9 +160,9 @@ impl Input {
 }
 
 /// Outputs that the runtime allocates when their shape is known.
-struct KernelOutputs<'a> {
-    api: &'a Api,
-    context: *mut OrtKernelContext,
+pub(super) struct KernelOutputs<'a> {
+    pub(super) api: &'a Api,
+    pub(super) context: *mut OrtKernelContext,
 }
 
 // SAFETY: `allocate` returns the data of a tensor that the runtime made for this run, of the element

@@ -270,21 +270,8 @@ impl<'a> ValueInfo<'a> {
     pub(crate) fn tensor_type(self) -> Result<Option<TensorType>, Failure> {
         let mut info: *const OrtTypeInfo = ptr::null();
         call!(self.api, GetValueInfoTypeInfo(self.raw, &raw mut info))?;
-        if info.is_null() {
-            return Ok(None);
-        }
-        let mut kind = 0_u32;
-        call!(self.api, GetOnnxTypeFromTypeInfo(info, (&raw mut kind).cast()))?;
-        if kind != TYPE_TENSOR {
-            return Ok(None);
-        }
-        let mut tensor: *const OrtTensorTypeAndShapeInfo = ptr::null();
-        call!(self.api, CastTypeInfoToTensorInfo(info, &raw mut tensor))?;
-        let Some(tensor) = self.lend(tensor) else { return Ok(None) };
-        let symbols = tensor.symbols()?;
-        let dims = tensor.dims()?.into_iter().zip(symbols);
-        let dim = |(len, symbol)| usize::try_from(len).map_or(Dim::Symbol(symbol), Dim::Known);
-        Ok(Some(TensorType { element: tensor.element()?, shape: Some(dims.map(dim).collect()) }))
+        // SAFETY: the type lives as long as the value's handle.
+        unsafe { tensor_type(self.api, info) }
     }
 
     /// The tensor that the value always holds, if it is a constant of this graph or of one around it.
@@ -298,6 +285,34 @@ impl<'a> ValueInfo<'a> {
         call!(self.api, ValueInfo_GetInitializerValue(self.raw, &raw mut value))?;
         Ok(self.lend(value))
     }
+}
+
+/// Element type and shape of a tensor's type; `None` when it is no tensor's.
+///
+/// # Safety
+/// `info` is null or live.
+pub(super) unsafe fn tensor_type(
+    api: &Api,
+    info: *const OrtTypeInfo,
+) -> Result<Option<TensorType>, Failure> {
+    if info.is_null() {
+        return Ok(None);
+    }
+    let mut kind = 0_u32;
+    call!(api, GetOnnxTypeFromTypeInfo(info, (&raw mut kind).cast()))?;
+    if kind != TYPE_TENSOR {
+        return Ok(None);
+    }
+    let mut tensor: *const OrtTensorTypeAndShapeInfo = ptr::null();
+    call!(api, CastTypeInfoToTensorInfo(info, &raw mut tensor))?;
+    if tensor.is_null() {
+        return Ok(None);
+    }
+    let tensor = View { raw: tensor, api, lent: PhantomData };
+    let symbols = tensor.symbols()?;
+    let dims = tensor.dims()?.into_iter().zip(symbols);
+    let dim = |(len, symbol)| usize::try_from(len).map_or(Dim::Symbol(symbol), Dim::Known);
+    Ok(Some(TensorType { element: tensor.element()?, shape: Some(dims.map(dim).collect()) }))
 }
 
 impl View<'_, OrtTensorTypeAndShapeInfo> {

@@ -1,7 +1,7 @@
 //! Inputs and outputs in memory of the device: what a run reads and writes where it lies.
 //! Unsafe: it hands a run addresses of buffers that it holds.
 
-use super::{Session, SessionError};
+use super::{Engine, Session, SessionError};
 use crate::graph::ElementType;
 use crate::program::Edge;
 use crate::run::{RunReport, TensorMut, TensorRef};
@@ -28,7 +28,8 @@ struct Bound {
 impl<'s> Binding<'s> {
     pub(super) fn new(session: &'s Session, shapes: &[&[usize]]) -> Result<Self, SessionError> {
         session.check_shapes(shapes)?;
-        let (inputs, outputs) = session.steps.edges(&session.graph, shapes)?;
+        let Engine::Npu(steps) = &session.engine else { return Err(SessionError::Unbound) };
+        let (inputs, outputs) = steps.edges(&session.graph, shapes)?;
         let bound = |edge: Edge| {
             let len = usize::try_from(edge.len_bytes()).unwrap_or(usize::MAX);
             let buffer = session.device.allocate(len)?;

@@ -1,6 +1,6 @@
 //! Why a session cannot be made, or a run fails.
 
-use super::host::Fallback;
+use super::host::{Fallback, HostError, LibraryError};
 use crate::graph::{Graph, GraphError};
 use crate::import::ImportError;
 use crate::partition::Plan;
@@ -54,6 +54,17 @@ pub enum SessionError {
         /// The tensor.
         value: String,
     },
+    /// ONNX Runtime is not there, or not as asked for.
+    #[error(transparent)]
+    Library(Box<LibraryError>),
+    /// ONNX Runtime does not load the model, or fails in its part of it.
+    #[error(transparent)]
+    Host(Box<HostError>),
+    /// ONNX Runtime runs a part of the model, on tensors of its own.
+    #[error(
+        "the host engine runs a part of the model, on tensors of its own; use `run_into` in place of `bind`"
+    )]
+    Unbound,
     /// The run failed.
     #[error(transparent)]
     Run(Box<RunError>),
@@ -86,6 +97,18 @@ impl From<ImportError> for SessionError {
     }
 }
 
+impl From<LibraryError> for SessionError {
+    fn from(error: LibraryError) -> Self {
+        Self::Library(Box::new(error))
+    }
+}
+
+impl From<HostError> for SessionError {
+    fn from(error: HostError) -> Self {
+        Self::Host(Box::new(error))
+    }
+}
+
 impl From<RunError> for SessionError {
     fn from(error: RunError) -> Self {
         Self::Run(Box::new(error))
@@ -111,7 +134,9 @@ pub(super) fn check_refused(
     plan: &Plan,
     fallback: &Fallback,
 ) -> Result<(), SessionError> {
-    let Fallback::Deny = fallback;
+    if matches!(fallback, Fallback::Host(_)) {
+        return Ok(());
+    }
     let refused = plan.verdicts.iter().filter(|verdict| verdict.taken.is_none());
     let nodes: Vec<RefusedNode> = refused
         .map(|verdict| {

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 mod compile;
 #[path = "../npu/explain.rs"]
 mod explain;
+#[path = "../npu/host.rs"]
+mod host;
 #[path = "../npu/model.rs"]
 mod model;
 #[path = "../npu/npy.rs"]
@@ -46,7 +48,7 @@ enum Command {
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Run(args) => run::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => run::run(&args),
         Command::Compile(args) => compile::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Explain(args) => explain::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Selftest(args) => selftest::run(&args),

@@ -12,7 +12,7 @@ use npu_uapi::image::slot_kind;
 use npu_uapi::limits::Limits;
 use std::path::{Path, PathBuf};
 
-use crate::progress;
+use crate::progress::Progress;
 
 /// Which model, and for which device.
 #[derive(clap::Args, Debug)]
@@ -25,6 +25,8 @@ pub(crate) struct ModelArgs {
     /// The length of open dimensions.
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(crate) batch: u32,
+    #[command(flatten)]
+    pub(crate) progress: Progress,
 }
 
 /// A model and its plan.
@@ -33,6 +35,7 @@ pub(crate) struct Planned {
     pub(crate) plan: Plan,
     pub(crate) limits: Limits,
     batch: usize,
+    progress: Progress,
 }
 
 /// One group of a plan, compiled.
@@ -52,9 +55,15 @@ impl ModelArgs {
     /// Loads the model and plans it for the device.
     pub(crate) fn plan(&self) -> Result<Planned> {
         let limits = *self.open()?.limits();
-        let graph = progress::during("loading", || import::file(&self.model))?;
-        let plan = progress::during("planning", || partition::plan(&graph, &limits));
-        Ok(Planned { graph, plan, limits, batch: usize::try_from(self.batch)? })
+        let graph = self.progress.during("loading", || import::file(&self.model))?;
+        let plan = self.progress.during("planning", || partition::plan(&graph, &limits));
+        Ok(Planned {
+            graph,
+            plan,
+            limits,
+            batch: usize::try_from(self.batch)?,
+            progress: self.progress,
+        })
     }
 }
 
@@ -69,7 +78,7 @@ impl Planned {
             let costs = costs(&container, &self.limits);
             Ok(Program { compiled, container, costs })
         };
-        progress::during("compiling", || parts.iter().map(compile).collect())
+        self.progress.during("compiling", || parts.iter().map(compile).collect())
     }
 }
 

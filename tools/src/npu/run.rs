@@ -2,17 +2,19 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ep_npu::graph::{Dim, ElementType};
-use ep_npu::session::{Outcome, TensorInfo};
+use ep_npu::session::{Comparison, Difference, Outcome, TensorInfo};
 use ep_npu::{OwnedTensor, Session, TensorRef};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::host::{Host, OrtArgs};
 use crate::model::ModelArgs;
 use crate::npy::Array;
-use crate::progress;
 
 /// Run a model on the NPU.
 #[derive(clap::Args, Debug)]
@@ -31,16 +33,26 @@ pub(crate) struct Args {
     /// Threads that compute, when the device is in this process.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// Who runs what the NPU does not take.
+    #[arg(long, value_enum, default_value_t = Host::None)]
+    host: Host,
+    /// Run the model on ONNX Runtime's CPU provider as well; the exit code is 1 where any bit differs.
+    #[arg(long)]
+    compare_cpu: bool,
+    #[command(flatten)]
+    ort: OrtArgs,
 }
 
 /// Runs as `args` say.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let device = args.model.open()?;
-    let mut builder = Session::builder(&device);
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let (device, progress) = (args.model.open()?, args.model.progress);
+    let builder = Session::builder(&device).ort(args.ort.options());
+    let mut builder = builder.fallback(args.host.fallback(&args.ort));
     if let Some(threads) = args.threads {
         builder = builder.threads(threads);
     }
-    let session = progress::during("loading and compiling", || builder.load(&args.model.model))
+    let session = progress
+        .during("loading and compiling", || builder.load(&args.model.model))
         .with_context(|| {
             let model = args.model.model.display();
             format!("cannot load the model; `npu explain {model}` tells more where it was refused")
@@ -50,14 +62,52 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .iter()
         .map(|array| TensorRef::from_bytes(array.element, &array.shape, &array.bytes))
         .collect();
-    let (done, times) = progress::during("running", || repeat(&session, &tensors, args.repeat))?;
-    let text = report(&session, &done, &times);
+    let (done, times) = progress.during("running", || repeat(&session, &tensors, args.repeat))?;
+    let mut text = report(&session, &done, &times);
+    let mut is_equal = true;
+    if args.compare_cpu {
+        let compare = || session.compare_cpu(&tensors);
+        let comparison = progress.during("comparing with the CPU", compare)?;
+        is_equal = comparison.is_equal();
+        text += &compared(&comparison);
+    }
     if let Some(path) = &args.output {
         for (index, tensor) in done.outputs.iter().enumerate() {
             write(&output_path(path, index), tensor)?;
         }
     }
-    crate::print(&text)
+    crate::print(&text)?;
+    Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was compared, with what, and how each output differs.
+fn compared(comparison: &Comparison) -> String {
+    let reference = &comparison.reference;
+    let threads = reference.threads.map_or("all".to_owned(), |count| count.to_string());
+    let mut out = format!(
+        "reference: ONNX Runtime {} (CPU provider, {} optimisations, {threads} threads, {}), {}\n",
+        reference.version,
+        reference.level,
+        reference.isa,
+        reference.library.display()
+    );
+    for told in &comparison.outputs {
+        let Difference { output, values, differing, most, first, .. } = told;
+        let _ = match first {
+            Some((index, here, there)) => writeln!(
+                out,
+                "output `{output}`: {differing} of {values} values differ, by at most {most}; \
+                 first at {index}: NPU {here}, CPU {there}"
+            ),
+            None if *differing > 0 => {
+                writeln!(out, "output `{output}`: its type or shape is another than the CPU's")
+            }
+            None => {
+                writeln!(out, "output `{output}`: all {values} values equal the CPU's, bit for bit")
+            }
+        };
+    }
+    out
 }
 
 /// The last outcome, and the time of each run.
@@ -81,7 +131,7 @@ fn repeat(
 }
 
 fn report(session: &Session, done: &Outcome, times: &[Duration]) -> String {
-    let mut out = String::new();
+    let mut out = placement(session);
     for (info, tensor) in session.outputs().iter().zip(&done.outputs) {
         let hash = Sha256::digest(tensor.bytes());
         let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -107,6 +157,28 @@ fn report(session: &Session, done: &Outcome, times: &[Duration]) -> String {
     let _ = writeln!(out, "modelled {} cycles, {micros} us", report.cycles);
     let _ = writeln!(out, "copied {} bytes", report.copied_bytes);
     out
+}
+
+/// Which part of the model ran where.
+fn placement(session: &Session) -> String {
+    let explained = session.explain();
+    let on_host: Vec<_> = explained.nodes.iter().filter(|node| node.group.is_none()).collect();
+    let mut operators: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in &on_host {
+        *operators.entry(&node.op).or_default() += 1;
+    }
+    let listed: Vec<String> =
+        operators.iter().map(|(op, count)| format!("{op} x{count}")).collect();
+    let npu = explained.nodes.len() - on_host.len();
+    let groups = explained.groups;
+    match session.host_version() {
+        Some(version) if !on_host.is_empty() => format!(
+            "NPU: {npu} nodes in {groups} program(s); host (ONNX Runtime {version}, exact): {} nodes: {}\n",
+            on_host.len(),
+            listed.join(", ")
+        ),
+        _ => format!("NPU: all {npu} nodes in {groups} program(s)\n"),
+    }
 }
 
 /// The arrays that `--input` names, in the order of the model's inputs.
@@ -174,6 +246,10 @@ fn random(info: &TensorInfo, batch: usize, seed: usize) -> Result<Array> {
             };
             (0..count).flat_map(|_| float().to_le_bytes()).collect()
         }
+        // Small, as the numbers of words and classes are.
+        ElementType::I32 | ElementType::I64 => (0..count)
+            .flat_map(|_| u64::from(byte()).to_le_bytes().into_iter().take(size))
+            .collect(),
         _ => (0..count * size).map(|_| byte()).collect(),
     };
     Ok(Array { element: info.element, shape, bytes })

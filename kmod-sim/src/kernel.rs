@@ -11,6 +11,7 @@
 //! | `split` | chunks over workers, stopped and resumed between two |
 //! | `stage` | the output stage, one scalar at a time |
 //! | `conv` | CONV and MATMUL |
+//! | `product`, `softmax` | PRODUCT and SOFTMAX |
 //! | `binary`, `pool`, `table`, `layout`, `copy` | the other commands |
 //! | `vector` | AVX-512 building blocks that the vector kernels share |
 //!
@@ -26,6 +27,8 @@ pub(crate) mod copy;
 pub(crate) mod layout;
 pub(crate) mod operand;
 pub(crate) mod pool;
+pub(crate) mod product;
+pub(crate) mod softmax;
 pub(crate) mod split;
 pub(crate) mod stage;
 pub(crate) mod table;
@@ -149,6 +152,8 @@ pub fn execute(
     match command {
         Command::Conv(c) => conv::run(&conv::Problem::of_conv(c, slots), vector, &split),
         Command::MatMul(c) => conv::run(&conv::Problem::of_matmul(c, slots), vector, &split),
+        Command::Product(c) => product::run(c, slots, vector, &split),
+        Command::Softmax(c) => softmax::run(c, slots, vector, &split),
         Command::Add(c) => binary::add(c, slots, vector, &split),
         Command::Mul(c) => binary::mul(c, slots, vector, &split),
         Command::Pool(c) => pool::run(c, slots, vector, &split),
@@ -223,6 +228,10 @@ fn elements(command: &Command) -> Option<u64> {
     };
     if let Command::Layout(layout) = command {
         return count(&layout.dims)?.checked_mul(layout.repeats().into());
+    }
+    if let Command::Product(product) = command {
+        let all = [product.matrices_a(), product.matrices_b(), product.matrices_out()];
+        return all.iter().try_fold(0, |most: u64, one| Some(most.max(one.bytes()?)));
     }
     feature_maps(command).iter().try_fold(0, |most: u64, map| Some(most.max(count(&map.dims)?)))
 }

@@ -11,7 +11,9 @@
 //! | drain | the output stage takes 64 elements a cycle while the next block sums | a short reduction is bound by the stage |
 //!
 //! MATMUL is a 1x1 convolution of `m` rows of one pixel. POOL walks the same bands, 64 channels and one
-//! tap a cycle. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; COPY and FILL only move
+//! tap a cycle. PRODUCT is a MATMUL for each of its matrices: the left one comes once, the right one once
+//! if it fits the weight buffer, else once a block of rows. SOFTMAX passes three times over 16 channels a
+//! cycle. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; COPY and FILL only move
 //! bytes. Records and tables are read once a command. A command takes
 //! `128 + max(compute, DRAM bytes / DRAM rate, SRAM bytes / SRAM rate)` cycles: fetch and pipeline fill,
 //! then the slowest of three that run side by side.
@@ -20,7 +22,9 @@
 //! walks the table above step by step, and a test holds them equal.
 
 use npu_uapi::addr::SlotId;
-use npu_uapi::command::{Command, Conv, Dims, Layout, MatMul, Pool, element, lanes, pool_kind};
+use npu_uapi::command::{
+    Command, Conv, Dims, Layout, MatMul, Pool, Product, element, lanes, pool_kind,
+};
 use npu_uapi::extent::{self, FeatureMap};
 use npu_uapi::limits::Limits;
 
@@ -70,13 +74,16 @@ pub fn cycles(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bo
                 Command::Layout(c) if matches!(field, "src" | "dst") => {
                     layout_bytes(c, access.write)
                 }
+                Command::Product(c) => product_bytes(c, field, limits).unwrap_or(access.len.into()),
                 _ => access.len.into(),
             },
         };
         moved.count(is_sram(access.slot), access.write, times_bytes);
     }
     let macs = match command {
-        Command::Conv(_) | Command::MatMul(_) => command.operations().unwrap_or(u64::MAX),
+        Command::Conv(_) | Command::MatMul(_) | Command::Product(_) => {
+            command.operations().unwrap_or(u64::MAX)
+        }
         _ => 0,
     };
     moved.cost(compute(command, limits), macs, limits)
@@ -257,6 +264,22 @@ fn layout_bytes(c: &Layout, write: bool) -> u128 {
     product(&[c.repeats().into(), pixels(&c.dims), c.dims.c.into(), element])
 }
 
+/// Bytes that a PRODUCT moves of its matrices.
+fn product_bytes(c: &Product, field: &str, limits: &Limits) -> Option<u128> {
+    let matrices = u128::from(c.outer) * u128::from(c.batch);
+    let bytes = |rows: u32, columns: u32| product(&[matrices, rows.into(), columns.into()]);
+    match field {
+        "a" => Some(bytes(c.m, c.k)),
+        "b" => {
+            let fits = u64::from(c.k) * u64::from(c.n) <= WEIGHT_BUFFER;
+            let times = if fits { 1 } else { c.m.div_ceil(array(limits).0) };
+            Some(product(&[bytes(c.k, c.n), times.into()]))
+        }
+        "out" => Some(bytes(c.m, c.n)),
+        _ => None,
+    }
+}
+
 /// Blocks of 16 output channels, and groups of 4 steps of the reduction, of CONV and MATMUL.
 fn blocks(command: &Command) -> Option<(u128, u128)> {
     match command {
@@ -308,6 +331,17 @@ fn compute(command: &Command, limits: &Limits) -> u128 {
                 _ => u128::from(c.window.kernel_h) * u128::from(c.window.kernel_w),
             };
             product(&[pixels(&c.ofm_dims()), chunks(c.ifm_dims.c), taps])
+        }
+        Command::Product(c) => {
+            let (block_rows, step_cycles) = array(limits);
+            let drain = u128::from((16 * block_rows).div_ceil(VECTOR_LANES));
+            let steps = u128::from(c.k.div_ceil(4)) * u128::from(step_cycles);
+            let blocks = [c.m.div_ceil(block_rows), c.n.div_ceil(16)].map(u128::from);
+            let matrices = u128::from(c.outer) * u128::from(c.batch);
+            product(&[matrices, blocks[0], blocks[1], drain.max(steps)])
+        }
+        Command::Softmax(c) => {
+            product(&[pixels(&c.dims), c.dims.c.div_ceil(LAYOUT_LANES).into(), 3])
         }
         Command::Add(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
         Command::Mul(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),

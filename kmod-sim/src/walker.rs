@@ -7,8 +7,8 @@
 use crate::timing::{Cost, INPUT_BUFFER, LAYOUT_LANES, Moved, VECTOR_LANES, WEIGHT_BUFFER, array};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
-    Add, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, Pool, Table, Window, element,
-    lanes, pool_kind, record_bytes,
+    Add, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, Pool, Product, Softmax, Table,
+    Window, element, lanes, pool_kind, record_bytes,
 };
 use npu_uapi::limits::Limits;
 
@@ -19,6 +19,8 @@ pub fn walk(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bool
         Command::Conv(c) => walk.conv(c),
         Command::MatMul(c) => walk.matmul(c),
         Command::Pool(c) => walk.pool(c),
+        Command::Product(c) => walk.product(c),
+        Command::Softmax(c) => walk.softmax(c),
         Command::Add(c) => walk.add(c),
         Command::Mul(c) => walk.mul(c),
         Command::Table(c) => walk.table(c),
@@ -219,6 +221,48 @@ impl Walk<'_> {
                     self.write(c.ofm, lanes(c.ifm_dims.c, c.ofm_strides.pixel).into());
                 }
             }
+        }
+    }
+
+    fn product(&mut self, c: &Product) {
+        self.once(&c.header, c.tables, Operand::default());
+        let (block_rows, step_cycles) = array(self.limits);
+        let right = u64::from(c.k) * u64::from(c.n);
+        for _matrix in 0..u64::from(c.outer) * u64::from(c.batch) {
+            if right <= WEIGHT_BUFFER {
+                self.read(c.b, right);
+            }
+            for _rows in (0..c.m).step_by(block_rows as usize) {
+                if right > WEIGHT_BUFFER {
+                    self.read(c.b, right);
+                }
+                for _columns in (0..c.n).step_by(16) {
+                    let mut busy = 0;
+                    for _step in (0..c.k).step_by(4) {
+                        busy += step_cycles;
+                    }
+                    let drain = (block_rows * 16).div_ceil(VECTOR_LANES);
+                    self.cycles += u128::from(busy.max(drain));
+                }
+            }
+            for _row in 0..c.m {
+                self.read(c.a, c.k.into());
+                self.write(c.out, c.n.into());
+                self.macs += u64::from(c.n) * u64::from(c.k);
+            }
+        }
+    }
+
+    fn softmax(&mut self, c: &Softmax) {
+        self.read(c.table, 1024);
+        for _pixel in 0..u64::from(c.dims.n) * u64::from(c.dims.h) * u64::from(c.dims.w) {
+            for _pass in 0..3 {
+                for _chunk in (0..c.dims.c).step_by(16) {
+                    self.cycles += 1;
+                }
+            }
+            self.read(c.src, lanes(c.dims.c, c.src_strides.pixel).into());
+            self.write(c.dst, lanes(c.dims.c, c.dst_strides.pixel).into());
         }
     }
 
@@ -429,7 +473,7 @@ mod tests {
     prop_compose! {
         fn element_wise()(
             header in header(), slots in [operand(), operand(), operand(), operand()], dims in dims(),
-            strides in [strides(), strides(), strides()], kind in 0u8..7,
+            strides in [strides(), strides(), strides()], kind in 0u8..9,
             types in (1u8..3, 1u8..3), len in 1u64..100_000, outer in 0u32..4,
         ) -> Command {
             let [a, b, out, tables] = slots;
@@ -456,6 +500,17 @@ mod tests {
                     src: a, dst: b, len, ..Default::default()
                 }),
                 4 => Command::Fill(npu_uapi::command::Fill { dst: b, len, ..Default::default() }),
+                6 => Command::Product(Product {
+                    header: Header { flags: header.flags & 1, ..header },
+                    a, b, out, tables, outer: dims.n, batch: 1 + outer, m: dims.h, n: dims.c,
+                    k: dims.w * types.0 as u32 * 40,
+                    ..Product::default()
+                }),
+                7 => Command::Softmax(Softmax {
+                    src: a, dst: b, table: out, dims,
+                    src_strides: a_strides, dst_strides: b_strides,
+                    ..Softmax::default()
+                }),
                 5 => Command::Mul(Mul {
                     header: Header { flags: header.flags & 17, ..header },
                     a, b, out, tables, dims, a_strides, b_strides, out_strides,

@@ -39,9 +39,11 @@
 
 mod any;
 mod parts;
+mod product;
 
 pub use any::Command;
 pub use parts::{ChannelRecord, Dims, FloatRecord, Header, Stage, Strides, Strides4, Window};
+pub use product::{Product, Softmax};
 
 use crate::addr::Operand;
 use bitflags::bitflags;
@@ -56,7 +58,7 @@ pub const UNIT_BYTES: usize = 64;
 /// | version | what it added |
 /// |---|---|
 /// | 1.1 | MUL; inputs of ADD and MUL repeated over pixels; the outer dimension and the table of LAYOUT |
-/// | 1.2 | `FLOAT` of CONV and MATMUL |
+/// | 1.2 | `FLOAT` of CONV and MATMUL; PRODUCT; SOFTMAX |
 pub const ISA_VERSION: u32 = 1 << 16 | 2;
 
 /// Numbers of the commands. Zero is none, so that zeroed memory is not a program.
@@ -77,10 +79,14 @@ pub mod opcode {
     pub const POOL: u8 = 0x21;
     /// [`super::Mul`]
     pub const MUL: u8 = 0x22;
+    /// [`super::Softmax`]
+    pub const SOFTMAX: u8 = 0x24;
     /// [`super::Conv`]
     pub const CONV: u8 = 0x30;
     /// [`super::MatMul`]
     pub const MATMUL: u8 = 0x31;
+    /// [`super::Product`]
+    pub const PRODUCT: u8 = 0x32;
 }
 
 bitflags! {
@@ -88,7 +94,7 @@ bitflags! {
     #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
     pub struct Flags: u16 {
         /// Apply the 256-byte table at `tables` after requantisation (CONV, MATMUL), after the
-        /// sum (ADD), the product (MUL) or the pooling (POOL), or to what is moved (LAYOUT).
+        /// sum (ADD), the product (MUL) or the pooling (POOL), or to what is moved (LAYOUT); PRODUCT too.
         const TABLE_0 = 1 << 0;
         /// Add the auxiliary tensor after table 0 (CONV, MATMUL).
         const ADD_AUX = 1 << 1;

@@ -2,8 +2,8 @@
 //! reserved fields.
 
 use crate::command::{
-    Add, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Table,
-    UNIT_BYTES, element, opcode, pool_kind,
+    Add, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Product,
+    Softmax, Table, UNIT_BYTES, element, opcode, pool_kind,
 };
 use crate::float_order::Order;
 use alloc::vec::Vec;
@@ -98,6 +98,8 @@ pub fn command(bytes: &[u8], at: usize) -> Result<(Command, usize), DecodeError>
     let command = match header.opcode {
         opcode::CONV => Command::Conv(check.conv(check.read(rest)?)?),
         opcode::MATMUL => Command::MatMul(check.matmul(check.read(rest)?)?),
+        opcode::PRODUCT => Command::Product(check.product(check.read(rest)?)?),
+        opcode::SOFTMAX => Command::Softmax(check.softmax(check.read(rest)?)?),
         opcode::ADD => Command::Add(check.add(check.read(rest)?)?),
         opcode::MUL => Command::Mul(check.mul(check.read(rest)?)?),
         opcode::POOL => Command::Pool(check.pool(check.read(rest)?)?),
@@ -220,6 +222,26 @@ impl Check {
         self.zero("aux_row", adds || c.aux_row == 0)?;
         self.zero("reserved", c.reserved == 0 && c.reserved2 == 0)?;
         self.stage(&c.stage, flags)?;
+        Ok(c)
+    }
+
+    fn product(&self, c: Product) -> Result<Product, DecodeError> {
+        let flags = self.flags(Flags::TABLE_0)?;
+        for (field, operand) in [("a", c.a), ("b", c.b), ("out", c.out)] {
+            self.operand(field, operand, true)?;
+        }
+        self.operand("tables", c.tables, flags.contains(Flags::TABLE_0))?;
+        self.zero("reserved", c.reserved == [0; 3] && c.reserved2 == [0; 2])?;
+        self.clamp(c.clamp_low, c.clamp_high)?;
+        Ok(c)
+    }
+
+    fn softmax(&self, c: Softmax) -> Result<Softmax, DecodeError> {
+        self.flags(Flags::empty())?;
+        for (field, operand) in [("src", c.src), ("dst", c.dst), ("table", c.table)] {
+            self.operand(field, operand, true)?;
+        }
+        self.zero("reserved", c.reserved == [0; 3] && c.reserved2 == 0)?;
         Ok(c)
     }
 

@@ -9,6 +9,8 @@ pub fn command(command: &Command) -> &[u8] {
     match command {
         Command::Conv(command) => command.as_bytes(),
         Command::MatMul(command) => command.as_bytes(),
+        Command::Product(command) => command.as_bytes(),
+        Command::Softmax(command) => command.as_bytes(),
         Command::Add(command) => command.as_bytes(),
         Command::Mul(command) => command.as_bytes(),
         Command::Pool(command) => command.as_bytes(),

@@ -6,12 +6,16 @@
 
 use crate::addr::{Operand, SlotId};
 use crate::command::{
-    Command, Conv, Dims, Flags, Layout, MatMul, Pool, Strides, element, lanes, record_bytes,
+    Command, Conv, Dims, Flags, Layout, MatMul, Pool, Product, Strides, element, lanes,
+    record_bytes,
 };
 use core::ops::Deref;
 
 /// Bytes of a table of the output stage.
 pub const TABLE_BYTES: u64 = 256;
+
+/// Bytes of the table of a SOFTMAX.
+pub const SHARES_BYTES: u64 = 1024;
 
 /// Bytes of a record of dynamic quantisation.
 pub const QUANT_BYTES: u64 = 16;
@@ -145,6 +149,13 @@ pub fn accesses(command: &Command) -> Result<Accesses, ExtentError> {
             out.push(flat("channels", c.channels, Some(record_bytes(c.n)))?);
             stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?;
         }
+        Command::Product(c) => {
+            for matrices in [c.matrices_a(), c.matrices_b(), c.matrices_out()] {
+                out.push(matrices.access()?);
+            }
+            stage_operands(&mut out, c.header.flags(), c.tables, Operand::default())?;
+        }
+        Command::Softmax(c) => out.push(flat("table", c.table, Some(SHARES_BYTES))?),
         Command::Add(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Mul(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Pool(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
@@ -164,7 +175,8 @@ pub fn accesses(command: &Command) -> Result<Accesses, ExtentError> {
     Ok(out)
 }
 
-/// The feature maps of `command`, inputs before outputs; LAYOUT, COPY, FILL and END have none.
+/// The feature maps of `command`, inputs before outputs; PRODUCT, LAYOUT, COPY, FILL and END have
+/// none.
 pub fn feature_maps(command: &Command) -> FeatureMaps {
     let mut out = FeatureMaps::default();
     match command {
@@ -202,9 +214,76 @@ pub fn feature_maps(command: &Command) -> FeatureMaps {
             out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
             out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
         }
-        Command::Layout(_) | Command::Copy(_) | Command::Fill(_) | Command::End(_) => {}
+        Command::Softmax(c) => {
+            out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
+            out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
+        }
+        Command::Product(_)
+        | Command::Layout(_)
+        | Command::Copy(_)
+        | Command::Fill(_)
+        | Command::End(_) => {}
     }
     out
+}
+
+/// The matrices of one operand of a PRODUCT: loops, and bytes from a turn of each to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrices {
+    field: &'static str,
+    operand: Operand,
+    loops: [(u32, i64); 4],
+    write: bool,
+}
+
+impl Matrices {
+    /// The bytes they cover.
+    pub fn access(&self) -> Result<Access, ExtentError> {
+        let access = hull(self.field, self.operand, &self.loops, 1)?;
+        Ok(Access { write: self.write, ..access })
+    }
+
+    /// Loops, from the outermost, and the stride of each in bytes.
+    pub fn loops(&self) -> [(u32, i64); 4] {
+        self.loops
+    }
+
+    /// Their bytes, each as often as the loops come by; `None` when they are too many to count.
+    pub fn bytes(&self) -> Option<u64> {
+        self.loops.iter().try_fold(1_u64, |all, &(count, _)| all.checked_mul(count.into()))
+    }
+}
+
+impl Product {
+    /// The left matrices.
+    pub fn matrices_a(&self) -> Matrices {
+        let rows = [(self.m, self.a_row.into()), (self.k, 1)];
+        self.matrices("a", self.a, [self.a_outer, self.a_batch], rows)
+    }
+
+    /// The right matrices.
+    pub fn matrices_b(&self) -> Matrices {
+        let rows = [(self.k, self.b_row.into()), (self.n, self.b_column.into())];
+        self.matrices("b", self.b, [self.b_outer, self.b_batch], rows)
+    }
+
+    /// The results.
+    pub fn matrices_out(&self) -> Matrices {
+        let rows = [(self.m, self.out_row.into()), (self.n, 1)];
+        let out = self.matrices("out", self.out, [self.out_outer, self.out_batch], rows);
+        Matrices { write: true, ..out }
+    }
+
+    fn matrices(
+        &self,
+        field: &'static str,
+        operand: Operand,
+        [outer, batch]: [i64; 2],
+        [rows, columns]: [(u32, i64); 2],
+    ) -> Matrices {
+        let loops = [(self.outer, outer), (self.batch, batch), rows, columns];
+        Matrices { field, operand, loops, write: false }
+    }
 }
 
 impl Conv {
@@ -343,6 +422,11 @@ fn nonzero(command: &Command) -> Result<(), ExtentError> {
             dims(IFM, &c.ifm_dims)?;
             check(&[("ofm_h", c.ofm_h.into()), ("ofm_w", c.ofm_w.into())])
         }
+        Command::Product(c) => {
+            check(&[("outer", c.outer.into()), ("batch", c.batch.into())])?;
+            check(&[("m", c.m.into()), ("n", c.n.into()), ("k", c.k.into())])
+        }
+        Command::Softmax(c) => dims(DIMS, &c.dims),
         Command::Add(c) => dims(DIMS, &c.dims),
         Command::Mul(c) => dims(DIMS, &c.dims),
         Command::Table(c) => dims(DIMS, &c.dims),

@@ -6,8 +6,8 @@
 
 use crate::addr::{Operand, SlotId};
 use crate::command::{
-    Add, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Stage,
-    Strides, Strides4, Table, Window, element, opcode, pool_kind, record_bytes,
+    Add, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Product,
+    Softmax, Stage, Strides, Strides4, Table, Window, element, opcode, pool_kind, record_bytes,
 };
 use crate::container::Container;
 use crate::extent::{self, FeatureMap};
@@ -283,7 +283,7 @@ impl Builder<'_, '_> {
     }
 
     fn command(&mut self) -> Result<Command> {
-        Ok(match self.size(0, 12)? {
+        Ok(match self.size(0, 14)? {
             0..=3 => Command::Conv(self.conv()?),
             4 | 5 => Command::MatMul(self.matmul()?),
             6 => Command::Add(self.add()?),
@@ -291,6 +291,8 @@ impl Builder<'_, '_> {
             9 => Command::Table(self.table()?),
             10 => Command::Layout(self.layout()?),
             11 => Command::Mul(self.mul()?),
+            12 => Command::Product(self.product()?),
+            13 => Command::Softmax(self.softmax()?),
             _ => self.bytes()?,
         })
     }
@@ -400,6 +402,68 @@ impl Builder<'_, '_> {
             false => self.repeated(dims)?,
         };
         Ok(mul)
+    }
+
+    fn product(&mut self) -> Result<Product> {
+        let flags = if self.u.arbitrary()? { Flags::TABLE_0 } else { Flags::empty() };
+        let (clamp_low, clamp_high) = self.clamp()?;
+        let (a_zero_point, b_zero_point, zero_point) = self.u.arbitrary()?;
+        let mut product = Product {
+            header: self.header(opcode::PRODUCT, 3, flags),
+            tables: self.tables(flags)?,
+            outer: self.size(1, 3)?,
+            batch: self.size(1, 4)?,
+            m: self.size(1, 20)?,
+            n: self.size(1, 40)?,
+            k: self.size(1, 70)?,
+            multiplier: self.scale()? / 1024.0,
+            a_zero_point,
+            b_zero_point,
+            zero_point,
+            clamp_low,
+            clamp_high,
+            ..Product::default()
+        };
+        let (outer, batch) = (product.outer, product.batch);
+        let matrix = |h, w, c| Dims { n: outer, h, w: w * batch, c };
+        // The inner loop beside the rows, as heads lie in attention.
+        let rows = |strides: Strides, c: u32| (strides.image, i64::from(c), strides.row);
+        let (m, n, k) = (product.m, product.n, product.k);
+        let (a, strides) = self.map(matrix(m, 1, k), false, false)?;
+        product.a = a;
+        (product.a_outer, product.a_batch, product.a_row) =
+            (strides.image, strides.pixel.into(), strides.row);
+        let (b, strides) = self.map(Dims { n: outer, h: k, w: 1, c: n * batch }, false, false)?;
+        product.b = b;
+        (product.b_outer, product.b_batch, product.b_row) = rows(strides, n);
+        product.b_column = 1;
+        let (out, strides) = self.map(Dims { n: outer, h: m, w: 1, c: n * batch }, false, true)?;
+        product.out = out;
+        (product.out_outer, product.out_batch, product.out_row) = rows(strides, n);
+        Ok(product)
+    }
+
+    fn softmax(&mut self) -> Result<Softmax> {
+        let dims = self.dims()?;
+        let header = self.header(opcode::SOFTMAX, 2, Flags::empty());
+        let table = self.flat(Some(extent::SHARES_BYTES))?;
+        let (dst, dst_strides) = self.map(dims, false, true)?;
+        let (src, src_strides) = match self.u.ratio(1, 4)? {
+            true => (dst, dst_strides),
+            false => self.map(dims, false, false)?,
+        };
+        let (scale, zero_point) = (self.scale()? * 255.0, self.u.arbitrary()?);
+        let softmax = Softmax {
+            header,
+            src,
+            dst,
+            table,
+            dims,
+            src_strides,
+            dst_strides,
+            ..Softmax::default()
+        };
+        Ok(Softmax { scale, zero_point, ..softmax })
     }
 
     /// An operand that may repeat over pixels, rows or images.
@@ -621,6 +685,6 @@ mod tests {
             }
         }
         assert!(accepted * 2 > all, "{accepted} of {all} accepted");
-        assert_eq!(kinds.len(), 10, "{kinds:?}");
+        assert_eq!(kinds.len(), 12, "{kinds:?}");
     }
 }

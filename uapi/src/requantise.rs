@@ -109,6 +109,23 @@ pub fn multiply(a: u8, b: u8, terms: MulTerms) -> u8 {
     byte(round_into(scaled + f32::from(terms.zero_point), 0, 255))
 }
 
+/// The immediates of a softmax.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ShareTerms {
+    /// Codes that a whole sum stands for: the scale of the result, inverted and rounded down.
+    pub scale: f32,
+    /// Zero point of the result.
+    pub zero_point: u8,
+}
+
+/// The code of the share that `part` has of `sum`: `rne(part * scale / sum) + zero_point`, saturated;
+/// nothing, as NaN, is the lowest code.
+pub fn share(part: f32, sum: f32, terms: ShareTerms) -> u8 {
+    let zero_point = i32::from(terms.zero_point);
+    let code = part * terms.scale / sum;
+    byte(round_into(code, 0, 255 - zero_point) + zero_point)
+}
+
 /// A float to a code: `rne(clamp(value / scale)) + zero_point`, by a true division; NaN gives 0.
 pub fn quantise(value: f32, scale: f32, zero_point: u8) -> u8 {
     let zero_point = i32::from(zero_point);

@@ -14,8 +14,8 @@
 mod field;
 
 use crate::command::{
-    Add, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Mul, Pool, Table,
-    UNIT_BYTES, opcode,
+    Add, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Mul, Pool, Product,
+    Softmax, Table, UNIT_BYTES, opcode,
 };
 use crate::image::{Image, SlotDecl, slot_kind};
 use alloc::format;
@@ -260,6 +260,8 @@ fn blank(name: &str) -> Option<Command> {
     let all = blank![
         Conv = CONV,
         MatMul = MATMUL,
+        Product = PRODUCT,
+        Softmax = SOFTMAX,
         Add = ADD,
         Mul = MUL,
         Pool = POOL,

@@ -192,6 +192,7 @@ fn one(command: &Command, image: &Image) -> Result<Accesses, Refusal> {
             ];
             disjoint("dst_strides", steps, size)?;
         }
+        Command::Product(product) => disjoint("out_row", product.matrices_out().loops(), 1)?,
         _ => {}
     }
     for map in maps.iter().filter(|map| map.write) {
@@ -349,7 +350,10 @@ fn disjoint<const N: usize>(
 
 /// No result overlaps an input, unless the command may work in place and does so exactly.
 fn apart(command: &Command, accesses: &Accesses, maps: &[FeatureMap]) -> Result<(), Refusal> {
-    let may_alias = matches!(command, Command::Add(_) | Command::Mul(_) | Command::Table(_));
+    let may_alias = matches!(
+        command,
+        Command::Add(_) | Command::Mul(_) | Command::Table(_) | Command::Softmax(_)
+    );
     let map_of = |access: &Access| maps.iter().find(|map| map.field == access.field);
     for write in accesses.iter().filter(|access| access.write) {
         for read in accesses.iter().filter(|access| !access.write && access.overlaps(write)) {
@@ -371,7 +375,7 @@ fn apart(command: &Command, accesses: &Accesses, maps: &[FeatureMap]) -> Result<
     Ok(())
 }
 
-/// Multiply-accumulates of CONV and MATMUL, taps of POOL, zero otherwise.
+/// Multiply-accumulates of CONV, MATMUL and PRODUCT, taps of POOL, zero otherwise.
 fn bounded_work(command: &Command, limits: &Limits) -> Result<u64, Refusal> {
     let operations = command.operations();
     match operations {
@@ -388,7 +392,7 @@ fn bounded_work(command: &Command, limits: &Limits) -> Result<u64, Refusal> {
 }
 
 impl Command {
-    /// Multiply-accumulates of CONV and MATMUL, padding included; taps of POOL; zero for the rest.
+    /// Multiply-accumulates of CONV, MATMUL and PRODUCT, padding included; taps of POOL; zero for the rest.
     /// `None` when the count does not fit 64 bits.
     pub fn operations(&self) -> Option<u64> {
         let product = |factors: &[u32]| {
@@ -401,6 +405,7 @@ impl Command {
                 product(&[c.ifm_dims.n, c.ofm_h, c.ofm_w, c.ofm_c, kh, kw, inputs])
             }
             Self::MatMul(c) => product(&[c.m, c.n, c.k]),
+            Self::Product(c) => product(&[c.outer, c.batch, c.m, c.n, c.k]),
             Self::Pool(c) if c.kind == pool_kind::GLOBAL_AVERAGE => {
                 product(&[c.ifm_dims.n, c.ifm_dims.h, c.ifm_dims.w, c.ifm_dims.c])
             }
@@ -424,6 +429,12 @@ fn moved_bytes(command: &Command, accesses: &Accesses) -> Result<u64, Refusal> {
             (None, Command::Layout(c)) if matches!(access.field, "src" | "dst") => {
                 layout_bytes(c, access.write)
             }
+            (None, Command::Product(c)) => match access.field {
+                "a" => c.matrices_a().bytes(),
+                "b" => c.matrices_b().bytes(),
+                "out" => c.matrices_out().bytes(),
+                _ => Some(access.len),
+            },
             _ => Some(access.len),
         };
         let bytes = elements.and_then(|bytes| total.checked_add(bytes));

@@ -10,6 +10,7 @@ mod machine;
 mod moves;
 mod pool;
 mod preempt;
+mod product;
 
 use super::{Control, Engine, Isa, IsaError, Stop};
 use machine::Machine;

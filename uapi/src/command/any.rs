@@ -1,6 +1,9 @@
 //! Any of the commands, and what can be asked of each.
 
-use super::{Add, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Strides, Table};
+use super::{
+    Add, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Product, Softmax,
+    Strides, Table,
+};
 
 /// Any command, decoded: opcode, units, reserved bits, flags and enumerated fields are right; extents
 /// and work are for [`crate::verify`] to judge.
@@ -10,6 +13,10 @@ pub enum Command {
     Conv(Conv),
     /// See [`MatMul`].
     MatMul(MatMul),
+    /// See [`Product`].
+    Product(Product),
+    /// See [`Softmax`].
+    Softmax(Softmax),
     /// See [`Add`].
     Add(Add),
     /// See [`Mul`].
@@ -34,6 +41,8 @@ impl Command {
         match self {
             Self::Conv(command) => &command.header,
             Self::MatMul(command) => &command.header,
+            Self::Product(command) => &command.header,
+            Self::Softmax(command) => &command.header,
             Self::Add(command) => &command.header,
             Self::Mul(command) => &command.header,
             Self::Pool(command) => &command.header,
@@ -50,6 +59,8 @@ impl Command {
         match self {
             Self::Conv(_) => "conv",
             Self::MatMul(_) => "matmul",
+            Self::Product(_) => "product",
+            Self::Softmax(_) => "softmax",
             Self::Add(_) => "add",
             Self::Mul(_) => "mul",
             Self::Pool(_) => "pool",
@@ -68,6 +79,7 @@ impl Command {
         let repeats = |strides: [Strides; 2]| strides.iter().any(|strides| strides.pixel == 0);
         let minor = match self {
             Self::Conv(_) | Self::MatMul(_) if self.header().flags().contains(Flags::FLOAT) => 2,
+            Self::Product(_) | Self::Softmax(_) => 2,
             Self::Mul(_) => 1,
             Self::Add(add) => u32::from(repeats([add.a_strides, add.b_strides])),
             Self::Layout(layout) => {

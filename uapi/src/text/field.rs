@@ -43,6 +43,18 @@ pub(super) fn fields(command: &mut Command, visit: &mut Visit<'_>) {
             visit!(c: aux, tables, quant, m, n, k, a_row, out_row, aux_row);
             stage(&mut c.stage, visit);
         }
+        Command::Product(c) => {
+            header(&mut c.header, visit);
+            required!(c: a, b, out);
+            visit!(c: tables, outer, batch, m, n, k, a_outer, a_batch, a_row);
+            visit!(c: b_outer, b_batch, b_row, b_column, out_outer, out_batch, out_row);
+            visit!(c: multiplier, a_zero_point, b_zero_point, zero_point, clamp_low, clamp_high);
+        }
+        Command::Softmax(c) => {
+            header(&mut c.header, visit);
+            required!(c: src, dst, table);
+            visit!(c: dims, src_strides, dst_strides, scale, zero_point);
+        }
         Command::Add(c) => {
             header(&mut c.header, visit);
             required!(c: a, b, out);

@@ -13,7 +13,10 @@ use std::path::Path;
 pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let pages = [
         ("docs/registers.md", registers()),
-        ("docs/isa.md", structs(root, &["command", "command/product", "command/parts"], "Command set")?),
+        (
+            "docs/isa.md",
+            structs(root, &["command", "command/product", "command/parts"], "Command set")?,
+        ),
         ("docs/queues.md", structs(root, &["queue"], "Queue entries")?),
     ];
     for (name, text) in pages {

@@ -165,7 +165,7 @@ impl Panel {
                 *lift_of = unsafe { sum(from, k) }.wrapping_mul(lift);
             }
         }
-        if k % 4 != 0 {
+        if !k.is_multiple_of(4) {
             // The last step reads four bytes: of a copy, which has them.
             let padded = k.next_multiple_of(4);
             rest.clear();
@@ -184,14 +184,13 @@ impl Panel {
             rows,
             columns: (p.n - self.first).min(plan.columns),
         };
+        let sums = match plan.width {
+            0 => Self::sums::<14, 1>,
+            1 => Self::sums::<12, 2>,
+            _ => Self::sums::<6, 4>,
+        };
         // SAFETY: rows and columns lie in the problem, and so do the results.
-        unsafe {
-            match plan.width {
-                0 => self.sums::<14, 1>(p, k, &from, &lifts, &to),
-                1 => self.sums::<12, 2>(p, k, &from, &lifts, &to),
-                _ => self.sums::<6, 4>(p, k, &from, &lifts, &to),
-            }
-        }
+        unsafe { sums(self, p, k, &from, &lifts, &to) };
     }
 
     /// The sums of a tile, through the output stage.

@@ -36,13 +36,12 @@ impl Columns {
     /// Vector instructions present; the elements are readable, `packed_bytes` writable at `to`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(super) unsafe fn pack(&self, to: *mut u8) -> __m512i {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if self.column == 1 {
-                self.by_rows(to);
-            } else {
-                self.by_columns(to);
-            }
+        if self.column == 1 {
+            // SAFETY: the caller's promise.
+            unsafe { self.by_rows(to) };
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { self.by_columns(to) };
         }
         let ones = _mm512_set1_epi8(1);
         let mut sums = _mm512_setzero_si512();
@@ -90,8 +89,9 @@ impl Columns {
             let packed = _mm512_inserti32x4::<2>(packed, _mm_unpacklo_epi16(high, high_2));
             let packed = _mm512_inserti32x4::<3>(packed, _mm_unpackhi_epi16(high, high_2));
             let at = to.wrapping_add(step * 64).cast();
+            let packed = _mm512_xor_si512(packed, flip);
             // SAFETY: a step of the packed columns.
-            unsafe { _mm512_storeu_si512(at, _mm512_xor_si512(packed, flip)) };
+            unsafe { _mm512_storeu_si512(at, packed) };
         }
     }
 
@@ -127,7 +127,7 @@ impl Columns {
                 // SAFETY: a word of a step.
                 unsafe { to.wrapping_add(step * 16).write_unaligned(word ^ FLIP) };
             }
-            if self.k % 4 > 0 {
+            if !self.k.is_multiple_of(4) {
                 let mut word = [0x80; 4];
                 for (l, byte) in word.iter_mut().enumerate().take(self.k % 4) {
                     // SAFETY: an element of the column.

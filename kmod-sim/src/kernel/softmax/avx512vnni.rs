@@ -109,8 +109,9 @@ unsafe fn pixels_from(
             let share = _mm512_min_ps(_mm512_max_ps(share, _mm512_setzero_ps()), room);
             let codes = _mm512_add_epi32(_mm512_cvtps_epi32(share), zero_point);
             let to = dst.wrapping_offset(isize_of(ch));
+            let codes = _mm512_cvtepi32_epi8(codes);
             // SAFETY: the channels of the mask.
-            unsafe { store_16(to, mask, _mm512_cvtepi32_epi8(codes)) };
+            unsafe { store_16(to, mask, codes) };
         }
         budget.spend(16 * c.min(SOME))?;
     }

@@ -152,6 +152,7 @@ MIXED = {
 }
 
 
+@pytest.mark.since("1.24")
 @pytest.mark.parametrize("door", sessions.DOORS)
 @pytest.mark.parametrize("case", MIXED)
 def test_an_operator_that_the_npu_lacks_stays_on_the_cpu_and_is_named(case, door, capfd):
@@ -168,6 +169,7 @@ def test_an_operator_that_the_npu_lacks_stays_on_the_cpu_and_is_named(case, door
         sessions.assert_same(session, reference, graphs.sample(batch), f"{case}, batch {batch}")
 
 
+@pytest.mark.since("1.24")
 @pytest.mark.parametrize("door", sessions.DOORS)
 def test_a_float_model_runs_on_the_cpu(door):
     model = graphs.float_net().SerializeToString()

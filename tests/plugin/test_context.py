@@ -12,7 +12,7 @@ from onnx import helper
 import graphs
 import processes
 import sessions
-from sessions import CPU, EP
+from sessions import EP
 
 MODES = pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "external"])
 STAGES = re.compile(r"NPU compiler: (\d+) stages run[^;]*; (\d+) of (\d+) part\(s\) compiled before")
@@ -25,7 +25,7 @@ def compiled(folder: Path, model: bytes | str, embedded: bool, settings: dict[st
     made.add_session_config_entry("ep.context_enable", "1")
     made.add_session_config_entry("ep.context_embed_mode", str(int(embedded)))
     made.add_session_config_entry("ep.context_file_path", str(path))
-    ort.InferenceSession(model, made, providers=[(EP, settings or {}), CPU], enable_fallback=0)
+    sessions.on_npu(model, made, settings)
     assert path.is_file()
     return path
 
@@ -100,6 +100,7 @@ def test_a_batch_that_may_not_be_compiled_is_refused_with_the_shapes_held(tmp_pa
     sessions.assert_same(session, reference, graphs.sample(4), "after the refusal")
 
 
+@pytest.mark.since("1.24")
 @MODES
 def test_a_model_of_several_parts_keeps_each_and_what_the_cpu_runs(tmp_path, capfd, embedded):
     model = graphs.quantised("Softmax", "Softmax").SerializeToString()
@@ -140,7 +141,7 @@ def test_external_parts_of_a_model_given_as_bytes_need_its_path(tmp_path):
         sessions.by_name(path.read_bytes())
     made = sessions.options()
     made.add_session_config_entry("ep.context_file_path", str(path))
-    session = ort.InferenceSession(path.read_bytes(), made, providers=[EP, CPU], enable_fallback=0)
+    session = sessions.on_npu(path.read_bytes(), made)
     sessions.assert_same(session, sessions.cpu(model), graphs.sample(2), "given as bytes")
 
 

@@ -4,6 +4,9 @@ import pytest
 
 import processes
 
+# Before that there is no memory of a device to be had.
+pytestmark = pytest.mark.since("1.28")
+
 ROWS, DEPTH, COLUMNS = 65536, 4096, 16
 MIB = 2**20
 LARGE = ROWS * DEPTH

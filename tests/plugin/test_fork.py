@@ -4,6 +4,9 @@ import pytest
 
 import processes
 
+# Before that there is no memory of a device to be had.
+pytestmark = pytest.mark.since("1.28")
+
 FORKED = """
 import multiprocessing, threading
 fork = multiprocessing.get_context("fork")

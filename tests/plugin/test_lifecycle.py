@@ -130,7 +130,7 @@ def test_fifty_sessions_of_a_real_model_give_their_memory_back(models, tmp_path,
         made = sessions.options()
         made.add_session_config_entry("ep.context_enable", "1")
         made.add_session_config_entry("ep.context_file_path", path)
-        ort.InferenceSession(str(file), made, providers=[sessions.EP, sessions.CPU], enable_fallback=0)
+        sessions.on_npu(str(file), made)
     x = np.random.default_rng(4).standard_normal((1, 3, 224, 224)).astype(np.float32)
 
     def turn() -> None:
@@ -236,6 +236,7 @@ def test_four_threads_get_their_own_results(shared):
     assert not wrong
 
 
+@pytest.mark.since("1.28")
 def test_device_visible_memory_in_and_out():
     model = graphs.quantised().SerializeToString()
     session = sessions.by_device(model)

@@ -303,6 +303,7 @@ def test_sums_with_a_constant_first_are_equal_wherever_they_run(seed):
     sessions.assert_same(npu, reference, layer.input(codes), "layer")
 
 
+@pytest.mark.since("1.24")
 def test_a_factor_that_is_not_whole_stays_on_the_cpu_and_is_named():
     _, layer, codes, x = image(1, 46)
     scales = layer.constant([1, 1, 1.5, 2], np.float32)

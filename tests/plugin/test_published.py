@@ -14,6 +14,9 @@ from npu_models import describe, inputs, quantise
 from npu_models.build import ALL, RECIPES, SETS
 from npu_models.published import Published
 
+# What ran where is asked of ONNX Runtime's own record.
+pytestmark = pytest.mark.since("1.24")
+
 NAMES = [name for name in SETS["all" if os.environ.get("NPU_MODELS") == "all" else "quick"] if name not in RECIPES]
 # Those of which nothing may be left to the CPU.
 WHOLE = {"squeezenet1_1", "mobilenet_v3_small", "efficientnet_b0", "dnsmos-p808", "oww-embedding", "ddddocr-det"}

@@ -39,6 +39,9 @@ const VERSION: &CStr =
 /// Entry of the environment's configuration with which a user refuses virtual devices.
 const ALLOW_VIRTUAL: &str = "allow_virtual_devices";
 
+/// First version to which the device's memory is offered: crashes were seen with 23 and 25.
+const LENDS_MEMORY: u32 = 28;
+
 /// Vendor of the devices and of the memory.
 pub(crate) const VENDOR: u32 = npu_uapi::regs::pci::VENDOR as u32;
 const DEVICE: u32 = npu_uapi::regs::pci::DEVICE as u32;
@@ -170,6 +173,11 @@ impl Factory {
             &self.api,
             ep.create_ep_device(this, hardware, metadata_list, option_list, &raw mut device)
         )?;
+        // Before this version a result can outlive the provider whose memory it is in, which ONNX
+        // Runtime then still calls; and nobody can ask for such memory. Results are its own there.
+        if self.api.version() < LENDS_MEMORY {
+            return Ok(device);
+        }
         let added = call!(&self.api, ep.add_allocator_info(device, self.memory.as_ptr()));
         if added.is_err() {
             let table = self.api.ep();

@@ -55,7 +55,11 @@ enum Task {
     /// Pack the plugin as a Python package, into `target/wheels`.
     Wheel,
     /// Everything that CI runs, with a table of counts and times.
-    Test,
+    Test {
+        /// Also what takes hours: every model, every test with every wheel, long random models.
+        #[arg(long)]
+        all: bool,
+    },
     /// Check the rings in every interleaving.
     Loom {
         /// Weaken each memory ordering in turn and expect a failure.
@@ -83,7 +87,7 @@ fn main() -> Result<ExitCode> {
         Task::Latency => return latency::run(),
         Task::LatencyPeer(peer) => peer.run()?,
         Task::Wheel => wheel::run()?,
-        Task::Test => return test::run(),
+        Task::Test { all } => return test::run(all),
         Task::Loom { weaken } => {
             loom::run(weaken)?;
         }

@@ -65,32 +65,53 @@ pub(crate) fn plugin() -> Result<PathBuf> {
     Ok(library)
 }
 
+/// Versions of ONNX Runtime that the plugin works with beside the pinned one: the oldest, the first
+/// whose lists of providers know plugins, the first that gives out memory of a device.
+pub(crate) const OTHER_WHEELS: [&str; 3] = ["1.23.2", "1.25.1", "1.28.0"];
+
+/// What the quantiser of an older wheel needs, which that wheel does not ask for.
+const WITH_OLDER_WHEELS: &str = "sympy==1.14.0\nmpmath==1.3.0\n";
+
 /// The environment's Python, with everything in `requirements.txt` installed.
 pub(crate) struct Python(PathBuf);
 
 impl Python {
-    /// Makes the environment, or finds it as the last run left it: a copy of the requirements inside says which.
+    /// The environment of the project.
     pub(crate) fn ready() -> Result<Self> {
-        let folder = root().join(".venv");
+        Self::with(&root().join(".venv"), &requirements()?)
+    }
+
+    /// An environment that has another version of ONNX Runtime.
+    pub(crate) fn with_wheel(version: &str) -> Result<Self> {
+        let pinned = requirements()?;
+        let other = |line: &str| match line.starts_with("onnxruntime==") {
+            true => format!("onnxruntime=={version}\n"),
+            false => format!("{line}\n"),
+        };
+        let text = pinned.lines().map(other).collect::<String>() + WITH_OLDER_WHEELS;
+        Self::with(&root().join(".venvs").join(version), &text)
+    }
+
+    /// Makes the environment in `folder`, or finds it as the last run left it: a copy of the
+    /// requirements inside says which.
+    fn with(folder: &Path, wanted: &str) -> Result<Self> {
         let python = Self(folder.join("bin/python"));
-        let wanted = root().join("tools/python/requirements.txt");
         let stamp = folder.join("installed-requirements.txt");
-        let text =
-            fs::read(&wanted).with_context(|| format!("cannot read {}", wanted.display()))?;
-        if python.0.exists() && fs::read(&stamp).is_ok_and(|installed| installed == text) {
+        if python.0.exists()
+            && fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted)
+        {
             return Ok(python);
         }
         let host = host_python()?;
         println!("making a Python environment in {}", folder.display());
-        child::check(
-            Command::new(&host).args(["-m", "venv", "--clear"]).arg(&folder),
-            QUICK_LIMIT,
-        )?;
+        child::check(Command::new(&host).args(["-m", "venv", "--clear"]).arg(folder), QUICK_LIMIT)?;
         println!("installing ONNX Runtime and what it needs (about 60 MB) with pip");
+        let list = folder.join("requirements.txt");
+        fs::write(&list, wanted).with_context(|| format!("cannot write {}", list.display()))?;
         let pip =
             ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "-r"];
-        child::check(Command::new(&python.0).args(pip).arg(&wanted), INSTALL_LIMIT)?;
-        fs::write(&stamp, text).with_context(|| format!("cannot write {}", stamp.display()))?;
+        child::check(Command::new(&python.0).args(pip).arg(&list), INSTALL_LIMIT)?;
+        fs::rename(&list, &stamp).with_context(|| format!("cannot write {}", stamp.display()))?;
         Ok(python)
     }
 
@@ -103,6 +124,11 @@ impl Python {
             .env("PYTHONUNBUFFERED", "1");
         command
     }
+}
+
+fn requirements() -> Result<String> {
+    let wanted = root().join("tools/python/requirements.txt");
+    fs::read_to_string(&wanted).with_context(|| format!("cannot read {}", wanted.display()))
 }
 
 /// The system's Python, or the line that installs what is missing.

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every stage that CI runs, counted and timed. A stage that cannot run has failed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -18,47 +18,69 @@ use crate::tally::Tally;
 struct Stage {
     name: &'static str,
     kind: &'static str,
-    run: fn() -> Result<Tally>,
+    run: Box<dyn Fn() -> Result<Tally>>,
+}
+
+impl Stage {
+    fn new(
+        name: &'static str,
+        kind: &'static str,
+        run: impl Fn() -> Result<Tally> + 'static,
+    ) -> Self {
+        Self { name, kind, run: Box::new(run) }
+    }
 }
 
 /// Cheap ones first, so that a slip shows early; the plugin's last, since they need all the rest.
-const STAGES: [Stage; 14] = [
-    Stage {
-        name: "fmt",
-        kind: "lint",
-        run: || check(cargo().args(["fmt", "--all", "--check"]), 2),
-    },
-    Stage { name: "clippy", kind: "lint", run: clippy },
-    Stage { name: "unit tests", kind: "unit", run: || some(tests(&["--lib", "--bins"])?) },
-    Stage { name: "stack tests", kind: "integration", run: stack },
-    Stage { name: "doc tests", kind: "doc", run: || tests(&["--doc"]) },
-    Stage { name: "rustdoc", kind: "lint", run: rustdoc },
-    Stage {
-        name: "book --check",
-        kind: "lint",
-        run: || book::run(&setup::root(), true).map(|()| Tally::ONE),
-    },
-    Stage { name: "loom", kind: "model check", run: || loom::run(false).map(Tally::of) },
-    Stage { name: "loom --weaken", kind: "model check", run: || loom::run(true).map(Tally::of) },
-    Stage { name: "npu selftest", kind: "device", run: selftest },
-    Stage { name: "plugin build", kind: "build", run: || setup::plugin().map(|_| Tally::ONE) },
-    Stage {
-        name: "models",
-        kind: "build",
-        run: || models::run(Set::of_tests()).map(|()| Tally::ONE),
-    },
-    Stage { name: "plugin tests", kind: "plugin", run: || plugin_tests("sim") },
-    Stage { name: "  over a socket", kind: "plugin", run: over_vfio_user },
-];
+fn stages(all: bool) -> Vec<Stage> {
+    let models = if all { Set::All } else { Set::of_tests() };
+    let mut stages = vec![
+        Stage::new("fmt", "lint", || check(cargo().args(["fmt", "--all", "--check"]), 2)),
+        Stage::new("clippy", "lint", clippy),
+        Stage::new("unit tests", "unit", || some(tests(&["--lib", "--bins"])?)),
+        Stage::new("stack tests", "integration", stack),
+        Stage::new("doc tests", "doc", || tests(&["--doc"])),
+        Stage::new("rustdoc", "lint", rustdoc),
+        Stage::new("book --check", "lint", || book::run(&setup::root(), true).map(|()| Tally::ONE)),
+        Stage::new("loom", "model check", || loom::run(false).map(Tally::of)),
+        Stage::new("loom --weaken", "model check", || loom::run(true).map(Tally::of)),
+        Stage::new("npu selftest", "device", selftest),
+        Stage::new("plugin build", "build", || setup::plugin().map(|_| Tally::ONE)),
+        Stage::new("models", "build", move || models::run(models).map(|()| Tally::ONE)),
+        Stage::new("plugin tests", "plugin", move || plugin_tests(&PluginTests::new(all))),
+        Stage::new("  over a socket", "plugin", move || over_vfio_user(all)),
+    ];
+    stages.extend(setup::OTHER_WHEELS.map(|version| {
+        Stage::new(version, "plugin", move || {
+            let tests = PluginTests { wheel: Some(version), ..PluginTests::new(all) };
+            plugin_tests(&if all { tests } else { tests.only(OF_EACH_WHEEL) })
+        })
+    }));
+    if all {
+        stages.push(Stage::new("  scalar kernels", "plugin", || {
+            let tests = PluginTests { isa: Some("scalar"), ..PluginTests::new(true) };
+            plugin_tests(&tests.only(OF_EACH_ISA))
+        }));
+        stages.push(Stage::new("random models", "plugin", random));
+    }
+    stages
+}
+
+/// What CI runs with the other wheels: where versions of ONNX Runtime differ for a provider.
+const OF_EACH_WHEEL: &[&str] = &["test_lifecycle.py", "test_context.py", "test_wheels.py"];
+
+/// What is run with the kernels that are not the best ones here.
+const OF_EACH_ISA: &[&str] =
+    &["test_exact.py", "test_layers.py", "test_moves.py", "test_tables.py"];
 
 /// Runs all stages, also after a failure, and prints the table.
-pub(crate) fn run() -> Result<ExitCode> {
+pub(crate) fn run(all: bool) -> Result<ExitCode> {
     let mut total = Tally::default();
     let mut table = format!(
         "{:<16} {:<12} {:>6} {:>6} {:>7} {:>8}\n",
         "stage", "kind", "passed", "failed", "skipped", "seconds"
     );
-    for stage in &STAGES {
+    for stage in &stages(all) {
         println!("\n== {} ==", stage.name);
         let start = Instant::now();
         let tally = (stage.run)().unwrap_or_else(|error| {
@@ -100,21 +122,69 @@ fn selftest() -> Result<Tally> {
 }
 
 /// The plugin's tests on a device in a process of its own.
-fn over_vfio_user() -> Result<Tally> {
+fn over_vfio_user(all: bool) -> Result<Tally> {
     let simulator = Simulator::start()?;
-    plugin_tests(&simulator.device())
+    plugin_tests(&PluginTests { device: simulator.device(), ..PluginTests::new(all) })
 }
 
-/// The plugin's tests on the device that the string names.
-fn plugin_tests(device: &str) -> Result<Tally> {
-    let python = Python::ready()?;
+/// Which of the plugin's tests are run, and with what.
+struct PluginTests {
+    /// A device string.
+    device: String,
+    /// The version of ONNX Runtime, unless it is the pinned one.
+    wheel: Option<&'static str>,
+    /// The kernels, unless they are the best ones.
+    isa: Option<&'static str>,
+    /// Files; all when there are none.
+    files: &'static [&'static str],
+    /// Whether all models are compared.
+    all: bool,
+}
+
+impl PluginTests {
+    fn new(all: bool) -> Self {
+        Self { device: "sim".into(), wheel: None, isa: None, files: &[], all }
+    }
+
+    fn only(self, files: &'static [&'static str]) -> Self {
+        Self { files, ..self }
+    }
+}
+
+fn plugin_tests(tests: &PluginTests) -> Result<Tally> {
+    let python = match tests.wheel {
+        None => Python::ready()?,
+        Some(version) => Python::with_wheel(version)?,
+    };
     let mut command = python.command();
     let library = setup::plugin()?;
     command.env("NPU_TOOL", library.with_file_name("npu"));
-    command.env("NPU_EP_LIBRARY", library).env("NPU_DEVICE", device);
-    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/plugin"]);
-    let finished = child::run(&mut command, minutes(15))?;
+    command.env("NPU_EP_LIBRARY", library).env("NPU_DEVICE", &tests.device);
+    if let Some(isa) = tests.isa {
+        command.env("NPU_ISA", isa);
+    }
+    if tests.all {
+        command.env("NPU_MODELS", "all");
+    }
+    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
+    let folder = Path::new("tests/plugin");
+    match tests.files {
+        [] => command.arg(folder),
+        files => command.args(files.iter().map(|file| folder.join(file))),
+    };
+    let finished = child::run(&mut command, minutes(if tests.all { 240 } else { 15 }))?;
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))
+}
+
+/// How long random models are made by hand.
+const RANDOM_MINUTES: u64 = 20;
+
+/// Random models against the CPU provider, longer than in CI, beginning at another seed each time.
+fn random() -> Result<Tally> {
+    let mut command = Python::ready()?.command();
+    command.env("NPU_EP_LIBRARY", setup::plugin()?);
+    command.args(["tests/random", "--minutes", &RANDOM_MINUTES.to_string()]);
+    child::check(&mut command, minutes(2 * RANDOM_MINUTES)).map(|_| Tally::ONE)
 }
 
 /// Driver against device; the tests that run over each transport must be as many over one as over

@@ -118,6 +118,7 @@ fn what(op: &Op) -> String {
         }
         OpKind::Pool { kind: Pool::Max(_), .. } => "max".to_owned(),
         OpKind::Pool { kind: Pool::Average { .. }, .. } => "average".to_owned(),
+        OpKind::Pool { kind: Pool::GlobalMean { .. }, .. } => "global mean".to_owned(),
         OpKind::Pool { kind: Pool::Global { .. }, .. } => "global average".to_owned(),
         OpKind::Table(_) => "table".to_owned(),
         OpKind::Layout { .. } => "layout".to_owned(),

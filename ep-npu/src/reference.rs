@@ -3,6 +3,7 @@
 //! Loops and formulas only, with nothing of the compiler below `quantize`: no feature maps, no blocks
 //! of weights, no fusion, no zero-point terms folded away.
 
+mod mean;
 mod rearrange;
 mod window;
 
@@ -123,6 +124,9 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let (node, padding) = (part.node(unit.target), *count_padding);
             let out = window::average(node, window, padding, *input, *output, &image(0));
             Value::Codes(out.into_dyn())
+        }
+        Kind::GlobalMean { input, output } => {
+            Value::Codes(mean::global(*input, *output, &image(0)).into_dyn())
         }
         Kind::GlobalAveragePool { input, output } => {
             Value::Codes(global_average(*input, *output, &image(0)).into_dyn())

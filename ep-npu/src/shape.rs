@@ -184,6 +184,14 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             }
             Ok(vec![n, c, placed.out_h, placed.out_w])
         }
+        Kind::GlobalMean { .. } => {
+            let [n, c, h, w] = image(node, input)?;
+            let count = h.saturating_mul(w);
+            if count > 1 << 22 {
+                return refuse!(SIZE, "{node} averages {count} elements; 2^22 are taken");
+            }
+            Ok(vec![n, c, 1, 1])
+        }
         Kind::GlobalAveragePool { input: from, output: to } => {
             let [n, c, h, w] = image(node, input)?;
             let count = u32::try_from(h.saturating_mul(w)).unwrap_or(u32::MAX);

@@ -179,7 +179,7 @@ impl Rows {
 
     fn pool(c: &Pool) -> Self {
         let w = &c.window;
-        let whole = c.kind == pool_kind::GLOBAL_AVERAGE;
+        let whole = pool_kind::is_global(c.kind);
         let reach = (u64::from(w.kernel_h).max(1) - 1) * u64::from(w.dilation_h) + 1;
         Self {
             images: c.ifm_dims.n,
@@ -326,9 +326,9 @@ fn compute(command: &Command, limits: &Limits) -> u128 {
             product(&[rows.images.into(), pixel_blocks, blocks, block_cycles])
         }
         Command::Pool(c) => {
-            let taps = match c.kind {
-                pool_kind::GLOBAL_AVERAGE => u128::from(c.ifm_dims.h) * u128::from(c.ifm_dims.w),
-                _ => u128::from(c.window.kernel_h) * u128::from(c.window.kernel_w),
+            let taps = match pool_kind::is_global(c.kind) {
+                true => u128::from(c.ifm_dims.h) * u128::from(c.ifm_dims.w),
+                false => u128::from(c.window.kernel_h) * u128::from(c.window.kernel_w),
             };
             product(&[pixels(&c.ofm_dims()), chunks(c.ifm_dims.c), taps])
         }

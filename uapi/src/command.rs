@@ -327,6 +327,15 @@ pub mod pool_kind {
     /// Integer mean of whole images: `requantise(sum(x - input_zero_point), multiplier, zero_point)`.
     /// The output is 1 by 1; the window and both scales are zero.
     pub const GLOBAL_AVERAGE: u8 = 3;
+    /// Mean of whole images in f32, in four interleaved parts: `global_mean` of `dequantise(x,
+    /// input_scale, input_zero_point)` in row-major order, then `quantise` with `output_scale` and
+    /// `zero_point`. The output is 1 by 1; the window and the multiplier are zero.
+    pub const GLOBAL_MEAN: u8 = 4;
+
+    /// Whether it is of whole images.
+    pub const fn is_global(kind: u8) -> bool {
+        matches!(kind, GLOBAL_AVERAGE | GLOBAL_MEAN)
+    }
 }
 
 /// POOL: a window's maximum or mean. 3 units.
@@ -383,9 +392,9 @@ pub struct Pool {
     pub reserved2: u16,
     /// Must be zero.
     pub reserved3: u32,
-    /// Scale of the input (`AVERAGE`), else zero.
+    /// Scale of the input (`AVERAGE`, `GLOBAL_MEAN`), else zero.
     pub input_scale: f32,
-    /// Scale of the output (`AVERAGE`), else zero.
+    /// Scale of the output (`AVERAGE`, `GLOBAL_MEAN`), else zero.
     pub output_scale: f32,
     /// Multiplier (`GLOBAL_AVERAGE`), else zero.
     pub multiplier: f32,

@@ -299,6 +299,11 @@ impl Check {
                 self.zero("window of GLOBAL_AVERAGE", c.window == Default::default())?;
                 self.zero("count_padding of GLOBAL_AVERAGE", c.count_padding == 0 && no_pads)?;
             }
+            pool_kind::GLOBAL_MEAN => {
+                self.zero("multiplier of GLOBAL_MEAN", no_multiplier)?;
+                self.zero("window of GLOBAL_MEAN", c.window == Default::default())?;
+                self.zero("count_padding of GLOBAL_MEAN", c.count_padding == 0 && no_pads)?;
+            }
             kind => self.value("kind", kind.into(), false)?,
         }
         Ok(c)

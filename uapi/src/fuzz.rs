@@ -495,7 +495,7 @@ impl Builder<'_, '_> {
             clamp_high,
             ..Pool::default()
         };
-        match self.size(0, 2)? {
+        match self.size(0, 3)? {
             0 => {}
             1 => {
                 pool.kind = pool_kind::AVERAGE;
@@ -506,10 +506,15 @@ impl Builder<'_, '_> {
                 }
                 (pool.input_scale, pool.output_scale) = (self.scale()?, self.scale()?);
             }
-            _ => {
+            2 => {
                 pool.kind = pool_kind::GLOBAL_AVERAGE;
                 (pool.window, pool.ofm_h, pool.ofm_w) = (Window::default(), 1, 1);
                 pool.multiplier = self.scale()?;
+            }
+            _ => {
+                pool.kind = pool_kind::GLOBAL_MEAN;
+                (pool.window, pool.ofm_h, pool.ofm_w) = (Window::default(), 1, 1);
+                (pool.input_scale, pool.output_scale) = (self.scale()?, self.scale()?);
             }
         }
         if pool.kind != pool_kind::MAX {

@@ -262,7 +262,7 @@ fn convolution(conv: &Conv) -> Result<(), Refusal> {
 }
 
 fn pooling(pool: &Pool) -> Result<(), Refusal> {
-    if pool.kind != pool_kind::GLOBAL_AVERAGE {
+    if !pool_kind::is_global(pool.kind) {
         let (bottom, right) = (pool.pad_bottom, pool.pad_right);
         return window(&pool.window, &pool.ifm_dims, pool.ofm_h, pool.ofm_w, bottom, right);
     }
@@ -406,7 +406,7 @@ impl Command {
             }
             Self::MatMul(c) => product(&[c.m, c.n, c.k]),
             Self::Product(c) => product(&[c.outer, c.batch, c.m, c.n, c.k]),
-            Self::Pool(c) if c.kind == pool_kind::GLOBAL_AVERAGE => {
+            Self::Pool(c) if pool_kind::is_global(c.kind) => {
                 product(&[c.ifm_dims.n, c.ifm_dims.h, c.ifm_dims.w, c.ifm_dims.c])
             }
             Self::Pool(c) => {

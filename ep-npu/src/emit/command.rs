@@ -244,6 +244,15 @@ impl Operands<'_> {
                     ..pool
                 }
             }
+            Pool::GlobalMean { input, output } => command::Pool {
+                kind: pool_kind::GLOBAL_MEAN,
+                window: Window::default(),
+                input_zero_point: input.1.into(),
+                zero_point: output.1.into(),
+                input_scale: input.0,
+                output_scale: output.0,
+                ..pool
+            },
             Pool::Global { multiplier, input_zero_point, zero_point } => command::Pool {
                 kind: pool_kind::GLOBAL_AVERAGE,
                 window: Window::default(),

@@ -208,6 +208,13 @@ pub enum Pool {
         /// Scale and zero point of the output.
         output: (f32, u8),
     },
+    /// Mean over whole images, in float.
+    GlobalMean {
+        /// Scale and zero point of the input.
+        input: (f32, u8),
+        /// Scale and zero point of the output.
+        output: (f32, u8),
+    },
     /// Mean over whole images, in integers.
     Global {
         /// See [`npu_uapi::requantise::global_average_multiplier`].

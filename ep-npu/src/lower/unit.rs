@@ -53,6 +53,10 @@ impl Lowering<'_> {
                 let pool = Pool::Average { window: placed.window, counted, input, output };
                 self.pool(unit, pool, None);
             }
+            Kind::GlobalMean { input: from, output: to } => {
+                let pool = Pool::GlobalMean { input: pair(*from), output: pair(*to) };
+                self.pool(unit, pool, None);
+            }
             Kind::GlobalAveragePool { input: from, output: to } => {
                 let Dims { h, w, .. } = self.dims(input);
                 let pool = Pool::Global {

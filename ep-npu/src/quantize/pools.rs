@@ -42,12 +42,9 @@ pub(super) fn average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
 pub(super) fn global_average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
-    if unit.edges() == Edges::Mixed {
-        return refuse!(
-            S8_ACTIVATIONS,
-            "{} reads or writes int8, so the CPU runs it in float; quantise activations as uint8",
-            unit.node()
-        );
-    }
-    Ok(unit.finish(value, Kind::GlobalAveragePool { input, output }))
+    let kind = match unit.edges() {
+        Edges::Mixed => Kind::GlobalMean { input, output },
+        Edges::Unsigned | Edges::Signed => Kind::GlobalAveragePool { input, output },
+    };
+    Ok(unit.finish(value, kind))
 }

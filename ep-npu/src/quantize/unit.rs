@@ -122,6 +122,13 @@ pub enum Kind {
         /// Codes of the output.
         output: Codes,
     },
+    /// Mean over whole images in float, as the CPU provider has it where types are mixed.
+    GlobalMean {
+        /// Codes of the input.
+        input: Codes,
+        /// Codes of the output.
+        output: Codes,
+    },
     /// Mean over whole images.
     GlobalAveragePool {
         /// Codes of the input.
@@ -258,6 +265,7 @@ impl Kind {
             Self::Pad { .. } => "pad",
             Self::MaxPool { .. } => "max-pool",
             Self::AveragePool { .. } => "average-pool",
+            Self::GlobalMean { .. } => "global-mean",
             Self::GlobalAveragePool { .. } => "global-average-pool",
             Self::Reshape { .. } => "reshape",
             Self::Elementwise(_) => "elementwise",

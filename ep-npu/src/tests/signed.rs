@@ -120,3 +120,24 @@ fn a_cut_that_would_turn_an_operator_on_the_cpu_to_float_is_not_made() {
     build(&mut model, "Relu");
     assert_eq!(taken(&model.finish(), "Conv"), [true; 3]);
 }
+
+#[test]
+fn a_mean_from_int8_to_uint8_is_of_floats_in_the_providers_order() {
+    for (h, w) in [(4, 4), (5, 7), (1, 3), (1, 1)] {
+        let shape = [1, 24, h, w];
+        let mut model = Model::signed(7);
+        let input = model.float_input(&shape, CODES);
+        // The input has two readers, so it stays int8; the mean has one, so it does not.
+        let codes = Codes { scale: 0.013, zero_point: 91 };
+        let mean = model.unit("GlobalAveragePool", &[&input], &[], (codes, &[1, 24, 1, 1]));
+        let mean = model.unit("Relu", &[&mean], &[], (codes, &[1, 24, 1, 1]));
+        let other = model.unit("Relu", &[&input], &[], (CODES, &shape));
+        model.float_output(&mean);
+        model.float_output(&other);
+        let graph = model.finish();
+        assert_eq!(taken(&graph, "GlobalAveragePool"), [true]);
+        let units = crate::program::units(&graph).unwrap();
+        assert!(units.units.iter().any(|unit| unit.kind.name() == "global-mean"));
+        assert_exact(graph);
+    }
+}

@@ -69,7 +69,10 @@ pub(super) fn fields(command: &mut Command, visit: &mut Visit<'_>) {
         }
         Command::Pool(c) => {
             header(&mut c.header, visit);
-            visit("kind", &mut Named(&mut c.kind, POOL_KINDS, "max, average or global_average"));
+            visit(
+                "kind",
+                &mut Named(&mut c.kind, POOL_KINDS, "max, average, global_average or global_mean"),
+            );
             required!(c: ifm, ofm);
             visit!(c: tables, quant, ifm_dims, ofm_h, ofm_w, ifm_strides, ofm_strides);
             window(&mut c.window, visit);
@@ -107,6 +110,7 @@ const POOL_KINDS: &[(u8, &str)] = &[
     (pool_kind::MAX, "max"),
     (pool_kind::AVERAGE, "average"),
     (pool_kind::GLOBAL_AVERAGE, "global_average"),
+    (pool_kind::GLOBAL_MEAN, "global_mean"),
 ];
 
 const ELEMENTS: &[(u8, &str)] = &[(element::U8, "u8"), (element::F32, "f32")];

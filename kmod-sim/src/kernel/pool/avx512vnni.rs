@@ -8,7 +8,7 @@ use crate::kernel::vector::{
 };
 use npu_uapi::command::pool_kind;
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_cvtepu32_ps,
+    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_cvtepu32_ps,
     _mm512_cvtss_f32, _mm512_div_ps, _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_sub_epi32,
@@ -25,9 +25,9 @@ const CHANNELS: i64 = 64;
 pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let groups = (p.dims[3] + CHANNELS - 1) / CHANNELS;
     let units = p.dims[0] * p.ofm_h * groups;
-    let window = match p.kind {
-        pool_kind::GLOBAL_AVERAGE => p.dims[1] * p.dims[2],
-        _ => p.window.kernel_h * p.window.kernel_w,
+    let window = match pool_kind::is_global(p.kind) {
+        true => p.dims[1] * p.dims[2],
+        false => p.window.kernel_h * p.window.kernel_w,
     };
     // A step of 64 channels costs about as much as 512 multiply-accumulates.
     let units_a_chunk =
@@ -56,15 +56,11 @@ unsafe fn output_row(
 ) -> Result<(), Aborted> {
     let mask = mask_64(p.dims[3] - channel);
     let table = p.table.as_ref().map(|table| Lookup::new(table));
-    let (rows, counted_rows) = match p.kind {
-        pool_kind::GLOBAL_AVERAGE => (0..p.dims[1], p.dims[1]),
-        _ => p.rows(oy),
-    };
+    let global = pool_kind::is_global(p.kind);
+    let (rows, counted_rows) = if global { (0..p.dims[1], p.dims[1]) } else { p.rows(oy) };
     for ox in 0..p.ofm_w {
-        let (columns, counted_columns) = match p.kind {
-            pool_kind::GLOBAL_AVERAGE => (0..p.dims[2], p.dims[2]),
-            _ => p.columns(ox),
-        };
+        let (columns, counted_columns) =
+            if global { (0..p.dims[2], p.dims[2]) } else { p.columns(ox) };
         let window = Window { p, n, oy, ox, channel, mask, rows: rows.clone(), columns };
         let count = counted_rows * counted_columns;
         let mut codes = match p.kind {
@@ -72,6 +68,8 @@ unsafe fn output_row(
             pool_kind::MAX => unsafe { window.maximum(budget)? },
             // SAFETY: the caller's promise.
             pool_kind::AVERAGE => unsafe { window.average(count, budget)? },
+            // SAFETY: the caller's promise.
+            pool_kind::GLOBAL_MEAN => unsafe { window.global_mean(count, budget)? },
             // SAFETY: the caller's promise.
             _ => unsafe { window.global_average(budget)? },
         };
@@ -110,7 +108,7 @@ impl Window<'_> {
         mut step: impl FnMut(__m512i),
     ) -> Result<(), Aborted> {
         let ifm = &self.p.ifm;
-        let global = self.p.kind == pool_kind::GLOBAL_AVERAGE;
+        let global = pool_kind::is_global(self.p.kind);
         for ky in self.rows.clone() {
             budget.spend((self.columns.end - self.columns.start) * 512)?;
             for kx in self.columns.clone() {
@@ -155,12 +153,7 @@ impl Window<'_> {
         };
         // SAFETY: the caller's promise.
         unsafe { self.each(budget, step)? };
-        // Through the same conversion as the definition: 32-bit integer to float, rounded to nearest.
-        let count = i32::try_from(count).map_or_else(
-            |_| _mm512_cvtepu32_ps(_mm512_set1_epi64(count)),
-            |count| _mm512_cvtepi32_ps(_mm512_set1_epi32(count)),
-        );
-        let count = _mm512_set1_ps(_mm512_cvtss_f32(count));
+        let count = count_lanes(count);
         let output_scale = _mm512_set1_ps(self.p.output_scale);
         let zero_point = _mm512_set1_ps(self.p.zero_point.into());
         // The zero point is in the sum before the rounding, so the codes are the rounded values.
@@ -194,4 +187,66 @@ impl Window<'_> {
         }
         Ok(pack_64(codes))
     }
+
+    /// # Safety
+    /// As of [`Self::each`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn global_mean(&self, count: i64, budget: &mut Budget<'_>) -> Result<__m512i, Aborted> {
+        let zero_point = _mm512_set1_epi32(self.p.input_zero_point.into());
+        let scale = _mm512_set1_ps(self.p.input_scale);
+        // Four parts of every fourth pixel; behind them, in the first, what is left.
+        let mut parts = [[_mm512_setzero_ps(); 4]; 4];
+        let (mut pixel, interleaved) = (0, count / 4 * 4);
+        let step = |codes| {
+            if pixel == interleaved {
+                parts[0] = joined(&parts);
+            }
+            let part = if pixel < interleaved { pixel % 4 } else { 0 };
+            pixel += 1;
+            let [first, second, third, fourth] = &mut parts;
+            let sums = match part {
+                0 => first,
+                1 => second,
+                2 => third,
+                _ => fourth,
+            };
+            for (sum, codes) in sums.iter_mut().zip(unpack_64(codes)) {
+                let value = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero_point));
+                *sum = _mm512_add_ps(*sum, _mm512_mul_ps(value, scale));
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.each(budget, step)? };
+        let sums = if count == interleaved { joined(&parts) } else { parts[0] };
+        let (count, output_scale) = (count_lanes(count), _mm512_set1_ps(self.p.output_scale));
+        let finish = Requantise::new(self.p.zero_point, self.p.low, self.p.high);
+        let mut codes = [_mm512_setzero_si512(); 4];
+        for (codes, sum) in codes.iter_mut().zip(sums) {
+            *codes = finish.finish(_mm512_div_ps(_mm512_div_ps(sum, count), output_scale));
+        }
+        Ok(pack_64(codes))
+    }
+}
+
+/// `(0 + 2) + (1 + 3)` of the four parts of each lane.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+fn joined(parts: &[[__m512; 4]; 4]) -> [__m512; 4] {
+    let mut sums = parts[0];
+    for (lane, sum) in sums.iter_mut().enumerate() {
+        let [even, odd] = [[0, 2], [1, 3]]
+            .map(|[first, second]| _mm512_add_ps(parts[first][lane], parts[second][lane]));
+        *sum = _mm512_add_ps(even, odd);
+    }
+    sums
+}
+
+/// `count` in each lane, through the same conversion as the definition: 32-bit integer to float, rounded
+/// to nearest.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+fn count_lanes(count: i64) -> __m512 {
+    let count = i32::try_from(count).map_or_else(
+        |_| _mm512_cvtepu32_ps(_mm512_set1_epi64(count)),
+        |count| _mm512_cvtepi32_ps(_mm512_set1_epi32(count)),
+    );
+    _mm512_set1_ps(_mm512_cvtss_f32(count))
 }

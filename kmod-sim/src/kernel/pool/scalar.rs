@@ -11,15 +11,16 @@ use npu_uapi::requantise;
 pub(crate) fn run(problem: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let p = problem;
     let dims = [p.dims[0], p.ofm_h, p.ofm_w, p.dims[3]];
-    let window = match p.kind {
-        pool_kind::GLOBAL_AVERAGE => p.dims[1].saturating_mul(p.dims[2]),
-        _ => p.window.kernel_h * p.window.kernel_w,
+    let window = match pool_kind::is_global(p.kind) {
+        true => p.dims[1].saturating_mul(p.dims[2]),
+        false => p.window.kernel_h * p.window.kernel_w,
     };
     // Only the plan of the chunks counts whole windows: one may be larger than what is polled after.
     split.elements(dims, window.clamp(1, POLL_MACS / 2), &|at @ [n, oy, ox, ch], budget| {
         let code = match p.kind {
             pool_kind::MAX => maximum(p, at, budget)?,
             pool_kind::AVERAGE => average(p, at, budget)?,
+            pool_kind::GLOBAL_MEAN => global_mean(p, n, ch, budget)?,
             _ => global_average(p, n, ch, budget)?,
         };
         let code = code.max(p.low).min(p.high);
@@ -72,4 +73,32 @@ fn global_average(p: &Problem, n: i64, ch: i64, budget: &mut Budget<'_>) -> Resu
         }
     }
     Ok(requantise::requantise(sum, p.multiplier, p.zero_point))
+}
+
+/// As [`requantise::global_mean`], in pieces between which it can be stopped.
+fn global_mean(p: &Problem, n: i64, ch: i64, budget: &mut Budget<'_>) -> Result<u8, Aborted> {
+    let (pixels, mut pixel) = (p.dims[1] * p.dims[2], 0);
+    let (mut parts, mut part) = ([0.0_f32; 4], 0);
+    let mut left = Vec::with_capacity(3);
+    for y in 0..p.dims[1] {
+        for x in 0..p.dims[2] {
+            budget.spend(1)?;
+            let code = p.ifm.load(p.ifm.at(n, y, x) + ch);
+            let value = requantise::dequantise(code, p.input_scale, p.input_zero_point);
+            if pixel < pixels / 4 * 4 {
+                parts[part] += value;
+                part = (part + 1) % 4;
+            } else {
+                left.push(value);
+            }
+            pixel += 1;
+        }
+    }
+    let sum = left.iter().fold((parts[0] + parts[2]) + (parts[1] + parts[3]), |sum, v| sum + v);
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "the rounding to 24 bits is part of the definition"
+    )]
+    let mean = sum / pixels as f32;
+    Ok(requantise::quantise(mean, p.output_scale, p.zero_point))
 }

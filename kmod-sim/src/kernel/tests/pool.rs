@@ -23,7 +23,8 @@ fn case() -> impl Strategy<Value = Case> {
     let kind = prop_oneof![
         Just(pool_kind::MAX),
         Just(pool_kind::AVERAGE),
-        Just(pool_kind::GLOBAL_AVERAGE)
+        Just(pool_kind::GLOBAL_AVERAGE),
+        Just(pool_kind::GLOBAL_MEAN)
     ];
     let window = (1u16..5, 1u16..5, 1u16..4, 1u16..4, 1u16..3, 1u16..3, 0u16..3, 0u16..3);
     let dims = (1u32..3, 1u32..14, 1u32..14, 1u32..150);
@@ -31,7 +32,7 @@ fn case() -> impl Strategy<Value = Case> {
     let ofm = (1u32..10, 1u32..10);
     (dims, ofm, kind, window, counted, any::<bool>(), [style(), style()], any::<u64>()).prop_map(
         |((n, h, w, c), ofm, kind, window, counted, table, styles, seed)| {
-            let global = kind == pool_kind::GLOBAL_AVERAGE;
+            let global = pool_kind::is_global(kind);
             let (kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, top, left) =
                 window;
             let window = Window {
@@ -67,7 +68,7 @@ fn check_pool(case: &Case) -> Result<(), TestCaseError> {
     let flags = if case.table { Flags::TABLE_0 } else { Flags::empty() };
     let (low, high) = if r.below(2) == 0 { (0, 255) } else { (20, 200) };
     let scaled = |r: &mut Random, yes| if yes { r.scale() } else { 0.0 };
-    let average = kind == pool_kind::AVERAGE;
+    let average = matches!(kind, pool_kind::AVERAGE | pool_kind::GLOBAL_MEAN);
     let global = kind == pool_kind::GLOBAL_AVERAGE;
     let count = f32::from(u16::try_from(dims.h * dims.w).unwrap());
     let (bottom, right) = case.counted.unwrap_or_default();
@@ -130,6 +131,14 @@ fn check_pool(case: &Case) -> Result<(), TestCaseError> {
                     |sum, &code| requantise::average_step(sum, code, pool.input_scale, zero_in);
                 let sum = codes.iter().fold(0.0, step);
                 requantise::average_finish(sum, count, pool.output_scale, zero_out)
+            }
+            pool_kind::GLOBAL_MEAN => {
+                let codes: Vec<u8> = (0..dims.h * dims.w)
+                    .map(|pixel| code_at(pixel / dims.w, pixel % dims.w))
+                    .collect();
+                let value = |&code: &u8| requantise::dequantise(code, pool.input_scale, zero_in);
+                let mean = requantise::global_mean(codes.iter().map(value));
+                requantise::quantise(mean, pool.output_scale, zero_out)
             }
             _ => {
                 let all = (0..dims.h).flat_map(|y| (0..dims.w).map(move |x| (y, x)));

@@ -353,7 +353,7 @@ end
         line 2, column 1: found `jump`, want the name of a command
         line 2, column 6: found `s1`, want s0
         line 2, column 16: found ``, want a slot, its kind and its bytes, as `slot s0 scratch 4096`
-        line 2, column 11: found `min`, want max, average or global_average
+        line 2, column 11: found `min`, want max, average, global_average or global_mean
         line 2, column 1: found `conv`, want a command that can be decoded: field `clamp_low` of opcode 0x30 at byte 0 cannot be 5
         line 1, column 1: found `fill`, want `image` on the first line
         line 1, column 1: found ``, want `image` on the first line

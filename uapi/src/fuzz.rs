@@ -242,7 +242,7 @@ impl Builder<'_, '_> {
         if flags.contains(Flags::FLOAT) {
             let blocks = self.u.ratio(2, 3)?;
             stage.float_order =
-                if blocks { self.u.int_in_range(1..=2)? } else { self.u.int_in_range(3..=4)? };
+                if blocks { self.u.int_in_range(1..=2)? } else { self.u.int_in_range(3..=5)? };
             stage.float_block_log2 = if blocks { self.u.int_in_range(0..=10)? } else { 0 };
             stage.input_scale = self.scale()?;
             stage.output_scale = self.scale()?;

@@ -120,6 +120,7 @@ const FLOAT_ORDERS: &[(u8, &str)] = &[
     (float_order::FUSED_BEHIND_BIAS, "fused_behind_bias"),
     (float_order::QUADS, "quads"),
     (float_order::QUADS_BEHIND_BIAS, "quads_behind_bias"),
+    (float_order::LANES, "lanes"),
 ];
 
 fn header(header: &mut Header, visit: &mut Visit<'_>) {
@@ -142,7 +143,7 @@ fn stage(stage: &mut Stage, visit: &mut Visit<'_>) {
     visit("add_first", &mut stage.add_first);
     visit("add_second", &mut stage.add_second);
     visit("add_offset", &mut stage.add_offset);
-    let want = "fused, fused_behind_bias, quads or quads_behind_bias";
+    let want = "fused, fused_behind_bias, quads, quads_behind_bias or lanes";
     visit("float_order", &mut Named(&mut stage.float_order, FLOAT_ORDERS, want));
     visit("float_block_log2", &mut stage.float_block_log2);
     visit("input_scale", &mut stage.input_scale);

@@ -5,7 +5,7 @@ use super::scalar::weight_at;
 use crate::kernel::split::{Aborted, Budget};
 use crate::kernel::stage::Float;
 use npu_uapi::command::FloatRecord;
-use npu_uapi::float_order::{Sum, weight};
+use npu_uapi::float_order::{Place, Sum, weight};
 use npu_uapi::requantise::dequantise;
 use zerocopy::FromBytes;
 
@@ -27,7 +27,9 @@ pub(super) fn sum(
 ) -> Result<f32, Aborted> {
     let record = record(p, oc);
     let first_input = oc / p.group_outputs * p.group_inputs;
-    let mut sum = Sum::new(float.order, record.bias);
+    let [channel, channels] =
+        [oc % p.group_outputs, p.group_outputs].map(|count| count.unsigned_abs());
+    let mut sum = Sum::new(float.order, Place::of(channel, channels), record.bias);
     let mut left = LOOK;
     for ic in 0..p.group_inputs {
         for ky in 0..p.window.kernel_h {

@@ -12,8 +12,8 @@ mod unit;
 mod view;
 
 pub use op::{
-    Addition, Conv, Fixed, Form, Function, Home, Loop, Move, Op, OpKind, Ops, Pool, Tensor,
-    TensorId,
+    Addition, Conv, Fixed, FloatStage, Form, Function, Home, Loop, Move, Op, OpKind, Ops, Pool,
+    Tensor, TensorId,
 };
 
 use crate::graph::{Graph, NodeId, ValueId};

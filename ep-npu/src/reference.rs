@@ -3,6 +3,7 @@
 //! Loops and formulas only, with nothing of the compiler below `quantize`: no feature maps, no blocks
 //! of weights, no fusion, no zero-point terms folded away.
 
+mod float;
 mod mean;
 mod rearrange;
 mod window;
@@ -79,6 +80,13 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::Dequantize(from) => {
             Value::Floats(codes(0).mapv(|code| dequantise(code, from.scale, from.zero_point)))
+        }
+        Kind::Conv { products, groups, window } if products.arithmetic.floats().is_some() => {
+            let node = part.node(unit.target);
+            Value::Codes(float::convolve(node, products, *groups, window, &image(0)).into_dyn())
+        }
+        Kind::Product(products) if products.arithmetic.floats().is_some() => {
+            Value::Codes(float::multiply(part.node(unit.target), products, codes(0)))
         }
         Kind::Conv { products, groups, window } => {
             let out = convolve(part, unit, products, *groups, window, &image(0));

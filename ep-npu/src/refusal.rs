@@ -19,6 +19,8 @@ pub mod rule {
     pub const S8_ACTIVATIONS: &str = "s8-activations";
     /// Weights or bias are not constant, or not of the form that the CPU provider fuses.
     pub const WEIGHTS: &str = "weights";
+    /// The CPU runs the unit in float, and its sums have no order that holds.
+    pub const FLOAT_ORDER: &str = "float-order";
     /// A sum might leave 32 bits.
     pub const ACCUMULATOR: &str = "accumulator";
     /// An activation between operator and QuantizeLinear changes values, so the CPU runs the unit in float.

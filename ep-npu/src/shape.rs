@@ -3,8 +3,10 @@
 //! A program is compiled for numbers; a model may leave its batch open. Whether a graph stands for
 //! every batch is tried with two assignments that give each open dimension another number.
 
+pub(crate) mod order;
+
 use crate::graph::{Dim, Graph, Node, ValueId};
-use crate::quantize::{Carry, Codes, Kind, Operand, ShapeChange, Unit, axis_of};
+use crate::quantize::{Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Unit, axis_of};
 use crate::refusal::{Refusal, refuse};
 use std::collections::BTreeMap;
 
@@ -90,6 +92,29 @@ fn check_size(node: &Node, shape: &[usize]) -> Result<(), Refusal> {
     }
 }
 
+/// What the order of a convolution's sums follows from, for an input of so many images, rows and columns.
+pub(crate) fn convolution(
+    products: &Products,
+    groups: usize,
+    placed: &Placed,
+    [images, rows, columns]: [usize; 3],
+) -> order::Convolution {
+    let weights = &products.weights;
+    let w = &placed.window;
+    let pads = [w.pad_top, w.pad_left, placed.pad_bottom, placed.pad_right];
+    order::Convolution {
+        images,
+        groups,
+        inputs: weights.inputs,
+        filters: weights.outputs / groups,
+        size: [rows, columns],
+        kernel: weights.kernel,
+        pixels: placed.out_h * placed.out_w,
+        plain: [w.stride_h, w.stride_w] == [1, 1] && pads == [0; 4],
+        dense: [w.dilation_h, w.dilation_w] == [1, 1],
+    }
+}
+
 fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec<usize>, Refusal> {
     let Some(&input) = inputs.first() else {
         return refuse!(SHAPE, "{node} has no input; at least one is needed");
@@ -106,10 +131,18 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
                 );
             }
             let placed = window.place(node, [h, w])?;
+            if products.arithmetic.floats().is_some() {
+                order::convolution(node, &convolution(products, *groups, &placed, [n, h, w]))?;
+            }
             Ok(vec![n, products.weights.outputs, placed.out_h, placed.out_w])
         }
         Kind::Product(products) => match *input {
-            [n, k] if k == products.weights.inputs => Ok(vec![n, products.weights.outputs]),
+            [n, k] if k == products.weights.inputs => {
+                if products.arithmetic.floats().is_some() {
+                    order::product(node, n, products.weights.outputs, k)?;
+                }
+                Ok(vec![n, products.weights.outputs])
+            }
             _ => {
                 let want = products.weights.inputs;
                 refuse!(SHAPE, "{node} reads {input:?}; rows of {want} are taken")

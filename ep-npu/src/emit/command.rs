@@ -51,6 +51,7 @@ impl Operands<'_> {
         flags.set(Flags::ADD_AUX, conv.addition.is_some());
         flags.set(Flags::AUX_FIRST, conv.addition.is_some_and(|addition| addition.aux_first));
         flags.set(Flags::TABLE_1, conv.table_1.is_some());
+        flags.set(Flags::FLOAT, conv.floats.is_some());
         let (ifm, ofm) = (self.form(op.reads[0]), self.form(op.writes));
         let aux = op.reads.get(1).copied();
         let aux_strides = aux.map_or_else(Strides::default, |aux| self.form(aux).strides());
@@ -323,11 +324,17 @@ fn is_product(conv: &Conv, from: Dims, to: Dims) -> bool {
 fn stage(conv: &lower::Conv) -> Stage {
     let none = AddTerms { first: 0.0, second: 0.0, offset: 0.0 };
     let terms = conv.addition.map_or(none, |addition| addition.terms);
+    let order = conv.floats.as_ref().map(|floats| floats.order.encode());
+    let (float_order, float_block_log2) = order.unwrap_or_default();
     Stage {
         input_zero_point: conv.input_zero_point.into(),
         zero_point: conv.zero_point.into(),
-        clamp_low: 0,
-        clamp_high: 255,
+        clamp_low: conv.range[0],
+        clamp_high: conv.range[1],
+        float_order,
+        float_block_log2,
+        input_scale: conv.floats.as_ref().map_or(0.0, |floats| floats.input_scale),
+        output_scale: conv.floats.as_ref().map_or(0.0, |floats| floats.output_scale),
         add_first: terms.first,
         add_second: terms.second,
         add_offset: terms.offset,

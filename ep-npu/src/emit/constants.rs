@@ -1,7 +1,7 @@
 //! Weights, channel records and tables as the device reads them.
 
 use crate::lower::{Conv, OpKind, Ops};
-use npu_uapi::command::{ChannelRecord, record_bytes};
+use npu_uapi::command::{ChannelRecord, FloatRecord, record_bytes};
 use zerocopy::IntoBytes;
 
 /// Alignment of every constant, in bytes.
@@ -162,6 +162,14 @@ fn pack_weights(conv: &Conv, to: &mut [u8]) {
 }
 
 fn pack_records(conv: &Conv, to: &mut [u8]) {
+    if let Some(floats) = &conv.floats {
+        let channels = floats.weight_scales.iter().zip(&floats.bias);
+        for ((&weight_scale, &bias), to) in channels.zip(to.chunks_mut(16)) {
+            let record = FloatRecord { weight_scale, bias, unused: [0; 2] };
+            to.copy_from_slice(record.as_bytes());
+        }
+        return;
+    }
     let zero_point = i64::from(conv.input_zero_point);
     for (output, to) in to.chunks_mut(16).take(conv.weights.outputs).enumerate() {
         let sum = conv.weights.sum(output);

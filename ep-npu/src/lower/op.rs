@@ -3,6 +3,7 @@
 use crate::graph::NodeId;
 use crate::quantize::{Table, Weights};
 use npu_uapi::command::{Dims, Strides, Strides4, Window};
+use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{AddTerms, MulTerms};
 use std::sync::Arc;
 
@@ -175,12 +176,31 @@ pub struct Conv {
     pub input_zero_point: u8,
     /// Zero point of the requantised code.
     pub zero_point: u8,
+    /// Lowest and highest code of the sums.
+    pub range: [u8; 2],
+    /// Present when sums are of floats; then there are neither bias nor multipliers beside.
+    pub floats: Option<FloatStage>,
     /// What follows requantisation.
     pub table_0: Option<Table>,
     /// The tensor added behind it, the second one read.
     pub addition: Option<Addition>,
     /// What follows the addition.
     pub table_1: Option<Table>,
+}
+
+/// Sums of dequantised operands.
+#[derive(Clone, Debug)]
+pub struct FloatStage {
+    /// Their order.
+    pub order: Order,
+    /// Scale of the input.
+    pub input_scale: f32,
+    /// Scale of the output.
+    pub output_scale: f32,
+    /// Scale of each output channel's weights.
+    pub weight_scales: Vec<f32>,
+    /// Bias of each output channel.
+    pub bias: Vec<f32>,
 }
 
 /// An addition in the output stage.

@@ -1,9 +1,11 @@
 //! One unit to operations.
 
-use super::{Conv, Form, Function, Held, Home, Lowering, OpKind, Pool};
+use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool};
 use crate::graph::{NodeId, ValueId};
-use crate::quantize::{Codes, Kind, Products, Table, Unit, WindowSpec};
+use crate::quantize::{Codes, Floats, Kind, Products, Table, Unit, WindowSpec};
+use crate::shape::{convolution, order};
 use npu_uapi::command::{Dims, Window};
+use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{AddTerms, MulTerms, global_average_multiplier};
 
 impl Lowering<'_> {
@@ -24,8 +26,15 @@ impl Lowering<'_> {
                 self.values.insert(unit.output, held);
             }
             Kind::Conv { products, groups, window } => {
-                let window = self.window(node, window, input);
-                self.conv(unit, products, *groups, window);
+                let placed = self.placed(node, window, input);
+                let Dims { n, h, w, .. } = self.dims(input);
+                let shape = [n, h, w].map(|len| len as usize);
+                let floats = products.arithmetic.floats().map(|floats| {
+                    let shape = convolution(products, *groups, &placed, shape);
+                    let order = order::convolution(self.part.graph.node(node), &shape);
+                    float_stage(products, floats, order.expect("`shape` has found the order"))
+                });
+                self.conv(unit, products, *groups, placed.window, floats);
             }
             Kind::Product(products) => self.product(unit, products),
             Kind::Add { first, second, result, constant } => {
@@ -77,7 +86,14 @@ impl Lowering<'_> {
         }
     }
 
-    fn conv(&mut self, unit: &Unit, products: &Products, groups: usize, window: Window) {
+    fn conv(
+        &mut self,
+        unit: &Unit,
+        products: &Products,
+        groups: usize,
+        window: Window,
+        floats: Option<FloatStage>,
+    ) {
         let map = self.natural_map(unit.inputs[0], unit.target);
         let out = Form::map(self.dims(unit.output));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
@@ -89,6 +105,8 @@ impl Lowering<'_> {
             window,
             input_zero_point: products.input.zero_point,
             zero_point: products.output.zero_point,
+            range: products.arithmetic.floats().map_or([0, 255], |floats| floats.range),
+            floats,
             table_0: None,
             addition: None,
             table_1: None,
@@ -120,6 +138,12 @@ impl Lowering<'_> {
             pad_left: 0,
         };
         let weights = products.weights.over_image(kernel_h.into(), kernel_w.into());
+        let floats = products.arithmetic.floats().map(|floats| {
+            let (m, n) = (rows.n as usize, products.weights.outputs);
+            let node = self.part.graph.node(node);
+            let order = order::product(node, m, n, products.weights.inputs);
+            float_stage(products, floats, order.expect("`shape` has found the order"))
+        });
         let conv = Conv {
             weights,
             bias: products.bias.clone(),
@@ -128,6 +152,8 @@ impl Lowering<'_> {
             window,
             input_zero_point: products.input.zero_point,
             zero_point: products.output.zero_point,
+            range: products.arithmetic.floats().map_or([0, 255], |floats| floats.range),
+            floats,
             table_0: None,
             addition: None,
             table_1: None,
@@ -157,6 +183,17 @@ impl Lowering<'_> {
         };
         let placed = window.place(self.part.graph.node(node), [h, w]);
         placed.expect("`shape` has placed this window before")
+    }
+}
+
+fn float_stage(products: &Products, floats: &Floats, order: Order) -> FloatStage {
+    let outputs = products.weights.outputs;
+    FloatStage {
+        order,
+        input_scale: products.input.scale,
+        output_scale: products.output.scale,
+        weight_scales: floats.weight_scales.clone(),
+        bias: floats.bias.clone().unwrap_or_else(|| vec![0.0; outputs]),
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Floats {
     pub weight_scales: Vec<f32>,
     /// Bias, for each output channel, dequantised; `None` where the operator has none.
     pub bias: Option<Vec<f32>>,
+    /// Lowest and highest code that an activation behind the sums leaves.
+    pub range: [u8; 2],
 }
 
 impl Arithmetic {

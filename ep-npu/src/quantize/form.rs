@@ -12,8 +12,6 @@ pub(super) struct Former<'g> {
     target: NodeId,
     nodes: Vec<NodeId>,
     inputs: Vec<ValueId>,
-    /// Whether the CPU provider leaves the unit in pieces, which it computes in floats.
-    pub(super) is_float: bool,
     /// What the CPU provider makes of the 8-bit tensors around the operator.
     edges: Vec<Edge>,
 }
@@ -24,16 +22,19 @@ pub(super) struct Constant<'g> {
     pub(super) scales: Vec<f32>,
 }
 
+/// What an operator's result becomes.
+pub(super) struct CutResult<'g> {
+    /// The tensor of codes.
+    pub(super) output: ValueId,
+    /// The codes.
+    pub(super) codes: Codes,
+    /// A Relu or Clip that changes values, and the lowest and highest code that it leaves.
+    pub(super) cut: Option<(&'g Node, [u8; 2])>,
+}
+
 impl<'g> Former<'g> {
     pub(super) fn new(graph: &'g Graph, target: NodeId) -> Self {
-        Self {
-            graph,
-            target,
-            nodes: vec![target],
-            inputs: Vec::new(),
-            is_float: false,
-            edges: Vec::new(),
-        }
+        Self { graph, target, nodes: vec![target], inputs: Vec::new(), edges: Vec::new() }
     }
 
     /// Makes `node` part of the unit.
@@ -152,6 +153,22 @@ impl<'g> Former<'g> {
     /// The codes that the operator's result becomes. A Relu or Clip in between joins the unit when
     /// the codes leave it nothing to do, as the CPU provider has it.
     pub(super) fn result(&mut self) -> Result<(ValueId, Codes), Refusal> {
+        let CutResult { output: value, codes, cut } = self.cut_result()?;
+        if let Some((activation, _)) = cut {
+            let (node, quantize) = (self.node(), self.graph.value(value).producer);
+            let quantize = quantize.map_or("it".into(), |id| self.graph.node(id).to_string());
+            let Codes { scale, zero_point } = codes;
+            return refuse!(
+                ACTIVATION_RANGE,
+                "{activation} changes values that scale {scale} and zero point {zero_point} of {quantize} can hold, \
+                 so the CPU runs {node} in float; calibrate behind the activation"
+            );
+        }
+        Ok((value, codes))
+    }
+
+    /// The same, where a Relu or Clip may cut codes off: with it, the range of codes that it leaves.
+    pub(super) fn cut_result(&mut self) -> Result<CutResult<'g>, Refusal> {
         let graph = self.graph;
         let node = self.node();
         if node.outputs.iter().skip(1).any(Option::is_some) {
@@ -176,20 +193,16 @@ impl<'g> Former<'g> {
             return refuse!(UNIT, "{node} is read by {quantize}; a unit ends in QuantizeLinear");
         }
         let codes = Codes::read(graph, quantize)?;
-        if let Some(activation) = activation.filter(|after| !is_redundant(graph, after, codes)) {
-            let Codes { scale, zero_point } = codes;
-            return refuse!(
-                ACTIVATION_RANGE,
-                "{activation} changes values that scale {scale} and zero point {zero_point} of {quantize} can hold, \
-                 so the CPU runs {node} in float; calibrate behind the activation"
-            );
-        }
+        let cut = match activation.filter(|after| !is_redundant(graph, after, codes)) {
+            Some(activation) => Some((activation, range(graph, activation, codes)?)),
+            None => None,
+        };
         let Some(output) = quantize.output(0) else {
             return refuse!(UNIT, "{quantize} has no output");
         };
         self.nodes.push(next);
         self.edges.push(signed::edge(graph, output));
-        Ok((output, codes))
+        Ok(CutResult { output, codes, cut })
     }
 
     /// The unit.
@@ -282,6 +295,23 @@ fn is_redundant(graph: &Graph, activation: &Node, codes: Codes) -> bool {
     }
     let held = |code| npu_uapi::requantise::dequantise(code, codes.scale, codes.zero_point);
     clip_range(graph, activation).is_some_and(|(low, high)| low <= held(0) && held(255) <= high)
+}
+
+/// The lowest and highest code behind `activation`, a Relu or Clip. Quantisation is monotonic, so cutting
+/// values off before it is cutting codes off behind it.
+fn range(graph: &Graph, activation: &Node, codes: Codes) -> Result<[u8; 2], Refusal> {
+    let (low, high) = match activation.is("Relu") {
+        true => (0.0, f32::MAX),
+        false => match clip_range(graph, activation) {
+            Some(range) => range,
+            None => return refuse!(UNIT, "{activation} has bounds that are not constant"),
+        },
+    };
+    if low.is_nan() || high.is_nan() || low > high {
+        return refuse!(ACTIVATION_RANGE, "{activation} has bounds {low} and {high}");
+    }
+    let code = |value| npu_uapi::requantise::quantise(value, codes.scale, codes.zero_point);
+    Ok([code(low), code(high)])
 }
 
 /// The bounds of a Clip, by attribute or by constant input; `None` when they are not constant.

@@ -1,8 +1,8 @@
 //! Units of Conv, Gemm and MatMul: constant 8-bit weights, 32-bit sums.
 
-use super::arithmetic::Arithmetic;
+use super::arithmetic::{Arithmetic, Floats};
 use super::codes::Codes;
-use super::form::{Constant, Former};
+use super::form::{Constant, CutResult, Former};
 use super::signed::Edges;
 use super::unit::{Kind, Products, Unit, Weights};
 use super::window::WindowSpec;
@@ -37,10 +37,15 @@ pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     };
     let window = WindowSpec::read(node, Some([rows, columns]))?;
     let scales = Scales { input: input.scale, weights: constant.scales };
-    let bias = bias(&mut unit, outputs, &scales)?;
-    let (value, output) = unit.result()?;
-    integer(&unit, &[Edges::Unsigned])?;
-    let products = products(node, input, output, weights, bias, &scales, None)?;
+    let CutResult { output: value, codes: output, cut } = unit.cut_result()?;
+    // With an activation that cuts something off, the CPU fuses that, and not the 8-bit operator.
+    let products = if unit.outer_edges() != Edges::Unsigned || cut.is_some() {
+        let range = cut.map_or([0, 255], |(_, range)| range);
+        float(&mut unit, input, output, weights, &scales, range)?
+    } else {
+        let bias = bias(&mut unit, outputs, &scales)?;
+        products(node, input, output, weights, bias, &scales, None)?
+    };
     Ok(unit.finish(value, Kind::Conv { products, groups, window }))
 }
 
@@ -82,8 +87,11 @@ pub(super) fn matmul(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let bias = vec![0; weights.outputs];
     let scales = Scales { input: input.scale, weights: constant.scales };
     let (value, output) = unit.result()?;
-    integer(&unit, &[Edges::Unsigned])?;
-    let products = products(node, input, output, weights, bias, &scales, None)?;
+    let products = if unit.outer_edges() != Edges::Unsigned {
+        float(&mut unit, input, output, weights, &scales, [0, 255])?
+    } else {
+        products(node, input, output, weights, bias, &scales, None)?
+    };
     Ok(unit.finish(value, Kind::Product(products)))
 }
 
@@ -183,6 +191,49 @@ fn products(
     }
     let arithmetic = Arithmetic::Integer;
     Ok(Products { input, output, weights, bias, multipliers, arithmetic })
+}
+
+/// Products of dequantised operands.
+fn float(
+    unit: &mut Former<'_>,
+    input: Codes,
+    output: Codes,
+    weights: Weights,
+    scales: &Scales,
+    range: [u8; 2],
+) -> Result<Products, Refusal> {
+    let weight_scales = (0..weights.outputs).map(|channel| scales.of(channel)).collect();
+    let bias = float_bias(unit, weights.outputs)?;
+    let arithmetic = Arithmetic::Float(Floats { weight_scales, bias, range });
+    let (bias, multipliers) = (Vec::new(), Vec::new());
+    Ok(Products { input, output, weights, bias, multipliers, arithmetic })
+}
+
+/// The bias as the float that it is, or dequantises to.
+fn float_bias(unit: &mut Former<'_>, outputs: usize) -> Result<Option<Vec<f32>>, Refusal> {
+    let node = unit.node();
+    if node.input(2).is_none() {
+        return Ok(None);
+    }
+    let (shape, values) = match unit.graph.constant(node, 2) {
+        Some(floats) => (&floats.shape, floats.as_f32()),
+        None => {
+            let constant = unit.constant(2, ElementType::I32, 0)?;
+            let scale = |channel| *constant.scales.get(channel).unwrap_or(&constant.scales[0]);
+            #[expect(clippy::cast_precision_loss, reason = "DequantizeLinear rounds so, too")]
+            let value = |(channel, &code): (usize, &i32)| code as f32 * scale(channel);
+            let codes = constant.tensor.as_i32();
+            let values = codes.map(|codes| codes.iter().enumerate().map(value).collect());
+            (&constant.tensor.shape, values)
+        }
+    };
+    if *shape != [outputs] {
+        return refuse!(SHAPE, "{node} has a bias of shape {shape:?}; [{outputs}] is taken");
+    }
+    match values {
+        Some(values) => Ok(Some(values)),
+        None => refuse!(ELEMENT_TYPE, "{node} has a bias that is neither float32 nor int32"),
+    }
 }
 
 /// Proves that no input takes the products of `channel` out of 32 bits.

@@ -1,19 +1,41 @@
 """Units that the CPU provider runs in float32 between DequantizeLinear and QuantizeLinear: the same codes, bit for bit.
 
-An activation that cuts off what the codes can hold keeps the CPU from fusing a unit into an 8-bit operator.
+An activation that cuts off what the codes can hold keeps the CPU from fusing a unit into an 8-bit operator, and so does
+int8 at one of its ends.
 Scales that are powers of two put many sums on rounding ties, where an integer sum and one in floats part.
 """
 
 import numpy as np
 import pytest
-import sessions
+from onnx import TensorProto, helper
 from test_layers import Layer, compare
 
 SEEDS = range(16)
 
 
-def convolution(seed: int, kind: str):
-    """A Conv unit with a Relu or Clip in it, of a shape whose sums have one order with any number of threads."""
+class Signed(Layer):
+    """A layer whose result is int8 and read twice, so that the CPU provider leaves it int8."""
+
+    def convert(self, kind: str, x: str, codes) -> str:
+        zero_point = self.constant(codes[1] - 128, np.int8)
+        return self.node(kind, [x, self.constant(codes[0], np.float32), zero_point])
+
+    def quantise(self, x: str, codes) -> str:
+        return self.convert("QuantizeLinear", x, codes)
+
+    def dequantise(self, x: str, codes) -> str:
+        return self.convert("DequantizeLinear", x, codes)
+
+    def model(self, output: str):
+        last = next(node for node in self.nodes if output in node.output)
+        self.nodes.append(helper.make_node(last.op_type, list(last.input), ["again"], name="again"))
+        model = super().model(output)
+        model.graph.output.append(helper.make_tensor_value_info("again", TensorProto.FLOAT, None))
+        return model
+
+
+def convolution(seed: int, kind: str, make=Layer):
+    """A Conv unit, of a shape whose sums have one order with any number of threads."""
     random = np.random.default_rng([seed, 20])
     side = int(random.integers(16, 25))
     kernel, strides, dilations, pads, groups = [1, 1], [1, 1], [1, 1], [0] * 4, 1
@@ -36,7 +58,7 @@ def convolution(seed: int, kind: str):
         kernel, outputs = [3, 3], 1
     elif kind == "small image":
         side, outputs = int(random.integers(3, 7)), int(random.integers(50, 200))
-    layer = Layer(random, [images, inputs, side, side])
+    layer = make(random, [images, inputs, side, side])
     codes = (layer.scale(0.02), int(random.integers(1, 256)))
     result = (layer.scale(0.02 * np.sqrt(inputs * kernel[0] * kernel[1] / groups)), int(random.integers(60, 200)))
     scales = layer.weight_scales(outputs)
@@ -44,16 +66,45 @@ def convolution(seed: int, kind: str):
     bias = [layer.bias(outputs, codes[0], scales, 20_000)] if random.random() < 0.8 else []
     terms = [layer.dequantise(layer.quantise("x", codes), codes), weight, *bias]
     y = layer.node("Conv", terms, kernel_shape=kernel, pads=pads, strides=strides, dilations=dilations, group=groups)
-    if random.random() < 0.5:
-        y = layer.node("Relu", [y])
-    else:
-        bounds = [float(result[0]) * float(random.integers(-60, 0)), float(result[0]) * float(random.uniform(1, 50))]
-        y = layer.node("Clip", [y, *(layer.constant(bound, np.float32) for bound in bounds)])
-    return layer, codes, layer.quantise(y, result), result
+    return layer, codes, y, result
 
 
-@pytest.mark.parametrize("kind", ["point", "window", "groups", "depthwise", "one pixel", "one filter", "small image"])
+def cut(layer: Layer, y: str, result) -> str:
+    """A Relu or Clip that changes values which `result` can hold."""
+    if layer.random.random() < 0.5:
+        return layer.node("Relu", [y])
+    low, high = float(layer.random.integers(-60, 0)), float(layer.random.uniform(1, 50))
+    bounds = [layer.constant(float(result[0]) * bound, np.float32) for bound in (low, high)]
+    return layer.node("Clip", [y, *bounds])
+
+
+KINDS = ["point", "window", "groups", "depthwise", "one pixel", "one filter", "small image"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_convolutions_with_an_activation_that_cuts(seed, kind):
     layer, codes, y, result = convolution(seed, kind)
+    y = layer.quantise(cut(layer, y, result), result)
     compare(layer, layer.dequantise(y, result), codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_convolutions_to_int8(seed, kind):
+    layer, codes, y, result = convolution(seed + 100, kind, Signed)
+    y = cut(layer, y, result) if seed % 3 == 0 else y
+    compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_matrix_products_to_int8(seed):
+    random = np.random.default_rng([seed, 21])
+    rows, inputs, outputs = 1 if seed % 3 else int(random.integers(1, 6)), int(random.integers(1, 600)), int(random.integers(2, 90))
+    if rows > 1:
+        outputs = 260 + outputs  # too many for the blocks to depend on how many threads share them
+    layer = Signed(random, [rows, inputs])
+    codes, result = (layer.scale(0.02), 77), (layer.scale(0.02 * np.sqrt(inputs)), 130)
+    weight = layer.weights([inputs, outputs], 1, layer.weight_scales(outputs))
+    y = layer.node("MatMul", [layer.dequantise(layer.quantise("x", codes), codes), weight])
+    compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)

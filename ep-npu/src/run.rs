@@ -8,6 +8,7 @@
 
 mod cache;
 mod constants;
+mod empty;
 mod error;
 mod memory;
 mod tensor;
@@ -228,6 +229,11 @@ impl Executable {
         // Before any lock, which another thread may have held when this process was forked.
         self.device.check_process()?;
         let shapes = self.check(inputs)?;
+        if shapes.iter().any(|shape| shape.contains(&0))
+            && let Some(ran) = self.run_empty(inputs, &shapes, outputs)
+        {
+            return ran;
+        }
         let loaded = self.program_for(inputs, &shapes)?;
         let mut bound = Bound::new(&self.device, self.options.deny_copy);
         for (slot, (tensor, edge)) in
@@ -456,16 +462,21 @@ impl Executable {
 
 /// Holds an input to the element type and size that the program takes.
 fn check_input(tensor: &TensorRef<'_>, edge: &Edge) -> Result<(), RunError> {
-    let input = || edge.name.clone();
-    if tensor.element() != edge.element {
-        let (found, want) = (tensor.element(), edge.element);
-        return Err(RunError::Element { input: input(), found, want });
-    }
+    check_element(tensor, edge)?;
     let want = edge.len_bytes();
     if tensor.len_bytes() as u64 != want {
-        return Err(RunError::Bytes { input: input(), found: tensor.len_bytes(), want });
+        let input = edge.name.clone();
+        return Err(RunError::Bytes { input, found: tensor.len_bytes(), want });
     }
     Ok(())
+}
+
+fn check_element(tensor: &TensorRef<'_>, edge: &Edge) -> Result<(), RunError> {
+    let (found, want) = (tensor.element(), edge.element);
+    if found == want {
+        return Ok(());
+    }
+    Err(RunError::Element { input: edge.name.clone(), found, want })
 }
 
 fn slot_id(slot: usize) -> SlotId {

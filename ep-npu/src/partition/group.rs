@@ -6,7 +6,7 @@ use crate::lower::Part;
 use crate::program::{self, CompileError};
 use crate::quantize::{Kind, Unit, Units};
 use crate::refusal::{Refusal, refuse, rule};
-use crate::shape::Shapes;
+use crate::shape::{Assignment, Shapes};
 use npu_uapi::limits::Limits;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ pub(super) fn groups(
     loop {
         let mut settled = !refuse_carries(graph, units);
         let groups = connected(graph, units);
-        if cut::refuse(graph, units, &groups) {
+        if cut::refuse(graph, units, &groups) || refuse_open_edges(graph, units, &groups) {
             continue;
         }
         for group in &groups {
@@ -65,6 +65,27 @@ fn refuse_carries(graph: &Graph, units: &mut Units) -> bool {
         refuse_unit(units, unit, &refusal);
     }
     !found.is_empty()
+}
+
+/// Refuses units at the edge of their group that read a value whose declared shape a program cannot
+/// stand for, such as one with the batch in another place than the first: inside a group the shapes are
+/// computed, at its edge they are what the model says. Gives whether there were any.
+fn refuse_open_edges(graph: &Graph, units: &mut Units, groups: &[Group]) -> bool {
+    let mut found = false;
+    for group in groups {
+        let written: BTreeSet<ValueId> =
+            group.units.iter().map(|&unit| units.units[unit].output).collect();
+        for &unit in &group.units {
+            let mut edges =
+                units.units[unit].inputs.iter().filter(|input| !written.contains(input));
+            let refusal = edges.find_map(|&input| Assignment::ones().shape(graph, input).err());
+            if let Some(refusal) = refusal {
+                found = true;
+                refuse_unit(units, unit, &refusal);
+            }
+        }
+    }
+    found
 }
 
 /// Refuses a unit whose work exceeds what one command may do.

@@ -73,6 +73,21 @@ fn threads_share_an_executable_and_each_batch_gets_its_program() {
     });
 }
 
+#[test]
+fn an_empty_batch_gives_empty_outputs() {
+    let graph = random_model(3, 6);
+    let want = expected(&graph, &inputs(&graph, 1, 7));
+    let found = run(&executable(graph.clone()), &inputs(&graph, 0, 7), &want);
+    for (found, want) in found.iter().zip(&want) {
+        let (found, want) = match (found, want) {
+            (Value::Codes(found), Value::Codes(want)) => (found.shape(), want.shape()),
+            (Value::Floats(found), Value::Floats(want)) => (found.shape(), want.shape()),
+            _ => panic!("another element type"),
+        };
+        assert_eq!((found[0], &found[1..]), (0, &want[1..]));
+    }
+}
+
 /// A chain of `steps` random operators with branches that come back, and outputs in between.
 pub(super) fn random_model(seed: u64, steps: usize) -> Graph {
     grown(Model::new(seed), seed, steps)

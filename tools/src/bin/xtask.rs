@@ -18,6 +18,8 @@ mod latency;
 mod loom;
 #[path = "../xtask/models.rs"]
 mod models;
+#[path = "../xtask/random.rs"]
+mod random;
 #[path = "../xtask/setup.rs"]
 mod setup;
 #[path = "../xtask/simulator.rs"]
@@ -60,6 +62,12 @@ enum Task {
         #[arg(long)]
         all: bool,
     },
+    /// Random models on the NPU against the CPU provider alone: the set of the test, or as asked for.
+    Random {
+        /// Such as `--seconds 1200`, `--seed 7` or `--case FILE`; `--help` says more.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check the rings in every interleaving.
     Loom {
         /// Weaken each memory ordering in turn and expect a failure.
@@ -88,6 +96,7 @@ fn main() -> Result<ExitCode> {
         Task::LatencyPeer(peer) => peer.run()?,
         Task::Wheel => wheel::run()?,
         Task::Test { all } => return test::run(all),
+        Task::Random { arguments } => return random::by_hand(&arguments),
         Task::Loom { weaken } => {
             loom::run(weaken)?;
         }

@@ -10,6 +10,7 @@ use crate::book;
 use crate::child;
 use crate::loom;
 use crate::models::{self, Set};
+use crate::random;
 use crate::setup::{self, Python, cargo};
 use crate::simulator::Simulator;
 use crate::tally::Tally;
@@ -49,6 +50,7 @@ fn stages(all: bool) -> Vec<Stage> {
         Stage::new("models", "build", move || models::run(models).map(|()| Tally::ONE)),
         Stage::new("plugin tests", "plugin", move || plugin_tests(&PluginTests::new(all))),
         Stage::new("  over a socket", "plugin", move || over_vfio_user(all)),
+        Stage::new("random models", "plugin", random::fixed),
     ];
     stages.extend(setup::OTHER_WHEELS.map(|version| {
         Stage::new(version, "plugin", move || {
@@ -61,7 +63,7 @@ fn stages(all: bool) -> Vec<Stage> {
             let tests = PluginTests { isa: Some("scalar"), ..PluginTests::new(true) };
             plugin_tests(&tests.only(OF_EACH_ISA))
         }));
-        stages.push(Stage::new("random models", "plugin", random));
+        stages.push(Stage::new("  new ones", "plugin", random::new_ones));
     }
     stages
 }
@@ -174,17 +176,6 @@ fn plugin_tests(tests: &PluginTests) -> Result<Tally> {
     };
     let finished = child::run(&mut command, minutes(if tests.all { 240 } else { 15 }))?;
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))
-}
-
-/// How long random models are made by hand.
-const RANDOM_MINUTES: u64 = 20;
-
-/// Random models against the CPU provider, longer than in CI, beginning at another seed each time.
-fn random() -> Result<Tally> {
-    let mut command = Python::ready()?.command();
-    command.env("NPU_EP_LIBRARY", setup::plugin()?);
-    command.args(["tests/random", "--minutes", &RANDOM_MINUTES.to_string()]);
-    child::check(&mut command, minutes(2 * RANDOM_MINUTES)).map(|_| Tally::ONE)
 }
 
 /// Driver against device; the tests that run over each transport must be as many over one as over

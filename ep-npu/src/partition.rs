@@ -9,6 +9,7 @@
 mod cut;
 mod group;
 mod summary;
+mod vanish;
 
 use crate::graph::{Graph, NodeId};
 use crate::quantize::{self, Unit, Units};
@@ -42,8 +43,9 @@ pub struct Verdict {
 /// Plans `graph` for a device of these limits. Never fails: what cannot be taken has a verdict.
 pub fn plan(graph: &Graph, limits: &Limits) -> Plan {
     let mut units = quantize::units(graph);
-    let _ = check_shapes(graph, &mut units, Assignment::distinct(), limits);
+    let distinct = check_shapes(graph, &mut units, Assignment::distinct(), limits);
     let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
+    vanish::refuse(graph, &mut units, &shapes, &distinct);
     let groups = group::groups(graph, &mut units, &shapes, limits);
     let verdicts = graph
         .nodes()

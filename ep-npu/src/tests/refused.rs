@@ -204,7 +204,9 @@ fn a_cut_is_at_8_bit_tensors_and_leaves_whole_units() {
     let around = model.unit("Add", &[&second, &first], &[], (CODES, &SHAPE));
     model.float_output(&around);
     // The part behind the cut reads tensors whose shape the model must tell.
-    model.set_type(softsign.value, TensorType { element: ElementType::U8, shape: shape() });
+    for edge in [first.value, softsign.value] {
+        model.set_type(edge, TensorType { element: ElementType::U8, shape: shape() });
+    }
     let graph = model.finish();
     let plan = plan(&graph);
     assert_eq!(plan.groups.len(), 2, "{}", plan.summary(&graph));
@@ -244,7 +246,8 @@ fn a_run_names_the_input_that_is_wrong() {
     assert!(matches!(run(&[TensorRef::from_u8(&SHAPE, &codes[1..])]), RunError::Bytes { .. }));
     let floats = [0.0; 8 * 16];
     assert!(matches!(run(&[TensorRef::from_f32(&SHAPE, &floats)]), RunError::Element { .. }));
-    assert!(matches!(run(&[TensorRef::from_u8(&[0, 8, 4, 4], &[])]), RunError::Compile(_)));
+    assert!(matches!(run(&[TensorRef::from_u8(&[1, 8, 0, 4], &[])]), RunError::Shape { .. }));
+    assert!(matches!(run(&[TensorRef::from_f32(&[0, 8, 4, 4], &[])]), RunError::Element { .. }));
 }
 
 #[test]
@@ -259,4 +262,16 @@ fn dimensions_that_overflow() {
         let verdict = &plan(&graph).verdicts[id.0 as usize];
         assert!(verdict.taken.is_none() && !verdict.reason.is_empty(), "{side}: {verdict:?}");
     }
+}
+
+#[test]
+fn a_maximum_over_an_open_batch() {
+    let reduced = |axis| {
+        model(|model, input| {
+            let axes = [("axes", Attribute::Ints(vec![axis]))];
+            model.unit("ReduceMax", &[input], &axes, (CODES, &[1, 8, 4, 4]))
+        })
+    };
+    assert_refused(&reduced(0), "ReduceMax", rule::SHAPE, "of an open batch");
+    assert_eq!(plan(&reduced(2)).groups.len(), 1);
 }

@@ -4,7 +4,6 @@
 //! that doubles belongs to the batch, one that stays does not.
 
 use super::{Executable, Outputs, RunError, RunReport, TensorRef, check_element};
-use crate::graph::Dim;
 
 impl Executable {
     /// The run, if a batch of the inputs is 0 and all outputs are therefore empty.
@@ -17,7 +16,7 @@ impl Executable {
         shapes: &[Vec<usize>],
         outputs: &mut dyn Outputs,
     ) -> Option<Result<RunReport, RunError>> {
-        let [one, two] = [self.with_batch(shapes, 1)?, self.with_batch(shapes, 2)?];
+        let [one, two] = [Self::with_batch(shapes, 1)?, Self::with_batch(shapes, 2)?];
         let (edges, one) = self.edges(&one).ok()?;
         let (_, two) = self.edges(&two).ok()?;
         let mut empty = Vec::with_capacity(one.len());
@@ -40,20 +39,13 @@ impl Executable {
         Some(given())
     }
 
-    /// The shapes with `batch` in place of each batch of 0; `None` when there is none, or another
-    /// dimension is empty.
-    fn with_batch(&self, shapes: &[Vec<usize>], batch: usize) -> Option<Vec<Vec<usize>>> {
-        let mut found = false;
+    /// The shapes with `batch` in place of each batch of 0; `None` when another dimension is empty.
+    fn with_batch(shapes: &[Vec<usize>], batch: usize) -> Option<Vec<Vec<usize>>> {
         let mut made = shapes.to_vec();
-        for (shape, &input) in made.iter_mut().zip(self.part.inputs()) {
-            let is_open =
-                matches!(self.declared(input).and_then(<[Dim]>::first), Some(Dim::Symbol(_)));
-            if let Some(first) = shape.first_mut().filter(|first| is_open && **first == 0) {
-                *first = batch;
-                found = true;
-            }
+        for first in made.iter_mut().filter_map(|shape| shape.first_mut()) {
+            *first = if *first == 0 { batch } else { *first };
         }
-        (found && made.iter().flatten().all(|&length| length > 0)).then_some(made)
+        made.iter().flatten().all(|&length| length > 0).then_some(made)
     }
 }
 

@@ -75,7 +75,9 @@ def generate(seed: int) -> Case:
 def draw(random: np.random.Generator) -> Case | None:
     kind = str(random.choice(KINDS))
     style = Style.plain(random) if kind == "plain" else Style.random(random)
-    b = Builder(random, style, int(random.choice(OPSETS)), int(random.integers(1, 4)), bool(random.random() < 0.3))
+    # From opset 21 on the CPU provider makes int8 models that it then refuses itself.
+    opset = int(random.choice(OPSETS if style.activations == "u8" else OPSETS[:-1]))
+    b = Builder(random, style, opset, int(random.integers(1, 4)), bool(random.random() < 0.3))
     for _ in range(b.one(1, 1, 1, 2, 3)):
         start(b)
     units = choose(b, kind)

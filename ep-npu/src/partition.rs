@@ -8,6 +8,7 @@
 
 mod cut;
 mod group;
+pub mod price;
 mod summary;
 mod vanish;
 
@@ -17,6 +18,7 @@ use crate::refusal::{Refusal, rule};
 use crate::shape::{self, Assignment, Shapes};
 use npu_uapi::limits::Limits;
 use std::collections::btree_map::Entry;
+use std::time::Duration;
 
 /// Which nodes run on the NPU.
 #[derive(Clone, Debug)]
@@ -40,13 +42,28 @@ pub struct Verdict {
     pub reason: String,
 }
 
+/// What a plan shall look at beside what is exact.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct PlanOptions {
+    /// A group is taken only when that is estimated to save as much time over leaving it to the CPU; see
+    /// [`price`]. Not looked at when `None`: then only lone operators without weights stay with their
+    /// neighbours.
+    pub min_gain: Option<Duration>,
+}
+
 /// Plans `graph` for a device of these limits. Never fails: what cannot be taken has a verdict.
 pub fn plan(graph: &Graph, limits: &Limits) -> Plan {
+    plan_with(graph, limits, PlanOptions::default())
+}
+
+/// As [`plan`], with options.
+pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
     let mut units = quantize::units(graph);
     let distinct = check_shapes(graph, &mut units, Assignment::distinct(), limits);
     let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
     vanish::refuse(graph, &mut units, &shapes, &distinct);
-    let groups = group::groups(graph, &mut units, &shapes, limits);
+    let groups = group::groups(graph, &mut units, &shapes, limits, options);
     let verdicts = graph
         .nodes()
         .zip(&units.of_node)

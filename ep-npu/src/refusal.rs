@@ -36,6 +36,29 @@ pub mod rule {
     /// An operator or two without weights would be taken, between nodes on the CPU: the way there and
     /// back is longer than the work.
     pub const ISLAND: &str = "island";
+    /// The CPU is estimated to take hardly longer than the NPU with the way there and back, and the
+    /// option `min_gain` asks for more.
+    pub const MIN_GAIN: &str = "min-gain";
+
+    /// All of them.
+    pub const ALL: &[&str] = &[
+        OPERATOR,
+        ATTRIBUTE,
+        UNIT,
+        SCALE,
+        ELEMENT_TYPE,
+        S8_ACTIVATIONS,
+        WEIGHTS,
+        FLOAT_ORDER,
+        ACCUMULATOR,
+        ACTIVATION_RANGE,
+        SHAPE,
+        SIZE,
+        FLOAT_NEIGHBOUR,
+        NO_WORK,
+        ISLAND,
+        MIN_GAIN,
+    ];
 }
 
 /// Why something is not taken.

@@ -37,7 +37,7 @@ use crate::graph::{Dim, ElementType, Graph, ValueId, shape_text};
 use crate::import;
 use crate::ort::SessionContext;
 use crate::ort::host::HostSession;
-use crate::partition::{self, Plan};
+use crate::partition::{self, Plan, PlanOptions};
 use crate::run::{
     GivenOutputs, OwnedTensor, RunError, RunOptions, RunReport, TensorMut, TensorRef,
 };
@@ -113,6 +113,7 @@ pub struct Builder {
     threads: Threads,
     fallback: Fallback,
     ort: OrtOptions,
+    plan_options: PlanOptions,
 }
 
 /// A model on a device; see the module.
@@ -168,6 +169,13 @@ impl Builder {
         self
     }
 
+    /// Leaves to the host engine what is estimated to save less than `gain` on the NPU; see
+    /// [`crate::partition::price`]. If not set, no estimate is made.
+    pub fn min_gain(mut self, gain: Duration) -> Self {
+        self.plan_options.min_gain = Some(gain);
+        self
+    }
+
     /// Which ONNX Runtime [`Session::compare_cpu`] compares with, when the host engine is none.
     pub fn ort(mut self, ort: OrtOptions) -> Self {
         self.ort = ort;
@@ -191,7 +199,7 @@ impl Builder {
     }
 
     fn from(self, source: Source) -> Result<Session, SessionError> {
-        let Self { device, options, threads, fallback, ort } = self;
+        let Self { device, options, threads, fallback, ort, plan_options } = self;
         let (graph, shown, host) = match (&fallback, &source) {
             (Fallback::Deny, Source::File(path)) => (import::file(path)?, None, ort),
             (Fallback::Deny, Source::Bytes(bytes)) => (import::bytes(bytes.clone())?, None, ort),
@@ -204,7 +212,7 @@ impl Builder {
                 (graph, Some(shown), host.clone())
             }
         };
-        let plan = partition::plan(&graph, device.limits());
+        let plan = partition::plan_with(&graph, device.limits(), plan_options);
         error::check_refused(&graph, &plan, &fallback)?;
         let context = SessionContext::open(&device)?;
         let is_whole = plan.verdicts.iter().all(|verdict| verdict.taken.is_some());
@@ -254,6 +262,7 @@ impl Session {
             threads: Threads::Device,
             fallback: Fallback::Deny,
             ort: OrtOptions::default(),
+            plan_options: PlanOptions::default(),
         }
     }
 

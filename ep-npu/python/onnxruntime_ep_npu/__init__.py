@@ -7,6 +7,7 @@
     session = ort.InferenceSession("model.qdq.onnx", providers=[npu.get_ep_name(), "CPUExecutionProvider"])
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -77,7 +78,7 @@ def empty(shape: Sequence[int], dtype: Any) -> "np.ndarray":  # noqa: F821
 
 
 def explain(model: Any, device: str | None = None, batch: int = 1) -> dict[str, Any]:
-    """Says of each node of `model` whether the NPU takes it, by which rule not, and what would change that.
+    """Says of each node of `model` whether the NPU takes it, by which rule not, what that costs, and what would change it.
 
     `model` is a path, the bytes of a model, or an `onnx.ModelProto`. The report is that of `npu explain --json`.
     """
@@ -94,10 +95,22 @@ def _explain(model: Path, device: str | None, batch: int) -> dict[str, Any]:
     command = [str(_FOLDER / "npu"), "explain", "--json", "--batch", str(batch)]
     if device is not None:
         command += ["--device", device]
-    done = subprocess.run([*command, "--", str(model)], capture_output=True, text=True, timeout=_EXPLAIN_LIMIT_S)
+    command += ["--", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_EXPLAIN_LIMIT_S, env=_environment())
     if done.returncode != 0:
         raise ExplainError(done.stderr.strip() or f"npu ended with {done.returncode}")
     return json.loads(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the ONNX Runtime that it would run: the report is on the graph as that shows it."""
+    environment = dict(os.environ)
+    found = importlib.util.find_spec("onnxruntime")
+    if found is not None and found.origin and "ORT_DYLIB_PATH" not in environment:
+        libraries = sorted(Path(found.origin).parent.glob("capi/libonnxruntime.so*"))
+        if libraries:
+            environment["ORT_DYLIB_PATH"] = str(libraries[-1])
+    return environment
 
 
 def _devices() -> list:

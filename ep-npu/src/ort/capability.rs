@@ -1,7 +1,7 @@
 //! GetCapability: which nodes of a graph run on the NPU, said to ONNX Runtime and to the user.
 
 use crate::graph;
-use crate::partition::{self, Plan};
+use crate::partition::{self, Plan, PlanOptions};
 
 use super::api::{Severity, call};
 use ort_sys::OrtNode;
@@ -33,7 +33,9 @@ pub(crate) fn claim(
         return Ok(());
     }
     let imported = import::whole(graph)?;
-    let plan = partition::plan(&imported, provider.device.limits());
+    let mut options = PlanOptions::default();
+    options.min_gain = provider.options.min_gain;
+    let plan = partition::plan_with(&imported, provider.device.limits(), options);
     for group in &plan.groups {
         add(provider, &nodes, group, claims)?;
     }

@@ -21,7 +21,7 @@ const MOST_BATCHES: usize = 64;
 const DEFAULT_DEVICE: &str = "sim";
 
 /// Name, and what it takes.
-const KNOWN: [(&str, &str); 9] = [
+const KNOWN: [(&str, &str); 10] = [
     ("device", "a device string such as `sim`"),
     ("threads", "a number from 1 to 1024"),
     ("timeout_ms", "a number of milliseconds, at least 1"),
@@ -30,6 +30,7 @@ const KNOWN: [(&str, &str); 9] = [
     ("deny_copy", "0 or 1"),
     ("batches", "numbers from 1 to 65536 with commas between, such as `1,4`"),
     ("compile_missing", "0 or 1"),
+    ("min_gain", "a number of microseconds"),
     // ONNX Runtime's own key for choosing among the devices of a provider; there is one.
     ("device_id", "0"),
 ];
@@ -53,6 +54,8 @@ pub(crate) struct Options {
     pub(crate) batches: Vec<usize>,
     /// Whether a run may compile for a shape that there is no program for.
     pub(crate) compile_missing: bool,
+    /// What a group must save to be taken.
+    pub(crate) min_gain: Option<Duration>,
 }
 
 impl Options {
@@ -67,6 +70,7 @@ impl Options {
             deny_copy: false,
             batches: Vec::new(),
             compile_missing: true,
+            min_gain: None,
         };
         for (key, value) in entries {
             if let Some(name) = key.strip_prefix(PREFIX) {
@@ -101,6 +105,10 @@ impl Options {
             }
             "strict" => self.strict = switch(value).ok_or_else(bad)?,
             "deny_copy" => self.deny_copy = switch(value).ok_or_else(bad)?,
+            "min_gain" => {
+                let micros: u32 = value.parse().map_err(|_| bad())?;
+                self.min_gain = Some(Duration::from_micros(micros.into()));
+            }
             "compile_missing" => self.compile_missing = switch(value).ok_or_else(bad)?,
             "batches" => self.batches = batches(value).ok_or_else(bad)?,
             _ => {
@@ -194,6 +202,7 @@ mod tests {
             ("ep.npuexecutionprovider.deny_copy", "1"),
             ("ep.npuexecutionprovider.batches", "1, 4"),
             ("ep.npuexecutionprovider.compile_missing", "0"),
+            ("ep.npuexecutionprovider.min_gain", "15"),
             ("ep.npuexecutionprovider.device_id", "0"),
         ])
         .unwrap();
@@ -202,6 +211,7 @@ mod tests {
         assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
         assert!(options.strict && options.deny_copy && !options.compile_missing);
         assert_eq!(options.batches, [1, 4]);
+        assert_eq!(options.min_gain, Some(Duration::from_micros(15)));
         assert_eq!(options.dump, Some(PathBuf::from("programs")));
     }
 
@@ -234,6 +244,7 @@ mod tests {
             ("strict", "yes"),
             ("deny_copy", "2"),
             ("compile_missing", ""),
+            ("min_gain", "-1"),
             ("batches", ""),
             ("batches", "1,,2"),
             ("batches", "0"),

@@ -1,6 +1,7 @@
 //! Groups of units: convex, connected, worth the way, and within what one program may hold.
 
-use super::{cut, no_work, refuse_unit};
+use super::price::{PROGRAM_NS, Work};
+use super::{PlanOptions, cut, no_work, refuse_unit};
 use crate::graph::{Graph, NodeId, ValueId};
 use crate::lower::Part;
 use crate::program::{self, CompileError};
@@ -9,6 +10,7 @@ use crate::refusal::{Refusal, refuse, rule};
 use crate::shape::{Assignment, Shapes};
 use npu_uapi::limits::Limits;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Some units that become one program.
 pub(super) struct Group {
@@ -24,6 +26,7 @@ pub(super) fn groups(
     units: &mut Units,
     shapes: &Shapes,
     limits: &Limits,
+    options: PlanOptions,
 ) -> Vec<Group> {
     loop {
         let mut settled = !refuse_carries(graph, units);
@@ -32,7 +35,7 @@ pub(super) fn groups(
             continue;
         }
         for group in &groups {
-            if let Err(refusal) = check(graph, units, group, shapes, limits) {
+            if let Err(refusal) = check(graph, units, group, shapes, limits, options) {
                 settled = false;
                 for &unit in &group.units {
                     refuse_unit(units, unit, &refusal);
@@ -201,6 +204,41 @@ fn is_island(graph: &Graph, members: &[&Unit]) -> bool {
     work <= 2 && !members.iter().any(has_weights) && !members.iter().any(is_edge)
 }
 
+/// Refuses a group that saves less time than `wanted`.
+fn check_gain(
+    graph: &Graph,
+    members: &[&Unit],
+    shapes: &Shapes,
+    limits: &Limits,
+    wanted: Duration,
+) -> Result<(), Refusal> {
+    let count = |shape: &[usize]| shape.iter().fold(1_u64, |n, &len| n.saturating_mul(len as u64));
+    let mut work = Work::default();
+    for unit in members {
+        let elements = shapes.get(&unit.output).map_or(0, |shape| count(shape));
+        let depth = match &unit.kind {
+            Kind::Conv { products, .. } | Kind::Product(products) => {
+                let [rows, columns] = products.weights.kernel;
+                count(&[products.weights.inputs, rows, columns])
+            }
+            _ => 0,
+        };
+        work.add(Work { nodes: 1, macs: elements.saturating_mul(depth), elements });
+    }
+    let (host, npu) = (work.host_ns(), work.npu_ns(limits).saturating_add(PROGRAM_NS));
+    let wanted = u64::try_from(wanted.as_nanos()).unwrap_or(u64::MAX);
+    if npu.saturating_add(wanted) <= host {
+        return Ok(());
+    }
+    let (first, nodes) = (graph.node(members[0].target), members.len());
+    let [host, npu, wanted] = [host, npu, wanted].map(|ns| ns / 1000);
+    refuse!(
+        MIN_GAIN,
+        "{nodes} operators from {first} on would take an estimated {host} us on the CPU and {npu} us on the NPU with \
+         the way there; `min_gain` asks for {wanted} us less"
+    )
+}
+
 /// Compiles the group for a batch of 1, to find what no batch could change.
 fn check(
     graph: &Graph,
@@ -208,6 +246,7 @@ fn check(
     group: &Group,
     shapes: &Shapes,
     limits: &Limits,
+    options: PlanOptions,
 ) -> Result<(), Refusal> {
     let members: Vec<&Unit> = group.units.iter().map(|&unit| &units.units[unit]).collect();
     if !members.iter().any(|unit| unit.kind.is_work()) {
@@ -219,6 +258,9 @@ fn check(
             "{} and what moves its tensors would be alone on the NPU between nodes on the CPU; they stay together",
             graph.node(members[0].target)
         );
+    }
+    if let Some(wanted) = options.min_gain {
+        check_gain(graph, &members, shapes, limits, wanted)?;
     }
     let inside: BTreeSet<NodeId> = group.nodes.iter().copied().collect();
     let leaves = |value: &ValueId| {

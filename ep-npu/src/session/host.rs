@@ -140,6 +140,11 @@ impl Shown {
         self.library.version()
     }
 
+    /// The graph, to keep.
+    pub fn into_graph(self) -> Graph {
+        self.graph
+    }
+
     /// The graph, and what the host engine needs of the rest.
     pub(super) fn into_parts(self) -> (Graph, ShownModel) {
         (self.graph, ShownModel { library: self.library, model: self.model, folder: self.folder })

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use crate::host::{Form, OrtArgs};
 use crate::model::{ModelArgs, Planned, Program};
 
 /// Say for each node of a model whether the NPU takes it, and why not.
@@ -26,10 +27,15 @@ pub(crate) struct Args {
     /// List taken nodes too.
     #[arg(long)]
     all: bool,
+    /// Which form of the graph to explain.
+    #[arg(long, value_enum, default_value_t = Form::Auto)]
+    graph: Form,
+    #[command(flatten)]
+    ort: OrtArgs,
 }
 
 /// Version of the JSON form.
-const SCHEMA: u16 = 1;
+const SCHEMA: u16 = 2;
 
 /// The report, as JSON has it.
 #[derive(Serialize)]
@@ -38,6 +44,9 @@ struct Report {
     model: String,
     device: String,
     batch: u32,
+    /// Who made the form of the graph: `onnxruntime` and its version, or `own`.
+    graph: String,
+    graph_note: String,
     summary: String,
     nodes_total: usize,
     nodes_taken: usize,
@@ -48,7 +57,26 @@ struct Report {
     macs_share: Option<f64>,
     macs_unknown: usize,
     cycles: u64,
+    /// What stays on the host, by neighbours that do so together; dearest first.
+    cuts: Vec<Cut>,
     nodes: Vec<Node>,
+}
+
+#[derive(Serialize)]
+struct Cut {
+    /// Places in `nodes`.
+    nodes: Vec<usize>,
+    /// Those that the others follow.
+    causes: Vec<usize>,
+    bytes_in: u64,
+    bytes_out: u64,
+    /// Programs of the NPU that it lies between.
+    programs: usize,
+    macs: u64,
+    macs_share: Option<f64>,
+    /// Estimates, for a batch of 1.
+    host_us: u64,
+    price_us: u64,
 }
 
 #[derive(Serialize)]
@@ -64,14 +92,19 @@ struct Node {
     macs: Option<u64>,
     /// Modelled cycles of the commands that are named for the node.
     cycles: Option<u64>,
+    /// Place in `cuts`.
+    cut: Option<usize>,
 }
 
 /// Explains as `args` say.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let planned = args.model.plan()?;
+    let form = || args.graph.graph(&args.model.model, &args.ort);
+    let formed = args.model.progress.during("loading", form)?;
+    let planned = args.model.plan_of(formed.graph)?;
     let programs = planned.compile()?;
     let explained = explain::explain(&planned.graph, &planned.plan);
-    let report = Report::new(args, &planned, &explained, &programs);
+    let mut report = Report::new(args, &planned, &explained, &programs);
+    (report.graph, report.graph_note) = (formed.form, formed.note);
     if let Some(path) = &args.html {
         let page = page::page(&report, &planned, &programs);
         std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
@@ -82,6 +115,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         false => report.text(args.all, &explained),
     };
     crate::print(&text)
+}
+
+impl Cut {
+    fn new(cut: &explain::Cut, explained: &Explanation) -> Self {
+        let explain::Cut { nodes, causes, bytes_in, bytes_out, programs, macs, .. } = cut.clone();
+        #[expect(clippy::cast_precision_loss, reason = "a share, to be read by people")]
+        let share = macs as f64 / explained.macs as f64;
+        let macs_share = (explained.macs > 0 && explained.macs_unknown == 0).then_some(share);
+        let [host_us, price_us] = [cut.host_ns, cut.price_ns].map(|ns| ns.div_ceil(1000));
+        Self { nodes, causes, bytes_in, bytes_out, programs, macs, macs_share, host_us, price_us }
+    }
+
+    /// The price in one line.
+    fn text(&self) -> String {
+        let mut out = format!("{} nodes, about {} us", self.nodes.len(), self.price_us);
+        // Writing to a string cannot fail.
+        let _ = write!(out, " ({} us on the host;", self.host_us);
+        let _ = write!(out, " {} bytes there, {} back", self.bytes_in, self.bytes_out);
+        if let Some(share) = self.macs_share.filter(|_| self.macs > 0) {
+            let _ = write!(out, "; {:.1} % of the MAC", 100.0 * share);
+        }
+        if self.programs > 1 {
+            let _ = write!(out, "; between {} programs", self.programs);
+        }
+        out + ")"
+    }
 }
 
 impl Report {
@@ -105,6 +164,7 @@ impl Report {
                     change: node.change.clone(),
                     macs: node.macs,
                     cycles: priced.copied(),
+                    cut: node.cut,
                 }
             })
             .collect();
@@ -113,6 +173,8 @@ impl Report {
             model: args.model.model.display().to_string(),
             device: args.model.device.clone(),
             batch: args.model.batch,
+            graph: String::new(),
+            graph_note: String::new(),
             summary: explained.summary.clone(),
             nodes_total: planned.graph.node_count(),
             nodes_taken: nodes.iter().filter(|node| node.taken).count(),
@@ -122,6 +184,7 @@ impl Report {
             macs_share: explained.share(),
             macs_unknown: explained.macs_unknown,
             cycles: programs.iter().map(Program::cycles).sum(),
+            cuts: explained.cuts.iter().map(|cut| Cut::new(cut, explained)).collect(),
             nodes,
         }
     }
@@ -152,28 +215,44 @@ impl Report {
         for (rule, count) in explain::by_rule(explained) {
             let _ = writeln!(out, "  {count:>5} node(s) left by rule {rule}");
         }
-        for node in &self.nodes {
-            let name = if node.name.is_empty() { "(unnamed)" } else { &node.name };
-            match (node.taken, node.program) {
-                (true, Some(program)) if all => {
-                    let cycles = node.cycles.map_or(String::new(), |c| format!("{c} cycles"));
-                    let _ = writeln!(out, "npu {program:<3} {:<18} {name:<40} {cycles}", node.op);
-                }
-                (true, _) => {}
-                (false, _) => {
-                    let (rule, reason) = (node.rule.unwrap_or(""), node.reason.as_deref());
-                    let _ = writeln!(out, "host    {:<18} {name}", node.op);
-                    let _ = writeln!(out, "        {rule}: {}", reason.unwrap_or(""));
-                    if let Some(attribute) = &node.attribute {
-                        let _ = writeln!(out, "        attribute: {attribute}");
-                    }
-                    if let Some(change) = &node.change {
-                        let _ = writeln!(out, "        change: {change}");
-                    }
-                }
+        let _ = writeln!(out, "{}", self.graph_note);
+        for (index, cut) in self.cuts.iter().enumerate() {
+            let _ = writeln!(out, "\ncut {index}: {}", cut.text());
+            for &place in &cut.nodes {
+                self.nodes[place].refused(&mut out, cut.causes.contains(&place));
             }
         }
+        for node in self.nodes.iter().filter(|node| all && node.taken) {
+            let program = node.program.unwrap_or_default();
+            let cycles = node.cycles.map_or(String::new(), |c| format!("{c} cycles"));
+            let (op, name) = (&node.op, node.shown_name());
+            let _ = writeln!(out, "npu {program:<3} {op:<18} {name:<40} {cycles}");
+        }
         out
+    }
+}
+
+impl Node {
+    fn shown_name(&self) -> &str {
+        if self.name.is_empty() { "(unnamed)" } else { &self.name }
+    }
+
+    /// The lines of a node that is left; of one that follows others, only the first.
+    fn refused(&self, out: &mut String, is_cause: bool) {
+        let (op, name) = (&self.op, self.shown_name());
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "host    {op:<18} {name}");
+        if !is_cause {
+            return;
+        }
+        let (rule, reason) = (self.rule.unwrap_or(""), self.reason.as_deref());
+        let _ = writeln!(out, "        {rule}: {}", reason.unwrap_or(""));
+        if let Some(attribute) = &self.attribute {
+            let _ = writeln!(out, "        attribute: {attribute}");
+        }
+        if let Some(change) = &self.change {
+            let _ = writeln!(out, "        change: {change}");
+        }
     }
 }
 

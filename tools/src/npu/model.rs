@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use ep_npu::graph::Graph;
-use ep_npu::partition::{self, Plan};
+use ep_npu::partition::{self, Plan, PlanOptions};
 use ep_npu::program::{self, Compiled};
 use ep_npu::session;
 use ep_npu::{Device, import};
@@ -11,6 +11,7 @@ use npu_uapi::container::Container;
 use npu_uapi::image::slot_kind;
 use npu_uapi::limits::Limits;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::progress::Progress;
 
@@ -25,6 +26,9 @@ pub(crate) struct ModelArgs {
     /// The length of open dimensions.
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(crate) batch: u32,
+    /// Leave to the host what is estimated to save fewer microseconds on the NPU than this.
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) min_gain: Option<u32>,
     #[command(flatten)]
     pub(crate) progress: Progress,
 }
@@ -54,16 +58,23 @@ impl ModelArgs {
 
     /// Loads the model and plans it for the device.
     pub(crate) fn plan(&self) -> Result<Planned> {
-        let limits = *self.open()?.limits();
         let graph = self.progress.during("loading", || import::file(&self.model))?;
-        let plan = self.progress.during("planning", || partition::plan(&graph, &limits));
-        Ok(Planned {
-            graph,
-            plan,
-            limits,
-            batch: usize::try_from(self.batch)?,
-            progress: self.progress,
-        })
+        self.plan_of(graph)
+    }
+
+    /// Plans `graph`, which is of this model.
+    pub(crate) fn plan_of(&self, graph: Graph) -> Result<Planned> {
+        let limits = *self.open()?.limits();
+        let mut options = PlanOptions::default();
+        options.min_gain = self.min_gain();
+        let plan = || partition::plan_with(&graph, &limits, options);
+        let plan = self.progress.during("planning", plan);
+        let (batch, progress) = (usize::try_from(self.batch)?, self.progress);
+        Ok(Planned { graph, plan, limits, batch, progress })
+    }
+
+    pub(crate) fn min_gain(&self) -> Option<Duration> {
+        self.min_gain.map(|micros| Duration::from_micros(micros.into()))
     }
 }
 

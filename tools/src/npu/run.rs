@@ -48,6 +48,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (device, progress) = (args.model.open()?, args.model.progress);
     let builder = Session::builder(&device).ort(args.ort.options());
     let mut builder = builder.fallback(args.host.fallback(&args.ort));
+    if let Some(gain) = args.model.min_gain() {
+        builder = builder.min_gain(gain);
+    }
     if let Some(threads) = args.threads {
         builder = builder.threads(threads);
     }

@@ -58,7 +58,7 @@ enum Task {
     Wheel,
     /// Everything that CI runs, with a table of counts and times.
     Test {
-        /// Also what takes hours: every model, every test with every wheel, long random models.
+        /// Also what takes hours: every model, every test with every wheel, long random models, pages in a browser.
         #[arg(long)]
         all: bool,
     },

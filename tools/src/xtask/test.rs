@@ -64,6 +64,7 @@ fn stages(all: bool) -> Vec<Stage> {
             plugin_tests(&tests.only(OF_EACH_ISA))
         }));
         stages.push(Stage::new("  new ones", "plugin", random::new_ones));
+        stages.push(Stage::new("pages", "browser", pages));
     }
     stages
 }
@@ -175,6 +176,15 @@ fn plugin_tests(tests: &PluginTests) -> Result<Tally> {
         files => command.args(files.iter().map(|file| folder.join(file))),
     };
     let finished = child::run(&mut command, minutes(if tests.all { 240 } else { 15 }))?;
+    some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))
+}
+
+/// What tools write for a browser, in one.
+fn pages() -> Result<Tally> {
+    let mut command = Python::ready()?.command();
+    command.env("NPU_TOOL", setup::plugin()?.with_file_name("npu"));
+    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/browser"]);
+    let finished = child::run(&mut command, minutes(10))?;
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))
 }
 

@@ -11,8 +11,8 @@ use kmod_sim::kernel::{Control, Engine, Isa, execute};
 use kmod_sim::memory::Extent;
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
-    Add, Command, Conv, Dims, Flags, Header, Layout, MatMul, Pool, Stage, Strides, Strides4,
-    Window, element, opcode, pool_kind,
+    Add, Command, Conv, Dims, Flags, Header, Layout, MatMul, PairTable, Pool, Stage, Strides,
+    Strides4, Window, element, opcode, pool_kind,
 };
 use npu_uapi::extent::accesses;
 use npu_uapi::workers::{Caller, Workers};
@@ -179,6 +179,7 @@ fn layers() -> Vec<Layer> {
     out.push(matmul(1, 1000, 1280));
     out.push(matmul(128, 768, 768));
     out.push(add(56, 256));
+    out.push(pair_table(56, 256));
     out.push(pool(112, 64, pool_kind::MAX));
     out.push(pool(7, 2048, pool_kind::GLOBAL_AVERAGE));
     out.push(pool(28, 192, pool_kind::AVERAGE));
@@ -291,6 +292,24 @@ fn add(size: u32, c: u32) -> Layer {
         ..Add::default()
     };
     (format!("add {size}x{size}x{c} (G elements/s)"), Command::Add(add), f64::from(size * size * c))
+}
+
+fn pair_table(size: u32, c: u32) -> Layer {
+    let strides = dense(size, c);
+    let pairs = PairTable {
+        header: Header::new(opcode::PAIR_TABLE, 3, Flags::empty(), 0),
+        a: slot(0),
+        b: slot(1),
+        out: slot(3),
+        table: slot(2),
+        dims: Dims { n: 1, h: size, w: size, c },
+        a_strides: strides,
+        b_strides: strides,
+        out_strides: strides,
+        ..PairTable::default()
+    };
+    let name = format!("pair table {size}x{size}x{c} (G elements/s)");
+    (name, Command::PairTable(pairs), f64::from(size * size * c))
 }
 
 fn pool(size: u32, c: u32, kind: u8) -> Layer {

@@ -13,6 +13,7 @@
 //! | `conv` | CONV and MATMUL |
 //! | `product`, `softmax` | PRODUCT and SOFTMAX |
 //! | `binary`, `pool`, `table`, `layout`, `copy` | the other commands |
+//! | `lookup` | PAIR_TABLE and CHANNEL_TABLE |
 //! | `vector` | AVX-512 building blocks that the vector kernels share |
 //!
 //! Each command has a scalar kernel, written as the loop that [`npu_uapi::command`] documents, right
@@ -25,6 +26,7 @@ pub(crate) mod control;
 pub(crate) mod conv;
 pub(crate) mod copy;
 pub(crate) mod layout;
+pub(crate) mod lookup;
 pub(crate) mod operand;
 pub(crate) mod pool;
 pub(crate) mod product;
@@ -158,6 +160,8 @@ pub fn execute(
         Command::Mul(c) => binary::mul(c, slots, vector, &split),
         Command::Pool(c) => pool::run(c, slots, vector, &split),
         Command::Table(c) => table::run(c, slots, vector, &split),
+        Command::PairTable(c) => lookup::pairs(c, slots, vector, &split),
+        Command::ChannelTable(c) => lookup::channels(c, slots, vector, &split),
         Command::Layout(c) => layout::run(c, slots, vector, &split),
         Command::Copy(c) => copy::copy(c, slots, &split),
         Command::Fill(c) => copy::fill(c, slots, &split),

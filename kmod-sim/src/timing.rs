@@ -13,8 +13,8 @@
 //! MATMUL is a 1x1 convolution of `m` rows of one pixel. POOL walks the same bands, 64 channels and one
 //! tap a cycle. PRODUCT is a MATMUL for each of its matrices: the left one comes once, the right one once
 //! if it fits the weight buffer, else once a block of rows. SOFTMAX passes three times over 16 channels a
-//! cycle. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; COPY and FILL only move
-//! bytes. Records and tables are read once a command. A command takes
+//! cycle. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; PAIR_TABLE and
+//! CHANNEL_TABLE look 16 channels up a cycle, each at its own place; COPY and FILL only move bytes. Records and tables are read once a command. A command takes
 //! `128 + max(compute, DRAM bytes / DRAM rate, SRAM bytes / SRAM rate)` cycles: fetch and pipeline fill,
 //! then the slowest of three that run side by side.
 //!
@@ -39,6 +39,9 @@ pub const OVERHEAD: u64 = 128;
 
 /// Elements a cycle of the output stage and the vector unit.
 pub const VECTOR_LANES: u32 = 64;
+
+/// Channels a cycle of lookups in large tables: as many banks of memory.
+pub const LOOKUP_LANES: u32 = 16;
 
 /// Elements a cycle of LAYOUT, which may touch each at its own place.
 pub const LAYOUT_LANES: u32 = 16;
@@ -346,6 +349,12 @@ fn compute(command: &Command, limits: &Limits) -> u128 {
         Command::Add(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
         Command::Mul(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
         Command::Table(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
+        Command::PairTable(c) => {
+            product(&[pixels(&c.dims), c.dims.c.div_ceil(LOOKUP_LANES).into()])
+        }
+        Command::ChannelTable(c) => {
+            product(&[pixels(&c.dims), c.dims.c.div_ceil(LOOKUP_LANES).into()])
+        }
         Command::Layout(c) => {
             let elements = product(&[c.repeats().into(), pixels(&c.dims), c.dims.c.into()]);
             elements.div_ceil(LAYOUT_LANES.into())

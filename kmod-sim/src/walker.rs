@@ -4,11 +4,13 @@
 //! other: it shares only sizes of the hardware, and the rule that the slowest of three decides. Every
 //! block, input row and pixel is visited; nothing is multiplied out.
 
-use crate::timing::{Cost, INPUT_BUFFER, LAYOUT_LANES, Moved, VECTOR_LANES, WEIGHT_BUFFER, array};
+use crate::timing::{
+    Cost, INPUT_BUFFER, LAYOUT_LANES, LOOKUP_LANES, Moved, VECTOR_LANES, WEIGHT_BUFFER, array,
+};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
-    Add, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, Pool, Product, Softmax, Table,
-    Window, element, lanes, pool_kind, record_bytes,
+    Add, ChannelTable, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, PairTable, Pool,
+    Product, Softmax, Table, Window, element, lanes, pool_kind, record_bytes,
 };
 use npu_uapi::limits::Limits;
 
@@ -24,6 +26,8 @@ pub fn walk(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bool
         Command::Add(c) => walk.add(c),
         Command::Mul(c) => walk.mul(c),
         Command::Table(c) => walk.table(c),
+        Command::PairTable(c) => walk.pair_table(c),
+        Command::ChannelTable(c) => walk.channel_table(c),
         Command::Layout(c) => walk.layout(c),
         Command::Copy(c) => {
             walk.read(c.src, c.len);
@@ -292,9 +296,32 @@ impl Walk<'_> {
         });
     }
 
-    fn each_pixel(&mut self, dims: &Dims, mut visit: impl FnMut(&mut Self)) {
+    fn pair_table(&mut self, c: &PairTable) {
+        self.read(c.table, 256 * 256);
+        self.each_pixel_of(&c.dims, LOOKUP_LANES, |walk| {
+            walk.read(c.a, lanes(c.dims.c, c.a_strides.pixel).into());
+            walk.read(c.b, lanes(c.dims.c, c.b_strides.pixel).into());
+            walk.write(c.out, lanes(c.dims.c, c.out_strides.pixel).into());
+        });
+    }
+
+    fn channel_table(&mut self, c: &ChannelTable) {
+        for _channel in 0..c.dims.c {
+            self.read(c.tables, 256);
+        }
+        self.each_pixel_of(&c.dims, LOOKUP_LANES, |walk| {
+            walk.read(c.src, lanes(c.dims.c, c.src_strides.pixel).into());
+            walk.write(c.dst, lanes(c.dims.c, c.dst_strides.pixel).into());
+        });
+    }
+
+    fn each_pixel(&mut self, dims: &Dims, visit: impl FnMut(&mut Self)) {
+        self.each_pixel_of(dims, VECTOR_LANES, visit);
+    }
+
+    fn each_pixel_of(&mut self, dims: &Dims, a_cycle: u32, mut visit: impl FnMut(&mut Self)) {
         for _pixel in 0..u64::from(dims.n) * u64::from(dims.h) * u64::from(dims.w) {
-            for _chunk in (0..dims.c).step_by(64) {
+            for _chunk in (0..dims.c).step_by(a_cycle as usize) {
                 self.cycles += 1;
             }
             visit(self);
@@ -515,6 +542,15 @@ mod tests {
                     header: Header { flags: header.flags & 17, ..header },
                     a, b, out, tables, dims, a_strides, b_strides, out_strides,
                     ..Mul::default()
+                }),
+                6 => Command::PairTable(PairTable {
+                    a, b, out, table: tables, dims, a_strides, b_strides, out_strides,
+                    ..PairTable::default()
+                }),
+                7 => Command::ChannelTable(ChannelTable {
+                    src: a, dst: b, tables, dims,
+                    src_strides: a_strides, dst_strides: b_strides,
+                    ..ChannelTable::default()
                 }),
                 _ => Command::End(npu_uapi::command::End::default()),
             }

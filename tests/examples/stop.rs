@@ -14,8 +14,9 @@ use libnpu::{Buffer, Context, Device, Error, Job, Memory, Pool};
 use npu_tests::{HANG, Noise, Simulator};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
-    Add, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool as Pooling,
-    Stage, Strides, Strides4, Table, UNIT_BYTES, Window, element, opcode, pool_kind,
+    Add, ChannelTable, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Mul,
+    PairTable, Pool as Pooling, Stage, Strides, Strides4, Table, UNIT_BYTES, Window, element,
+    opcode, pool_kind,
 };
 use npu_uapi::image::{Image, SlotDecl, slot_kind};
 
@@ -191,6 +192,28 @@ fn cases() -> Vec<Case> {
         dst_strides: strides,
         ..Table::default()
     });
+    let pairs = Command::PairTable(PairTable {
+        header: header(opcode::PAIR_TABLE, size_of::<PairTable>()),
+        a: at(0),
+        b: at(2),
+        out: at(3),
+        table: at(1),
+        dims: flat,
+        a_strides: strides,
+        b_strides: strides,
+        out_strides: strides,
+        ..PairTable::default()
+    });
+    let channels = Command::ChannelTable(ChannelTable {
+        header: header(opcode::CHANNEL_TABLE, size_of::<ChannelTable>()),
+        src: at(0),
+        dst: at(3),
+        tables: at(1),
+        dims: flat,
+        src_strides: strides,
+        dst_strides: strides,
+        ..ChannelTable::default()
+    });
     let layout = |dims, src_strides, dst_strides, to| {
         Command::Layout(Layout {
             header: header(opcode::LAYOUT, size_of::<Layout>()),
@@ -250,6 +273,8 @@ fn cases() -> Vec<Case> {
         ("add 256M", add),
         ("mul 256M", mul),
         ("table 256M", table),
+        ("pair table 256M", pairs),
+        ("channel table 256M", channels),
         ("layout 16K x 16K, turned", turned),
         ("layout 4K x 16K to float", widened),
         ("copy 300 MiB", copy),

@@ -38,10 +38,12 @@
 //! Order and arithmetic: [`crate::float_order`].
 
 mod any;
+mod lookup;
 mod parts;
 mod product;
 
 pub use any::Command;
+pub use lookup::{ChannelTable, PAIR_TABLE_BYTES, PairTable};
 pub use parts::{ChannelRecord, Dims, FloatRecord, Header, Stage, Strides, Strides4, Window};
 pub use product::{Product, Softmax};
 
@@ -58,7 +60,7 @@ pub const UNIT_BYTES: usize = 64;
 /// | version | what it added |
 /// |---|---|
 /// | 1.1 | MUL; inputs of ADD and MUL repeated over pixels; the outer dimension and the table of LAYOUT |
-/// | 1.2 | `FLOAT` of CONV and MATMUL; PRODUCT; SOFTMAX |
+/// | 1.2 | `FLOAT` of CONV and MATMUL; PRODUCT; SOFTMAX; PAIR_TABLE; CHANNEL_TABLE |
 pub const ISA_VERSION: u32 = 1 << 16 | 2;
 
 /// Numbers of the commands. Zero is none, so that zeroed memory is not a program.
@@ -73,6 +75,10 @@ pub mod opcode {
     pub const LAYOUT: u8 = 0x12;
     /// [`super::Table`]
     pub const TABLE: u8 = 0x13;
+    /// [`super::PairTable`]
+    pub const PAIR_TABLE: u8 = 0x14;
+    /// [`super::ChannelTable`]
+    pub const CHANNEL_TABLE: u8 = 0x15;
     /// [`super::Add`]
     pub const ADD: u8 = 0x20;
     /// [`super::Pool`]

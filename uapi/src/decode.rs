@@ -2,8 +2,8 @@
 //! reserved fields.
 
 use crate::command::{
-    Add, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Product,
-    Softmax, Table, UNIT_BYTES, element, opcode, pool_kind,
+    Add, ChannelTable, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul,
+    PairTable, Pool, Product, Softmax, Table, UNIT_BYTES, element, opcode, pool_kind,
 };
 use crate::float_order::Order;
 use alloc::vec::Vec;
@@ -104,6 +104,8 @@ pub fn command(bytes: &[u8], at: usize) -> Result<(Command, usize), DecodeError>
         opcode::MUL => Command::Mul(check.mul(check.read(rest)?)?),
         opcode::POOL => Command::Pool(check.pool(check.read(rest)?)?),
         opcode::TABLE => Command::Table(check.table(check.read(rest)?)?),
+        opcode::PAIR_TABLE => Command::PairTable(check.pair_table(check.read(rest)?)?),
+        opcode::CHANNEL_TABLE => Command::ChannelTable(check.channel_table(check.read(rest)?)?),
         opcode::LAYOUT => Command::Layout(check.layout(check.read(rest)?)?),
         opcode::COPY => Command::Copy(check.copy(check.read(rest)?)?),
         opcode::FILL => Command::Fill(check.fill(check.read(rest)?)?),
@@ -312,6 +314,24 @@ impl Check {
     fn table(&self, c: Table) -> Result<Table, DecodeError> {
         self.flags(Flags::empty())?;
         for (field, operand) in [("src", c.src), ("dst", c.dst), ("table", c.table)] {
+            self.operand(field, operand, true)?;
+        }
+        self.zero("reserved", c.reserved == [0; 2])?;
+        Ok(c)
+    }
+
+    fn pair_table(&self, c: PairTable) -> Result<PairTable, DecodeError> {
+        self.flags(Flags::empty())?;
+        for (field, operand) in [("a", c.a), ("b", c.b), ("out", c.out), ("table", c.table)] {
+            self.operand(field, operand, true)?;
+        }
+        self.zero("reserved", c.reserved == [0; 6])?;
+        Ok(c)
+    }
+
+    fn channel_table(&self, c: ChannelTable) -> Result<ChannelTable, DecodeError> {
+        self.flags(Flags::empty())?;
+        for (field, operand) in [("src", c.src), ("dst", c.dst), ("tables", c.tables)] {
             self.operand(field, operand, true)?;
         }
         self.zero("reserved", c.reserved == [0; 2])?;

@@ -15,6 +15,8 @@ pub fn command(command: &Command) -> &[u8] {
         Command::Mul(command) => command.as_bytes(),
         Command::Pool(command) => command.as_bytes(),
         Command::Table(command) => command.as_bytes(),
+        Command::PairTable(command) => command.as_bytes(),
+        Command::ChannelTable(command) => command.as_bytes(),
         Command::Layout(command) => command.as_bytes(),
         Command::Copy(command) => command.as_bytes(),
         Command::Fill(command) => command.as_bytes(),

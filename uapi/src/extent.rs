@@ -6,8 +6,8 @@
 
 use crate::addr::{Operand, SlotId};
 use crate::command::{
-    Command, Conv, Dims, Flags, Layout, MatMul, Pool, Product, Strides, element, lanes,
-    record_bytes,
+    Command, Conv, Dims, Flags, Layout, MatMul, PAIR_TABLE_BYTES, Pool, Product, Strides, element,
+    lanes, record_bytes,
 };
 use core::ops::Deref;
 
@@ -160,6 +160,8 @@ pub fn accesses(command: &Command) -> Result<Accesses, ExtentError> {
         Command::Mul(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Pool(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Table(c) => out.push(flat("table", c.table, Some(TABLE_BYTES))?),
+        Command::PairTable(c) => out.push(flat("table", c.table, Some(PAIR_TABLE_BYTES))?),
+        Command::ChannelTable(c) => out.push(flat("tables", c.tables, Some(c.table_bytes()))?),
         Command::Layout(c) => {
             out.push(elements(c, false)?);
             out.push(elements(c, true)?);
@@ -211,6 +213,15 @@ pub fn feature_maps(command: &Command) -> FeatureMaps {
             out.push(FeatureMap::write("ofm", c.ofm, c.ofm_dims(), c.ofm_strides));
         }
         Command::Table(c) => {
+            out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
+            out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
+        }
+        Command::PairTable(c) => {
+            out.push(FeatureMap::read("a", c.a, c.dims, c.a_strides));
+            out.push(FeatureMap::read("b", c.b, c.dims, c.b_strides));
+            out.push(FeatureMap::write("out", c.out, c.dims, c.out_strides));
+        }
+        Command::ChannelTable(c) => {
             out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
             out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
         }
@@ -430,6 +441,8 @@ fn nonzero(command: &Command) -> Result<(), ExtentError> {
         Command::Add(c) => dims(DIMS, &c.dims),
         Command::Mul(c) => dims(DIMS, &c.dims),
         Command::Table(c) => dims(DIMS, &c.dims),
+        Command::PairTable(c) => dims(DIMS, &c.dims),
+        Command::ChannelTable(c) => dims(DIMS, &c.dims),
         Command::Layout(c) => dims(DIMS, &c.dims),
         Command::Copy(c) => check(&[("len", c.len)]),
         Command::Fill(c) => check(&[("len", c.len)]),

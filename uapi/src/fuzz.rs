@@ -6,8 +6,9 @@
 
 use crate::addr::{Operand, SlotId};
 use crate::command::{
-    Add, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Product,
-    Softmax, Stage, Strides, Strides4, Table, Window, element, opcode, pool_kind, record_bytes,
+    Add, ChannelTable, Command, Conv, Copy, Dims, End, Fill, Flags, Header, Layout, MatMul, Mul,
+    PAIR_TABLE_BYTES, PairTable, Pool, Product, Softmax, Stage, Strides, Strides4, Table, Window,
+    element, opcode, pool_kind, record_bytes,
 };
 use crate::container::Container;
 use crate::extent::{self, FeatureMap};
@@ -283,7 +284,7 @@ impl Builder<'_, '_> {
     }
 
     fn command(&mut self) -> Result<Command> {
-        Ok(match self.size(0, 14)? {
+        Ok(match self.size(0, 16)? {
             0..=3 => Command::Conv(self.conv()?),
             4 | 5 => Command::MatMul(self.matmul()?),
             6 => Command::Add(self.add()?),
@@ -293,6 +294,8 @@ impl Builder<'_, '_> {
             11 => Command::Mul(self.mul()?),
             12 => Command::Product(self.product()?),
             13 => Command::Softmax(self.softmax()?),
+            14 => Command::PairTable(self.pair_table()?),
+            15 => Command::ChannelTable(self.channel_table()?),
             _ => self.bytes()?,
         })
     }
@@ -537,6 +540,39 @@ impl Builder<'_, '_> {
         Ok(Table { header, src, dst, table, dims, src_strides, dst_strides, ..Table::default() })
     }
 
+    fn pair_table(&mut self) -> Result<PairTable> {
+        let dims = self.dims()?;
+        let mut pairs = PairTable {
+            header: self.header(opcode::PAIR_TABLE, 3, Flags::empty()),
+            table: self.flat(Some(PAIR_TABLE_BYTES))?,
+            dims,
+            ..PairTable::default()
+        };
+        (pairs.b, pairs.b_strides) = self.repeated(dims)?;
+        (pairs.out, pairs.out_strides) = self.map(dims, false, true)?;
+        (pairs.a, pairs.a_strides) = match self.u.ratio(1, 4)? {
+            true => (pairs.out, pairs.out_strides),
+            false => self.repeated(dims)?,
+        };
+        Ok(pairs)
+    }
+
+    fn channel_table(&mut self) -> Result<ChannelTable> {
+        let dims = self.dims()?;
+        let mut tables = ChannelTable {
+            header: self.header(opcode::CHANNEL_TABLE, 2, Flags::empty()),
+            dims,
+            ..ChannelTable::default()
+        };
+        tables.tables = self.flat(Some(tables.table_bytes()))?;
+        (tables.dst, tables.dst_strides) = self.map(dims, false, true)?;
+        (tables.src, tables.src_strides) = match self.u.ratio(1, 4)? {
+            true => (tables.dst, tables.dst_strides),
+            false => self.map(dims, false, false)?,
+        };
+        Ok(tables)
+    }
+
     fn layout(&mut self) -> Result<Layout> {
         let mut dims = self.dims()?;
         if self.u.ratio(1, 2)? {
@@ -690,6 +726,6 @@ mod tests {
             }
         }
         assert!(accepted * 2 > all, "{accepted} of {all} accepted");
-        assert_eq!(kinds.len(), 12, "{kinds:?}");
+        assert_eq!(kinds.len(), 14, "{kinds:?}");
     }
 }

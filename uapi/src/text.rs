@@ -14,8 +14,8 @@
 mod field;
 
 use crate::command::{
-    Add, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Mul, Pool, Product,
-    Softmax, Table, UNIT_BYTES, opcode,
+    Add, ChannelTable, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Mul,
+    PairTable, Pool, Product, Softmax, Table, UNIT_BYTES, opcode,
 };
 use crate::image::{Image, SlotDecl, slot_kind};
 use alloc::format;
@@ -266,6 +266,8 @@ fn blank(name: &str) -> Option<Command> {
         Mul = MUL,
         Pool = POOL,
         Table = TABLE,
+        PairTable = PAIR_TABLE,
+        ChannelTable = CHANNEL_TABLE,
         Layout = LAYOUT,
         Copy = COPY,
         Fill = FILL,

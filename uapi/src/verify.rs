@@ -236,7 +236,8 @@ fn in_slot(access: &Access, slots: &[SlotDecl]) -> Result<(), Refusal> {
 
 fn pixel_stride(command: &Command, map: &FeatureMap) -> Result<(), Refusal> {
     let (found, channels) = (map.strides.pixel, map.dims.c);
-    let repeats = !map.write && matches!(command, Command::Add(_) | Command::Mul(_));
+    let of_pairs = matches!(command, Command::Add(_) | Command::Mul(_) | Command::PairTable(_));
+    let repeats = !map.write && of_pairs;
     if found.unsigned_abs() >= channels || (repeats && found == 0) {
         return Ok(());
     }
@@ -352,7 +353,12 @@ fn disjoint<const N: usize>(
 fn apart(command: &Command, accesses: &Accesses, maps: &[FeatureMap]) -> Result<(), Refusal> {
     let may_alias = matches!(
         command,
-        Command::Add(_) | Command::Mul(_) | Command::Table(_) | Command::Softmax(_)
+        Command::Add(_)
+            | Command::Mul(_)
+            | Command::Table(_)
+            | Command::PairTable(_)
+            | Command::ChannelTable(_)
+            | Command::Softmax(_)
     );
     let map_of = |access: &Access| maps.iter().find(|map| map.field == access.field);
     for write in accesses.iter().filter(|access| access.write) {

@@ -15,7 +15,11 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
         ("docs/registers.md", registers()),
         (
             "docs/isa.md",
-            structs(root, &["command", "command/product", "command/parts"], "Command set")?,
+            structs(
+                root,
+                &["command", "command/product", "command/lookup", "command/parts"],
+                "Command set",
+            )?,
         ),
         ("docs/queues.md", structs(root, &["queue"], "Queue entries")?),
     ];

@@ -1,8 +1,8 @@
 //! Any of the commands, and what can be asked of each.
 
 use super::{
-    Add, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Pool, Product, Softmax,
-    Strides, Table,
+    Add, ChannelTable, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, PairTable, Pool,
+    Product, Softmax, Strides, Table,
 };
 
 /// Any command, decoded: opcode, units, reserved bits, flags and enumerated fields are right; extents
@@ -25,6 +25,10 @@ pub enum Command {
     Pool(Pool),
     /// See [`Table`].
     Table(Table),
+    /// See [`PairTable`].
+    PairTable(PairTable),
+    /// See [`ChannelTable`].
+    ChannelTable(ChannelTable),
     /// See [`Layout`].
     Layout(Layout),
     /// See [`struct@Copy`].
@@ -47,6 +51,8 @@ impl Command {
             Self::Mul(command) => &command.header,
             Self::Pool(command) => &command.header,
             Self::Table(command) => &command.header,
+            Self::PairTable(command) => &command.header,
+            Self::ChannelTable(command) => &command.header,
             Self::Layout(command) => &command.header,
             Self::Copy(command) => &command.header,
             Self::Fill(command) => &command.header,
@@ -65,6 +71,8 @@ impl Command {
             Self::Mul(_) => "mul",
             Self::Pool(_) => "pool",
             Self::Table(_) => "table",
+            Self::PairTable(_) => "pair_table",
+            Self::ChannelTable(_) => "channel_table",
             Self::Layout(_) => "layout",
             Self::Copy(_) => "copy",
             Self::Fill(_) => "fill",
@@ -80,6 +88,7 @@ impl Command {
         let minor = match self {
             Self::Conv(_) | Self::MatMul(_) if self.header().flags().contains(Flags::FLOAT) => 2,
             Self::Product(_) | Self::Softmax(_) => 2,
+            Self::PairTable(_) | Self::ChannelTable(_) => 2,
             Self::Mul(_) => 1,
             Self::Add(add) => u32::from(repeats([add.a_strides, add.b_strides])),
             Self::Layout(layout) => {

@@ -84,6 +84,16 @@ pub(super) fn fields(command: &mut Command, visit: &mut Visit<'_>) {
             required!(c: src, dst, table);
             visit!(c: dims, src_strides, dst_strides);
         }
+        Command::PairTable(c) => {
+            header(&mut c.header, visit);
+            required!(c: a, b, out, table);
+            visit!(c: dims, a_strides, b_strides, out_strides);
+        }
+        Command::ChannelTable(c) => {
+            header(&mut c.header, visit);
+            required!(c: src, dst, tables);
+            visit!(c: dims, src_strides, dst_strides);
+        }
         Command::Layout(c) => {
             header(&mut c.header, visit);
             visit("src_element", &mut Named(&mut c.src_element, ELEMENTS, "u8 or f32"));

@@ -59,7 +59,7 @@ rules! {
     GlobalOutput = 22, "a global average must have an output of 1 by 1";
     GlobalSum = 23, "the sum of a global average must fit 31 bits: at most 8,421,504 pixels an image";
     SelfOverlap = 24, "the elements of a written tensor, with their pad lanes, must not overlap one another";
-    InputOverlap = 25, "a result must not overlap an input (ADD, MUL and TABLE may write exactly over an operand)";
+    InputOverlap = 25, "a result must not overlap an input (ADD, MUL and the commands of tables may write exactly over an operand)";
     CommandWork = 26, "a command must keep the device's bound on multiply-accumulates (taps, for POOL)";
     ProgramWork = 27, "the program must keep the device's bound on multiply-accumulates (taps, for POOL)";
     ProgramTraffic = 28, "the program must keep the device's bound on bytes moved";

@@ -1,4 +1,4 @@
-//! ADD, MUL, TABLE and LAYOUT, element by element.
+//! ADD, MUL, TABLE, PAIR_TABLE, CHANNEL_TABLE and LAYOUT, element by element.
 
 use super::machine::{Machine, Random, Shape, style};
 use npu_uapi::addr::{Operand, SlotId};
@@ -270,6 +270,72 @@ proptest! {
             entries[usize::from(from[src.at(n, y, x) + usize::try_from(ch).unwrap()])]
         };
         for (isa, after) in machine.run_each(&Command::Table(table), out_slot.into()) {
+            dst.check(&before, &after, &expected)
+                .map_err(|error| TestCaseError::fail(format!("{isa:?}: {error}")))?;
+        }
+    }
+
+    #[test]
+    fn pairs_are_looked_up(
+        dims in dims(), styles in [style(), style(), style()], same in any::<bool>(),
+        in_place in any::<bool>(), over in 0u8..9, seed: u64,
+    ) {
+        let [a, b, out] = styles.map(|style| (if same { styles[0] } else { style }).shape(dims, 1));
+        let b = repeated(b, if over < 5 { over } else { 0 });
+        let out_slot = if same && in_place { 0 } else { 2 };
+        let pairs = command::PairTable {
+            header: Header::new(opcode::PAIR_TABLE, 3, Flags::empty(), 0),
+            a: a.operand(0),
+            b: b.operand(1),
+            out: out.operand(out_slot),
+            table: Operand::new(SlotId(3), 0),
+            dims,
+            a_strides: a.strides,
+            b_strides: b.strides,
+            out_strides: out.strides,
+            ..command::PairTable::default()
+        };
+        // No byte more than the table has, so that a read behind it faults.
+        let machine = Machine::new(&[a.len, b.len, out.len, 1 << 16], seed);
+        let (x, y, table) = (machine.read(0), machine.read(1), machine.read(3));
+        let before = machine.read(out_slot.into());
+        let expected = |[n, row, column]: [u32; 3], ch: u32| {
+            let ch = usize::try_from(ch).unwrap();
+            let (p, q) = (x[a.at(n, row, column) + ch], y[b.at(n, row, column) + ch]);
+            table[usize::from(p) * 256 + usize::from(q)]
+        };
+        for (isa, after) in machine.run_each(&Command::PairTable(pairs), out_slot.into()) {
+            out.check(&before, &after, &expected)
+                .map_err(|error| TestCaseError::fail(format!("{isa:?}: {error}")))?;
+        }
+    }
+
+    #[test]
+    fn each_channel_has_its_table(
+        dims in dims(), styles in [style(), style()], same in any::<bool>(),
+        in_place in any::<bool>(), seed: u64,
+    ) {
+        let [src, dst] = styles.map(|style| (if same { styles[0] } else { style }).shape(dims, 1));
+        let out_slot = if same && in_place { 0 } else { 1 };
+        let tables = command::ChannelTable {
+            header: Header::new(opcode::CHANNEL_TABLE, 2, Flags::empty(), 0),
+            src: src.operand(0),
+            dst: dst.operand(out_slot),
+            tables: Operand::new(SlotId(2), 0),
+            dims,
+            src_strides: src.strides,
+            dst_strides: dst.strides,
+            ..command::ChannelTable::default()
+        };
+        let bytes = usize::try_from(tables.table_bytes()).unwrap();
+        let machine = Machine::new(&[src.len, dst.len, bytes], seed);
+        let (from, entries) = (machine.read(0), machine.read(2));
+        let before = machine.read(out_slot.into());
+        let expected = |[n, y, x]: [u32; 3], ch: u32| {
+            let ch = usize::try_from(ch).unwrap();
+            entries[256 * ch + usize::from(from[src.at(n, y, x) + ch])]
+        };
+        for (isa, after) in machine.run_each(&Command::ChannelTable(tables), out_slot.into()) {
             dst.check(&before, &after, &expected)
                 .map_err(|error| TestCaseError::fail(format!("{isa:?}: {error}")))?;
         }

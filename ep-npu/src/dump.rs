@@ -112,6 +112,7 @@ fn what(op: &Op) -> String {
         }
         OpKind::Pair { function: Function::Add(_), .. } => "add".to_owned(),
         OpKind::Pair { function: Function::Multiply(_), .. } => "multiply".to_owned(),
+        OpKind::Pair { function: Function::Table(_), .. } => "table of pairs".to_owned(),
         OpKind::Move { fill, parts } => {
             let fill = fill.map_or(String::new(), |code| format!("fill {code}, "));
             format!("{fill}move x{}", parts.len())

@@ -15,6 +15,7 @@ mod elements;
 mod expression;
 mod form;
 mod functions;
+mod pair_table;
 mod pairs;
 mod pairwise;
 mod pools;
@@ -32,6 +33,7 @@ pub use carry::Carry;
 pub(crate) use codes::SIGN;
 pub(crate) use codes::change_of_sign;
 pub use codes::{Codes, Table};
+pub use pair_table::{Arithmetic2, Function2, Table2};
 pub use pairs::Operand;
 pub(crate) use rearrange::axis_of;
 pub use rearrange::{Factors, Rearrange, Step};
@@ -204,7 +206,10 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "Squeeze" => elements::squeeze,
         "Unsqueeze" => elements::unsqueeze,
         op if terms::is_operation(node) => {
-            return refuse!(OPERATOR, "{node}: no exact form of {op} of two tensors yet");
+            return refuse!(
+                OPERATOR,
+                "{node}: no exact form of {op} of more than two tensors, or of one and a tensor of constants"
+            );
         }
         _ => return refuse!(OPERATOR, "{node}: no exact form of {} yet", node.op),
     };

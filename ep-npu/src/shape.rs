@@ -161,7 +161,8 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             }
             Ok(shape)
         }
-        Kind::Mul { constant: Some(constant), .. } => with_constant(node, input, constant),
+        Kind::Mul { constant: Some(constant), .. }
+        | Kind::Pair { constant: Some(constant), .. } => with_constant(node, input, constant),
         Kind::Add { first, second, result, .. } => {
             let shape = repeated(node, inputs[0], inputs[1])?;
             if first_is_innermost_repeated(inputs[0], inputs[1])
@@ -174,7 +175,7 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             }
             Ok(shape)
         }
-        Kind::Mul { .. } => repeated(node, inputs[0], inputs[1]),
+        Kind::Mul { .. } | Kind::Pair { .. } => repeated(node, inputs[0], inputs[1]),
         Kind::Rearrange { how, .. } | Kind::Carry(Carry::Rearrange(how)) => {
             let mut shape = input.to_vec();
             for step in how.steps(node, input)? {

@@ -5,5 +5,6 @@ mod bundled;
 mod exact;
 mod golden;
 mod moves;
+mod pairs;
 mod refused;
 mod signed;

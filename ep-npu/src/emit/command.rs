@@ -16,7 +16,7 @@ impl Operands<'_> {
         let command = match &op.kind {
             OpKind::Conv(conv) => self.conv(op_id, index, op, conv),
             OpKind::Pair { function, strides, table, .. } => {
-                self.pair(op_id, index, op, *function, *strides, table_0(table.is_some()))
+                self.pair(op_id, index, op, function, *strides, table_0(table.is_some()))
             }
             OpKind::Move { fill, parts } => {
                 let fill = fill.map(|value| self.fill(op_id, op, value));
@@ -108,7 +108,7 @@ impl Operands<'_> {
         op_id: u32,
         index: usize,
         op: &Op,
-        function: Function,
+        function: &Function,
         [a_strides, b_strides]: [Strides; 2],
         flags: Flags,
     ) -> Command {
@@ -123,7 +123,7 @@ impl Operands<'_> {
         let (out, tables) = (self.tensor(op.writes), self.constant(index, Content::Tables));
         let (dims, out_strides) = (self.form(op.writes).dims(), self.form(op.writes).strides());
         let (clamp_low, clamp_high) = (0, 255);
-        match function {
+        match *function {
             Function::Add(AddTerms { first, second, offset }) => Command::Add(command::Add {
                 header: Header::new(opcode::ADD, 3, flags, op_id),
                 a,
@@ -163,6 +163,18 @@ impl Operands<'_> {
                     ..command::Mul::default()
                 })
             }
+            Function::Table(_) => Command::PairTable(command::PairTable {
+                header: Header::new(opcode::PAIR_TABLE, 3, flags, op_id),
+                a,
+                b,
+                out,
+                table: tables,
+                dims,
+                a_strides,
+                b_strides,
+                out_strides,
+                ..command::PairTable::default()
+            }),
         }
     }
 

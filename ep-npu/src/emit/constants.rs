@@ -1,7 +1,8 @@
 //! Weights, channel records and tables as the device reads them.
 
-use crate::lower::{Conv, OpKind, Ops};
+use crate::lower::{Conv, Function, OpKind, Ops};
 use npu_uapi::command::{ChannelRecord, FloatRecord, record_bytes};
+use std::collections::HashMap;
 use zerocopy::IntoBytes;
 
 /// Alignment of every constant, in bytes.
@@ -25,7 +26,7 @@ pub enum Content {
     Weights([usize; 2]),
     /// Channel records.
     Records,
-    /// One or two tables.
+    /// Tables. Large ones of equal content lie in one place.
     Tables,
     /// A constant operand.
     Operand,
@@ -35,7 +36,16 @@ pub enum Content {
 pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
     let mut chunks = Vec::new();
     let mut end = 0_u64;
+    let mut large: HashMap<&[u8], u64> = HashMap::new();
     for (op, operation) in ops.ops.iter().enumerate() {
+        if let Some(table) = large_table(&operation.kind) {
+            // Equal tables lie in one place.
+            let offset = *large.entry(table).or_insert(end);
+            chunks.push(Chunk { offset, op, content: Content::Tables });
+            if offset == end {
+                end = (end + table.len() as u64).next_multiple_of(ALIGN);
+            }
+        }
         let mut place = |content, len_bytes: u64| {
             chunks.push(Chunk { offset: end, op, content });
             end = (end + len_bytes).next_multiple_of(ALIGN);
@@ -69,6 +79,14 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
     (chunks, end)
 }
 
+/// A table that does not fit the device's registers, and that several operations may have in common.
+fn large_table(kind: &OpKind) -> Option<&[u8]> {
+    match kind {
+        OpKind::Pair { function: Function::Table(pairs), .. } => Some(pairs.bytes()),
+        _ => None,
+    }
+}
+
 /// The bytes of `chunks`.
 pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
     let len = |bytes: u64| usize::try_from(bytes).expect("constants fit the memory they come from");
@@ -94,6 +112,9 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
             }
             (OpKind::Pair { constant: Some(constant), .. }, Content::Operand) => {
                 to[..constant.bytes.len()].copy_from_slice(&constant.bytes);
+            }
+            (OpKind::Pair { function: Function::Table(pairs), .. }, Content::Tables) => {
+                to[..pairs.bytes().len()].copy_from_slice(pairs.bytes());
             }
             (
                 OpKind::Pair { table: Some(table), .. }

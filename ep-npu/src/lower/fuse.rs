@@ -20,6 +20,9 @@ pub(super) fn output_stages(ops: &mut Ops) {
             OpKind::Pair { function: Function::Add(_), .. } if is_plain(ops, &op) => {
                 absorb_addition(&mut fused, op, alone)
             }
+            OpKind::Pair { function: Function::Table(_), .. } => {
+                absorb_operands(&mut fused, op, alone)
+            }
             _ => op,
         };
         fused.push(op);
@@ -41,6 +44,11 @@ fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Tabl
     let place = match &mut before.kind {
         OpKind::Conv(conv) if conv.addition.is_none() => &mut conv.table_0,
         OpKind::Conv(conv) => &mut conv.table_1,
+        OpKind::Pair { function: Function::Table(pairs), .. } => {
+            *pairs = pairs.then(table);
+            before.writes = result;
+            return true;
+        }
         OpKind::Pair { table, .. } | OpKind::Pool { table, .. } => table,
         OpKind::Table(first) => {
             *first = then(first, table);
@@ -78,6 +86,22 @@ fn absorb_addition(ops: &mut Vec<Op>, op: Op, alone: impl Fn(TensorId) -> bool) 
     conv.reads.push(aux);
     conv.writes = op.writes;
     conv
+}
+
+/// `op`, a lookup of pairs, with the tables that its operands come from in its own.
+fn absorb_operands(ops: &mut Vec<Op>, mut op: Op, alone: impl Fn(TensorId) -> bool) -> Op {
+    let OpKind::Pair { function: Function::Table(pairs), constant, .. } = &mut op.kind else {
+        return op;
+    };
+    for (index, read) in op.reads.iter_mut().enumerate() {
+        let at = ops.iter().position(|before| before.writes == *read && alone(*read));
+        let Some((at, OpKind::Table(table))) = at.map(|at| (at, &ops[at].kind)) else { continue };
+        // Of one tensor and a constant, the tensor is the only one read.
+        let is_first = constant.as_ref().map_or(index == 0, |constant| !constant.is_first);
+        *pairs = pairs.after(if is_first { [Some(table), None] } else { [None, Some(table)] });
+        *read = ops.remove(at).reads[0];
+    }
+    op
 }
 
 /// The table of one table behind the other.

@@ -1,7 +1,7 @@
 //! Operations on device tensors: what the command set can say, before memory has places.
 
 use crate::graph::NodeId;
-use crate::quantize::{Table, Weights};
+use crate::quantize::{Arithmetic2, Function2, Table, Table2, Weights};
 use npu_uapi::command::{Dims, Strides, Strides4, Window};
 use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{AddTerms, MulTerms};
@@ -79,7 +79,7 @@ pub struct Op {
 pub enum OpKind {
     /// Convolution or matrix product of the first tensor read, with its output stage.
     Conv(Box<Conv>),
-    /// Sum or product of the two tensors read, or of one and a constant, element by element.
+    /// A function of the two tensors read, or of one and a constant, element by element.
     Pair {
         /// Which, with its immediates.
         function: Function,
@@ -125,12 +125,24 @@ pub struct Fixed {
 }
 
 /// A function of two codes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Function {
     /// Sum.
     Add(AddTerms),
     /// Product.
     Multiply(MulTerms),
+    /// Any, looked up. What follows is in it.
+    Table(Table2),
+}
+
+impl From<&Function2> for Function {
+    fn from(function: &Function2) -> Self {
+        match function {
+            Function2::Arithmetic(Arithmetic2::Add(terms)) => Self::Add(*terms),
+            Function2::Arithmetic(Arithmetic2::Multiply(terms)) => Self::Multiply(*terms),
+            Function2::Table(table) => Self::Table(table.clone()),
+        }
+    }
 }
 
 /// Some bytes from here to there.

@@ -45,6 +45,9 @@ impl Lowering<'_> {
                 let terms = MulTerms::new(pair(*first), pair(*second), pair(*result));
                 self.function(unit, Function::Multiply(terms), constant.as_ref());
             }
+            Kind::Pair { function, constant } => {
+                self.function(unit, function.into(), constant.as_ref());
+            }
             Kind::Rearrange { how, table } => self.rearrange(unit, how, table.as_ref()),
             Kind::Concat { axis, tables } => self.concat(unit, *axis, tables),
             Kind::Pad { pads, code, table } => self.pad(unit, pads, *code, table.as_ref()),

@@ -1,23 +1,26 @@
-//! Units that are a function of one 8-bit tensor, whatever operators write it: a table of 256 codes.
+//! Element-wise expressions of one 8-bit tensor, or of two, whatever operators write them: tables.
 //!
 //! ```text
 //! DequantizeLinear -> Div by 6 -> QuantizeLinear                      one operator and a constant
 //! DequantizeLinear -> Div -> Erf -> QuantizeLinear                    floats between them
 //! x -> HardSigmoid -> QuantizeLinear -> DequantizeLinear -> Mul by x  steps with roundings between
+//! Sub(DequantizeLinear, DequantizeLinear) -> QuantizeLinear           two tensors
 //! ```
 //!
-//! The proof that the table is right is that it has no more entries: every code went through the CPU
-//! provider's own arithmetic, with each rounding where it has one.
+//! The proof that a table of 256 or 65,536 codes is right is that it has no more entries: every code,
+//! or pair, went through the CPU provider's own arithmetic, with each rounding where it has one.
 
 use super::codes::{Codes, SIGN, Table};
 use super::form::{Former, closed, is_dequantize};
+use super::pair_table::{Arithmetic2, Table2};
 use super::pairs::reads_a_tensor_of_constants;
 use super::signed::{self, Edge, Edges};
 use super::terms::{Operation, Term, is_operation, operation};
 use super::unit::{Kind, Unit};
 use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
 use crate::refusal::{Refusal, refuse};
-use npu_uapi::requantise::{dequantise, quantise};
+use npu_uapi::requantise::{AddTerms, MulTerms, dequantise, quantise};
+use std::fmt::Display;
 use std::sync::Arc;
 
 /// Steps that a tensor's history is followed back, and operators that an expression may nest.
@@ -27,7 +30,7 @@ const DEPTH: usize = 16;
 pub(super) type Before<'a> = &'a dyn Fn(ValueId) -> Option<&'a Unit>;
 
 /// The unit around the operator `id`, when all that it reads comes from one 8-bit tensor through
-/// tables; `None` when it reads several tensors.
+/// tables, or from two as they are; `None` when it reads more, or is arithmetic on the codes of two.
 ///
 /// Units before it that only it reads become part of it.
 pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Option<Unit>, Refusal> {
@@ -42,12 +45,13 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
     let Reader { mut nodes, leaves, mut edges, .. } = reader;
     edges.push(signed::edge(graph, value));
     let edges = Edges::of(&edges);
+    if leaves.is_empty() {
+        return refuse!(UNIT, "{node} reads constants only; fold it");
+    }
     let Some(source) = common_source(&leaves, before) else {
-        return match leaves.is_empty() {
-            true => refuse!(UNIT, "{node} reads constants only; fold it"),
-            false => Ok(None),
-        };
+        return pair(unit, &root, nodes, &leaves, (value, edges, output));
     };
+    let own = nodes.clone();
     let mut columns = Vec::with_capacity(leaves.len());
     for &leaf in &leaves {
         let (table, passed) = path(leaf, source, before);
@@ -56,17 +60,45 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
     }
     let mut table = [0; 256];
     for (entry, code) in table.iter_mut().zip(0..=255) {
-        *entry = root.code(code, &columns, edges, output)?;
+        let leaf = |value: ValueId| {
+            let column = columns.iter().find(|(leaf, _)| *leaf == value);
+            column.map_or(code, |(_, table)| table[usize::from(code)])
+        };
+        *entry = root.code(&leaf, &format_args!("code {code}"), edges, output)?;
     }
+    let steps = unit.clone();
     nodes.into_iter().for_each(|node| unit.include(node));
     unit.reads(source);
     let unit = unit.finish(value, Kind::Elementwise(Arc::new(table)));
     let is_merged = leaves.len() > 1 && !leaves.iter().all(|&leaf| leaf == source);
     match closed(graph, unit) {
         // Something between is read elsewhere, so each step stays a unit of its own.
-        Err(_) if is_merged => Ok(None),
+        Err(_) if is_merged => pair(steps, &root, own, &leaves, (value, edges, output)),
         closed => closed.map(Some),
     }
+}
+
+/// The unit of `root` as a function of two tensors; `None` where the CPU provider computes it on codes,
+/// or it reads more than two.
+fn pair(
+    mut unit: Former<'_>,
+    root: &Root,
+    nodes: Vec<NodeId>,
+    leaves: &[ValueId],
+    (value, edges, output): (ValueId, Edges, Codes),
+) -> Result<Option<Unit>, Refusal> {
+    let &[first, second] = leaves else { return Ok(None) };
+    if root.operation.is_fused(&root.terms, edges) {
+        return Ok(None);
+    }
+    let table = Table2::try_new(|a, b| {
+        let leaf = |value: ValueId| if value == first { a } else { b };
+        root.code(&leaf, &format_args!("codes {a} and {b}"), edges, output)
+    })?;
+    let function = table.function(&root.candidates(output));
+    nodes.into_iter().for_each(|node| unit.include(node));
+    [first, second].into_iter().for_each(|value| unit.reads(value));
+    Ok(Some(unit.finish(value, Kind::Pair { function, constant: None })))
 }
 
 /// Collects what an expression is made of.
@@ -193,29 +225,26 @@ struct Root {
 }
 
 impl Root {
-    /// The code that the expression comes to at `code` of its source.
+    /// The code that the expression comes to where its tensors have the codes that `leaf` gives, which
+    /// `place` names.
     fn code(
         &self,
-        code: u8,
-        columns: &[(ValueId, Table)],
+        leaf: &dyn Fn(ValueId) -> u8,
+        place: &dyn Display,
         edges: Edges,
         output: Codes,
     ) -> Result<u8, Refusal> {
-        let leaf = |value: ValueId| {
-            let column = columns.iter().find(|(leaf, _)| *leaf == value);
-            column.map_or(code, |(_, table)| table[usize::from(code)])
-        };
         let name = &self.name;
-        match self.operation.fused(&self.terms, &leaf, edges, output) {
+        match self.operation.fused(&self.terms, leaf, edges, output) {
             Some(Ok(code)) => return Ok(code),
             Some(Err(found)) => {
                 return refuse!(SCALE, "{name} has scales that come to a factor of {found}");
             }
             None => {}
         }
-        let operands: Vec<f32> = self.terms.iter().map(|term| term.value(&leaf)).collect();
+        let operands: Vec<f32> = self.terms.iter().map(|term| term.value(leaf)).collect();
         if operands.iter().any(|operand| operand.is_nan()) {
-            return refuse!(UNIT, "{name} reads NaN where its tensor has code {code}");
+            return refuse!(UNIT, "{name} reads NaN where its input has {place}");
         }
         let (value, error) = self.operation.apply(&operands);
         let found = quantise(value, output.scale, output.zero_point);
@@ -226,10 +255,30 @@ impl Root {
         {
             return refuse!(
                 SCALE,
-                "{name} comes so near a rounding tie at code {code} that the CPU's code is not certain; change the scale slightly"
+                "{name} comes so near a rounding tie at {place} that the CPU's code is not certain; change the scale slightly"
             );
         }
         Ok(found)
+    }
+
+    /// Arithmetic of the device that may come to the same codes.
+    fn candidates(&self, output: Codes) -> Vec<Arithmetic2> {
+        let [Term::Leaf { codes: first, .. }, Term::Leaf { codes: second, .. }] =
+            self.terms.as_slice()
+        else {
+            return Vec::new();
+        };
+        let pair = |codes: &Codes| (codes.scale, codes.zero_point);
+        let (first, second, result) = (pair(first), pair(second), pair(&output));
+        match self.operation {
+            Operation::Add => vec![Arithmetic2::Add(AddTerms::new(first, second, result))],
+            Operation::Sub => {
+                let negative = (-second.0, second.1);
+                vec![Arithmetic2::Add(AddTerms::new(first, negative, result))]
+            }
+            Operation::Mul => vec![Arithmetic2::Multiply(MulTerms::new(first, second, result))],
+            _ => Vec::new(),
+        }
     }
 }
 

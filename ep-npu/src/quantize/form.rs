@@ -7,6 +7,7 @@ use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
 use crate::refusal::{Refusal, refuse};
 
 /// Collects one unit around its operator.
+#[derive(Clone)]
 pub(super) struct Former<'g> {
     pub(super) graph: &'g Graph,
     target: NodeId,

@@ -45,6 +45,10 @@ impl Term {
         }
     }
 
+    fn is_quantised(&self) -> bool {
+        matches!(self, Self::Leaf { .. } | Self::Constant { quantised: Some(_), .. })
+    }
+
     /// Codes and code, when it is quantised.
     fn code(&self, leaf: &dyn Fn(ValueId) -> u8) -> Option<(Codes, u8)> {
         let (codes, code) = match self {
@@ -151,8 +155,8 @@ pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Opera
         "Sub" => two(Operation::Sub),
         "Mul" => two(Operation::Mul),
         "Div" => two(Operation::Div),
-        "Max" => two(Operation::Max),
-        "Min" => two(Operation::Min),
+        "Max" => Ok(((0..node.inputs.len()).collect(), Operation::Max)),
+        "Min" => Ok(((0..node.inputs.len()).collect(), Operation::Min)),
         _ => power(graph, node),
     }
 }
@@ -226,12 +230,19 @@ impl Operation {
             Self::Sub => x - second(),
             Self::Mul => x * second(),
             Self::Div => x / second(),
-            Self::Max => x.max(second()),
-            Self::Min => x.min(second()),
+            Self::Max => operands.iter().copied().fold(x, f32::max),
+            Self::Min => operands.iter().copied().fold(x, f32::min),
             Self::Square => x * x,
             Self::Cube => x * x * x,
         };
         (value, 0.0)
+    }
+
+    /// Whether the CPU provider computes the operator on codes.
+    pub(super) fn is_fused(self, terms: &[Term], edges: Edges) -> bool {
+        matches!(self, Self::Add | Self::Mul)
+            && edges != Edges::Mixed
+            && terms.iter().all(Term::is_quantised)
     }
 
     /// The code, where the CPU provider computes the operator on codes: Add and Mul whose operands

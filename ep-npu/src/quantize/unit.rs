@@ -6,6 +6,7 @@
 use super::arithmetic::Arithmetic;
 use super::carry::Carry;
 use super::codes::{Codes, Table};
+use super::pair_table::Function2;
 use super::pairs::Operand;
 use super::rearrange::Rearrange;
 use super::window::WindowSpec;
@@ -67,6 +68,13 @@ pub enum Kind {
         second: Codes,
         /// Codes of the result.
         result: Codes,
+        /// The constant operand.
+        constant: Option<Operand>,
+    },
+    /// Any function of two tensors' codes, the smaller one repeated; one of them may be constant.
+    Pair {
+        /// The function.
+        function: Function2,
         /// The constant operand.
         constant: Option<Operand>,
     },
@@ -258,6 +266,7 @@ impl Kind {
             Self::Product(_) => "product",
             Self::Add { .. } => "add",
             Self::Mul { .. } => "mul",
+            Self::Pair { .. } => "pair",
             Self::Extreme { least: false, .. } => "reduce-max",
             Self::Extreme { least: true, .. } => "reduce-min",
             Self::Rearrange { .. } => "rearrange",

@@ -126,7 +126,8 @@ fn step(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
             _ => model.unit("Add", &[flow, flow], &[], (codes, &flow.shape)),
         };
     }
-    match noise.below(14) {
+    match noise.below(15) {
+        14 => super::pairs::pair(model, noise, flow),
         10 | 11 => super::moves::rearranged(model, noise, flow),
         12 => super::moves::joined(model, noise, flow),
         13 => super::moves::gated(model, noise, flow),

@@ -104,12 +104,13 @@ fn a_constant_for_each_channel() {
 }
 
 #[test]
-fn a_function_of_two_tensors_without_a_common_source() {
+fn a_function_of_three_tensors_without_a_common_source() {
     let graph = model(|model, input| {
         let mean = model.unit("GlobalAveragePool", &[input], &[], (CODES, &[1, 8, 1, 1]));
-        model.unit("Max", &[input, &mean], &[], (CODES, &SHAPE))
+        let most = model.unit("GlobalMaxPool", &[input], &[], (CODES, &[1, 8, 1, 1]));
+        model.unit("Max", &[input, &mean, &most], &[], (CODES, &SHAPE))
     });
-    assert_refused(&graph, "Max", rule::OPERATOR, "two tensors");
+    assert_refused(&graph, "Max", rule::OPERATOR, "more than two tensors");
 }
 
 #[test]

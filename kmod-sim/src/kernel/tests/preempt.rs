@@ -74,7 +74,7 @@ fn a_command_preempted_anywhere_gives_the_bytes_of_one_that_is_not() {
     let mut stops = BTreeMap::<(String, &str), u32>::new();
     let mut isas = vec![Isa::Scalar];
     isas.extend((Isa::best() != Isa::Scalar).then(Isa::best));
-    for seed in 0..250 {
+    for seed in 0..300 {
         let bytes = random.lock().unwrap().bytes(3000);
         let image = program(&mut Unstructured::new(&bytes)).unwrap();
         let Ok(program) = verify(&image, &Limits::REFERENCE) else { continue };

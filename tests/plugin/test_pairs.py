@@ -1,0 +1,67 @@
+"""Functions of two 8-bit tensors, pair by pair: all 65,536 through the NPU and through the CPU provider's kernels."""
+
+import numpy as np
+import pytest
+import sessions
+from onnx import TensorProto, helper
+from test_tables import Graph, onnx_model
+
+A, B = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
+PAIRS = {"x": A.reshape(1, 1, 256, 256), "y": B.reshape(1, 1, 256, 256)}
+
+
+def compare(graph: Graph, feeds: dict[str, np.ndarray]) -> None:
+    inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, value.shape) for name, value in feeds.items()]
+    model = helper.make_graph(graph.nodes, "pairs", inputs, graph.outputs, graph.constants)
+    model = onnx_model(model, graph.opset).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    left = sessions.operators_on(npu, sessions.CPU)
+    assert not left, f"left to the CPU: {left}"
+    found, want = npu.run(None, feeds), reference.run(None, feeds)
+    for output, ours, theirs in zip(graph.outputs, found, want, strict=True):
+        wrong = np.argwhere(ours != theirs)
+        assert not len(wrong), f"{output.name}: {len(wrong)} of {ours.size} differ, first at {wrong[0]}"
+
+
+def two(graph: Graph, kind: str, first: str = "x", second: str = "y", about: float = 0.05) -> None:
+    terms = [graph.dequantise(name, graph.codes(0.03)) for name in (first, second)]
+    graph.end(graph.node(kind, terms), about)
+
+
+# Operator, and the scale of its result.
+KINDS = {"Sub": 0.05, "Div": 0.05, "Max": 0.03, "Min": 0.03, "PRelu": 0.05, "Add": 0.05, "Mul": 0.1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_all_pairs_of_one_operator(kind, seed):
+    graph = Graph(seed, len(kind))
+    for _ in range(6):
+        two(graph, kind, about=KINDS[kind])
+    compare(graph, PAIRS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_floats_between_two_tensors(seed):
+    graph = Graph(seed, 20)
+    for gate in ("HardSigmoid", "Abs", "Exp", "Relu"):
+        x, y = (graph.dequantise(name, graph.codes(0.02)) for name in ("x", "y"))
+        graph.end(graph.node("Mul", [x, graph.node(gate, [y])]), 0.05)
+        x, y = (graph.dequantise(name, graph.codes(0.02)) for name in ("x", "y"))
+        graph.end(graph.node(gate, [graph.node("Sub", [y, x])]), 0.02)
+    x, y = (graph.dequantise(name, graph.codes(0.02)) for name in ("x", "y"))
+    graph.end(graph.node("Max", [x, y, graph.float_constant()]), 0.02)
+    compare(graph, PAIRS)
+
+
+REPEATS = [((2, 5, 4, 3), (1, 5, 1, 1)), ((2, 5, 4, 3), (2, 1, 4, 1)), ((2, 1, 1, 3), (2, 5, 4, 1)), ((2, 7), (7,)), ((3, 4, 5), (5,))]
+
+
+@pytest.mark.parametrize("shapes", REPEATS, ids=str)
+@pytest.mark.parametrize("kind", ["Sub", "Div", "Max", "Min"])
+def test_repeated_operands(kind, shapes):
+    random = np.random.default_rng(len(kind))
+    graph = Graph(5, len(kind))
+    for names in (("x", "y"), ("y", "x")):
+        two(graph, kind, *names)
+    compare(graph, {name: random.integers(0, 256, shape, dtype=np.uint8) for name, shape in zip("xy", shapes, strict=True)})

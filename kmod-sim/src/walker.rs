@@ -500,7 +500,7 @@ mod tests {
     prop_compose! {
         fn element_wise()(
             header in header(), slots in [operand(), operand(), operand(), operand()], dims in dims(),
-            strides in [strides(), strides(), strides()], kind in 0u8..9,
+            strides in [strides(), strides(), strides()], kind in 0u8..11,
             types in (1u8..3, 1u8..3), len in 1u64..100_000, outer in 0u32..4,
         ) -> Command {
             let [a, b, out, tables] = slots;
@@ -543,11 +543,11 @@ mod tests {
                     a, b, out, tables, dims, a_strides, b_strides, out_strides,
                     ..Mul::default()
                 }),
-                6 => Command::PairTable(PairTable {
+                8 => Command::PairTable(PairTable {
                     a, b, out, table: tables, dims, a_strides, b_strides, out_strides,
                     ..PairTable::default()
                 }),
-                7 => Command::ChannelTable(ChannelTable {
+                9 => Command::ChannelTable(ChannelTable {
                     src: a, dst: b, tables, dims,
                     src_strides: a_strides, dst_strides: b_strides,
                     ..ChannelTable::default()

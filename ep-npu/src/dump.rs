@@ -121,6 +121,11 @@ fn what(op: &Op) -> String {
         OpKind::Pool { kind: Pool::Average { .. }, .. } => "average".to_owned(),
         OpKind::Pool { kind: Pool::GlobalMean { .. }, .. } => "global mean".to_owned(),
         OpKind::Pool { kind: Pool::Global { .. }, .. } => "global average".to_owned(),
+        OpKind::Product { matrices, .. } => {
+            let ([m, n, k], turns) = (matrices.size, matrices.turns[0] * matrices.turns[1]);
+            format!("product {m}x{n}x{k} x{turns}")
+        }
+        OpKind::Softmax { .. } => "softmax".to_owned(),
         OpKind::Table(_) => "table".to_owned(),
         OpKind::Layout { .. } => "layout".to_owned(),
     };
@@ -130,10 +135,12 @@ fn what(op: &Op) -> String {
             conv.addition.map(|a| if a.aux_first { " +add(aux first)" } else { " +add" }),
             conv.table_1.is_some().then_some(" +table"),
         ],
-        OpKind::Pair { table, .. } | OpKind::Pool { table, .. } => {
+        OpKind::Pair { table, .. } | OpKind::Pool { table, .. } | OpKind::Product { table, .. } => {
             [table.is_some().then_some(" +table"), None, None]
         }
-        OpKind::Table(_) | OpKind::Layout { .. } | OpKind::Move { .. } => [None; 3],
+        OpKind::Table(_) | OpKind::Layout { .. } | OpKind::Move { .. } | OpKind::Softmax { .. } => {
+            [None; 3]
+        }
     };
     text.extend(stages.into_iter().flatten());
     text

@@ -6,11 +6,13 @@
 
 mod carry;
 mod fuse;
+mod matrix;
 mod op;
 mod place;
 mod unit;
 mod view;
 
+pub use matrix::{Matrices, Walk};
 pub use op::{
     Addition, Conv, Fixed, FloatStage, Form, Function, Home, Loop, Move, Op, OpKind, Ops, Pool,
     Tensor, TensorId,

@@ -9,6 +9,7 @@
 //! been fused there: whoever runs a unit, the bits are the same. Shapes are the next stage's matter.
 
 mod arithmetic;
+mod attention;
 mod carry;
 mod codes;
 mod elements;
@@ -28,6 +29,7 @@ mod unit;
 mod window;
 
 pub use arithmetic::{Arithmetic, Floats};
+pub use attention::{Parts, is_in_range, multiplier, parts, whole};
 pub use carry::Carry;
 #[cfg(test)]
 pub(crate) use codes::SIGN;
@@ -186,6 +188,7 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "Conv" => products::conv,
         "Gemm" => products::gemm,
         "MatMul" => products::matmul,
+        "Softmax" => attention::softmax,
         "Add" => pairs::add,
         "Mul" => pairs::mul,
         "MaxPool" => pools::max_pool,

@@ -3,13 +3,16 @@
 //! Loops and formulas only, with nothing of the compiler below `quantize`: no feature maps, no blocks
 //! of weights, no fusion, no zero-point terms folded away.
 
+mod attention;
 mod float;
 mod mean;
 mod rearrange;
 mod window;
 
 use crate::graph::{Graph, ValueId};
-use crate::quantize::{Codes, Kind, Operand, Products, Table, Unit, Units, WindowSpec, is_signed};
+use crate::quantize::{
+    Codes, Kind, Operand, Products, Table, Unit, Units, WindowSpec, axis_of, is_signed,
+};
 use crate::shape;
 use ndarray::{Array4, ArrayD, Ix4, IxDyn};
 use npu_uapi::requantise::{
@@ -92,7 +95,27 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let out = convolve(part, unit, products, *groups, window, &image(0));
             Value::Codes(out.into_dyn())
         }
-        Kind::Product(products) => Value::Codes(multiply(products, codes(0))),
+        Kind::Product(products) => {
+            let shape = shape::output(part, unit, &[codes(0).shape()]);
+            let shape = shape.expect("the shape was checked when the part was planned");
+            let k = products.weights.inputs;
+            let flat: Vec<u8> = codes(0).iter().copied().collect();
+            let rows = ArrayD::from_shape_vec(IxDyn(&[flat.len() / k, k]), flat);
+            let out = multiply(products, &rows.expect("rows of as many elements as sums have"));
+            let flat = out.iter().copied().collect();
+            let out = ArrayD::from_shape_vec(IxDyn(&shape), flat).expect("as many elements");
+            Value::Codes(out)
+        }
+        Kind::MatMul { first, second, result } => {
+            let shape = shape::output(part, unit, &[codes(0).shape(), codes(1).shape()]);
+            let shape = shape.expect("the shapes were checked when the part was planned");
+            let all = [*first, *second, *result];
+            Value::Codes(attention::matmul(codes(0), codes(1), all, &shape))
+        }
+        Kind::Softmax { axis, input, output } => {
+            let axis = axis_of(*axis, codes(0).ndim()).expect("the dimension was checked");
+            Value::Codes(attention::softmax(codes(0), axis, *input, *output))
+        }
         Kind::Add { first, second, result, constant } => {
             let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
             Value::Codes(pairs(part, unit, inputs, constant.as_ref(), |a, b| add(a, b, terms)))

@@ -6,7 +6,9 @@
 pub(crate) mod order;
 
 use crate::graph::{Dim, Graph, Node, ValueId};
-use crate::quantize::{Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Unit, axis_of};
+use crate::quantize::{
+    Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Unit, axis_of, is_in_range,
+};
 use crate::refusal::{Refusal, refuse};
 use std::collections::BTreeMap;
 
@@ -137,17 +139,47 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             Ok(vec![n, products.weights.outputs, placed.out_h, placed.out_w])
         }
         Kind::Product(products) => match *input {
-            [n, k] if k == products.weights.inputs => {
+            [ref rows @ .., k] if k == products.weights.inputs && !rows.is_empty() => {
                 if products.arithmetic.floats().is_some() {
+                    let &[n] = rows else {
+                        return refuse!(
+                            SHAPE,
+                            "{node} reads int8 of shape {input:?}, so the CPU runs it in float; rows of {k} are taken then"
+                        );
+                    };
                     order::product(node, n, products.weights.outputs, k)?;
                 }
-                Ok(vec![n, products.weights.outputs])
+                let mut shape = rows.to_vec();
+                shape.push(products.weights.outputs);
+                rows_fit(node, input)?;
+                rows_fit(node, &shape)?;
+                Ok(shape)
             }
             _ => {
                 let want = products.weights.inputs;
                 refuse!(SHAPE, "{node} reads {input:?}; rows of {want} are taken")
             }
         },
+        Kind::MatMul { .. } => matrices(node, inputs[0], inputs[1]),
+        Kind::Softmax { axis, input: from, output: to } => {
+            let last = input.len().checked_sub(1);
+            if axis_of(*axis, input.len()) != last || last.is_none() {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} sums dimension {axis} of {input:?}; the last one is taken"
+                );
+            }
+            let count = input[input.len() - 1];
+            if !is_in_range(*from, *to, count) {
+                let (from, to) = (from.scale, to.scale);
+                return refuse!(
+                    SCALE,
+                    "{node} has {count} elements to a sum and scales {from:e} and {to:e}, which the CPU cannot round"
+                );
+            }
+            rows_fit(node, input)?;
+            Ok(input.to_vec())
+        }
         Kind::Add { constant: Some(constant), first, second, result } => {
             let shape = with_constant(node, input, constant)?;
             if constant.is_first
@@ -245,6 +277,49 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         Kind::Reshape { shape, .. } | Kind::Carry(Carry::Reshape(shape)) => {
             reshaped(node, shape, input)
         }
+    }
+}
+
+/// Refuses a shape whose rows, dimensions before the last, are too many or too long for the device.
+fn rows_fit(node: &Node, shape: &[usize]) -> Result<(), Refusal> {
+    let (&len, rows) = shape.split_last().unwrap_or((&1, &[]));
+    let rows = rows.iter().try_fold(1_usize, |n, &len| n.checked_mul(len));
+    let bytes = rows.and_then(|n| n.checked_mul(len.checked_next_multiple_of(16)?));
+    match bytes.map(i32::try_from) {
+        Some(Ok(_)) => Ok(()),
+        _ => refuse!(SIZE, "{node} has a tensor of shape {shape:?}, too large for the device"),
+    }
+}
+
+/// The shape of the products of two tensors' matrices.
+fn matrices(node: &Node, first: &[usize], second: &[usize]) -> Result<Vec<usize>, Refusal> {
+    let (&[ref a @ .., m, k], &[ref b @ .., rows, n]) = (first, second) else {
+        return refuse!(
+            SHAPE,
+            "{node} reads {first:?} and {second:?}; two dimensions at least are taken of each"
+        );
+    };
+    if k != rows {
+        return refuse!(SHAPE, "{node} reads {first:?} and {second:?}, whose matrices do not fit");
+    }
+    // Products of codes lie within 255 squared.
+    if k > 33_025 {
+        return refuse!(ACCUMULATOR, "{node} sums {k} products; 33025 fit 32 bits");
+    }
+    let mut shape = repeated(node, a, b)?;
+    if a != b && shape.len() > 2 {
+        return refuse!(
+            SHAPE,
+            "{node} repeats matrices of {first:?} or {second:?}; two dimensions around them are taken then"
+        );
+    }
+    shape.extend([m, n]);
+    for shape in [first, second, &shape] {
+        rows_fit(node, shape)?;
+    }
+    match shape.len() {
+        0..=8 => Ok(shape),
+        rank => refuse!(SHAPE, "{node} makes {rank} dimensions; 8 are taken"),
     }
 }
 

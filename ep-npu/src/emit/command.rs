@@ -1,13 +1,15 @@
 //! One operation to its commands: one, but for moves.
 
 use super::{Content, Operands};
-use crate::lower::{self, Conv, Form, Function, Loop, Move, Op, OpKind, Pool, TensorId};
+use crate::lower::{
+    self, Conv, Form, Function, Loop, Matrices, Move, Op, OpKind, Pool, TensorId, Walk,
+};
 use npu_uapi::addr::Operand;
 use npu_uapi::command::{
     self, Command, Dims, Flags, Header, Stage, Strides, Strides4, Window, element, opcode,
     pool_kind,
 };
-use npu_uapi::requantise::{AddTerms, MulTerms};
+use npu_uapi::requantise::{AddTerms, MulTerms, ShareTerms};
 
 impl Operands<'_> {
     /// The commands of operation `index`.
@@ -36,6 +38,12 @@ impl Operands<'_> {
                     op,
                     kind,
                 ))
+            }
+            OpKind::Product { matrices, table } => {
+                Command::Product(self.product(op_id, index, op, matrices, table.is_some()))
+            }
+            OpKind::Softmax { terms, .. } => {
+                Command::Softmax(self.softmax(op_id, index, op, *terms))
             }
             OpKind::Table(_) => Command::Table(self.table(op_id, index, op)),
             OpKind::Layout { scale, zero_point } => {
@@ -70,13 +78,13 @@ impl Operands<'_> {
                 out: self.tensor(op.writes),
                 aux,
                 tables,
-                m: from.n,
+                m: from.n * from.h * from.w,
                 n: to.c,
                 k: from.c,
-                // One pixel an image: rows of the matrix are images.
-                a_row: ifm.strides().row,
-                out_row: ofm.strides().row,
-                aux_row: aux_strides.row,
+                // Rows of the matrix are pixels.
+                a_row: ifm.strides().pixel,
+                out_row: ofm.strides().pixel,
+                aux_row: aux_strides.pixel,
                 stage,
                 ..command::MatMul::default()
             });
@@ -277,6 +285,68 @@ impl Operands<'_> {
         }
     }
 
+    fn product(
+        &self,
+        op_id: u32,
+        index: usize,
+        op: &Op,
+        matrices: &Matrices,
+        has_table: bool,
+    ) -> command::Product {
+        let within = |tensor: TensorId, walk: Walk| {
+            let operand = self.tensor(tensor);
+            let offset = operand.offset.checked_add_signed(walk.first);
+            Operand { offset: offset.expect("a view lies in its tensor"), ..operand }
+        };
+        let count = |len: usize| u32::try_from(len).expect("`shape` bounds tensors");
+        let step = |stride: i64| i32::try_from(stride).expect("`walks` keeps to 32 bits");
+        let Matrices { turns, size: [m, n, k], a, b, out, zero_points, multiplier } = *matrices;
+        command::Product {
+            header: Header::new(opcode::PRODUCT, 3, table_0(has_table), op_id),
+            a: within(op.reads[0], a),
+            b: within(op.reads[1], b),
+            out: within(op.writes, out),
+            tables: self.constant(index, Content::Tables),
+            outer: count(turns[0]),
+            batch: count(turns[1]),
+            m: count(m),
+            n: count(n),
+            k: count(k),
+            multiplier,
+            a_zero_point: zero_points[0],
+            b_zero_point: zero_points[1],
+            zero_point: zero_points[2],
+            clamp_low: 0,
+            clamp_high: 255,
+            a_outer: a.turns[0],
+            b_outer: b.turns[0],
+            out_outer: out.turns[0],
+            a_batch: a.turns[1],
+            b_batch: b.turns[1],
+            out_batch: out.turns[1],
+            a_row: step(a.row),
+            b_row: step(b.row),
+            b_column: step(b.column),
+            out_row: step(out.row),
+            ..command::Product::default()
+        }
+    }
+
+    fn softmax(&self, op_id: u32, index: usize, op: &Op, terms: ShareTerms) -> command::Softmax {
+        command::Softmax {
+            header: Header::new(opcode::SOFTMAX, 2, Flags::empty(), op_id),
+            src: self.tensor(op.reads[0]),
+            dst: self.tensor(op.writes),
+            table: self.constant(index, Content::Tables),
+            dims: self.form(op.writes).dims(),
+            src_strides: self.form(op.reads[0]).strides(),
+            dst_strides: self.form(op.writes).strides(),
+            scale: terms.scale,
+            zero_point: terms.zero_point,
+            ..command::Softmax::default()
+        }
+    }
+
     fn table(&self, op_id: u32, index: usize, op: &Op) -> command::Table {
         command::Table {
             header: Header::new(opcode::TABLE, 2, Flags::empty(), op_id),
@@ -323,13 +393,14 @@ impl Operands<'_> {
     }
 }
 
-/// Whether a convolution is a product of matrices: one pixel in, one pixel out, one tap.
+/// Whether a convolution is a product of matrices: one tap, and one pixel in and out, or pixels in
+/// other dimensions out, so that only their order counts.
 fn is_product(conv: &Conv, from: Dims, to: Dims) -> bool {
     let dot = |dims: Dims| dims.h == 1 && dims.w == 1;
     conv.groups == 1
         && conv.weights.kernel == [1, 1]
-        && dot(from)
-        && dot(to)
+        && (dot(from) && dot(to) || [from.n, from.h, from.w] != [to.n, to.h, to.w])
+        && (conv.window.stride_h, conv.window.stride_w) == (1, 1)
         && (conv.window.pad_top, conv.window.pad_left) == (0, 0)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::lower::{Conv, Function, OpKind, Ops};
 use npu_uapi::command::{ChannelRecord, FloatRecord, record_bytes};
+use npu_uapi::extent::SHARES_BYTES;
 use std::collections::HashMap;
 use zerocopy::IntoBytes;
 
@@ -72,8 +73,11 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
                     place(Content::Tables, 256);
                 }
             }
-            OpKind::Pool { table: Some(_), .. } | OpKind::Table(_) => place(Content::Tables, 256),
-            OpKind::Pool { .. } | OpKind::Layout { .. } => {}
+            OpKind::Pool { table: Some(_), .. }
+            | OpKind::Product { table: Some(_), .. }
+            | OpKind::Table(_) => place(Content::Tables, 256),
+            OpKind::Softmax { .. } => place(Content::Tables, SHARES_BYTES),
+            OpKind::Pool { .. } | OpKind::Product { .. } | OpKind::Layout { .. } => {}
         }
     }
     (chunks, end)
@@ -119,9 +123,15 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
             (
                 OpKind::Pair { table: Some(table), .. }
                 | OpKind::Pool { table: Some(table), .. }
+                | OpKind::Product { table: Some(table), .. }
                 | OpKind::Table(table),
                 _,
             ) => to[..256].copy_from_slice(table.as_slice()),
+            (OpKind::Softmax { parts, .. }, _) => {
+                for (to, part) in to.chunks_mut(4).zip(parts.iter()) {
+                    to.copy_from_slice(&part.to_le_bytes());
+                }
+            }
             (kind, content) => panic!("{kind:?} has no {content:?}: `plan` placed it"),
         }
     }

@@ -94,7 +94,12 @@ impl Known<'_> {
             }
             "MatMul" => {
                 let (mut shape, second) = (self.shape(0)?, self.shape(1)?);
-                let [_, columns] = second.as_slice() else { return None };
+                let (columns, rest) = second.split_last()?;
+                let around = rest.split_last().map_or(&[][..], |(_, around)| around);
+                let own = shape.len().checked_sub(2)?;
+                if !around.is_empty() && around != &shape[..own] {
+                    return None;
+                }
                 *shape.last_mut()? = columns.clone();
                 shape
             }

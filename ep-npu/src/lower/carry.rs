@@ -17,7 +17,8 @@ impl Lowering<'_> {
         let seen = View::of(floats(&shape), &shape).and_then(|view| view.after(&steps));
         if seen.is_some_and(|view| view.is_dense(out)) {
             // The same elements in the same order: they are fetched in their last shape.
-            let map = self.fetch(source, unit.output, natural_dims(out), unit.target, Some(codes));
+            let dims = self.fetched_dims(unit.output);
+            let map = self.fetch(source, unit.output, dims, unit.target, Some(codes));
             return Held::plain(map);
         }
         let is_known = |known: &&(ValueId, Codes, _)| known.0 == source && known.1 == codes;

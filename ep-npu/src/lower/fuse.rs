@@ -49,13 +49,15 @@ fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Tabl
             before.writes = result;
             return true;
         }
-        OpKind::Pair { table, .. } | OpKind::Pool { table, .. } => table,
+        OpKind::Pair { table, .. } | OpKind::Pool { table, .. } | OpKind::Product { table, .. } => {
+            table
+        }
         OpKind::Table(first) => {
             *first = then(first, table);
             before.writes = result;
             return true;
         }
-        OpKind::Layout { .. } | OpKind::Move { .. } => return false,
+        OpKind::Layout { .. } | OpKind::Move { .. } | OpKind::Softmax { .. } => return false,
     };
     *place = Some(match place.take() {
         Some(first) => then(&first, table),

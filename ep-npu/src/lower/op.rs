@@ -1,10 +1,11 @@
 //! Operations on device tensors: what the command set can say, before memory has places.
 
+use super::matrix::Matrices;
 use crate::graph::NodeId;
-use crate::quantize::{Arithmetic2, Function2, Table, Table2, Weights};
+use crate::quantize::{Arithmetic2, Function2, Parts, Table, Table2, Weights};
 use npu_uapi::command::{Dims, Strides, Strides4, Window};
 use npu_uapi::float_order::Order;
-use npu_uapi::requantise::{AddTerms, MulTerms};
+use npu_uapi::requantise::{AddTerms, MulTerms, ShareTerms};
 use std::sync::Arc;
 
 /// Index of a tensor in [`Ops::tensors`].
@@ -103,6 +104,20 @@ pub enum OpKind {
         kind: Pool,
         /// What follows.
         table: Option<Table>,
+    },
+    /// Products of the two tensors read.
+    Product {
+        /// How.
+        matrices: Box<Matrices>,
+        /// What follows.
+        table: Option<Table>,
+    },
+    /// The channels of each pixel as shares of their sum.
+    Softmax {
+        /// What each code counts.
+        parts: Parts,
+        /// How shares become codes.
+        terms: ShareTerms,
     },
     /// Every code through a table.
     Table(Table),

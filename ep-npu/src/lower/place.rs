@@ -1,6 +1,7 @@
 //! Units that put elements elsewhere, and what carries a change of shape, order or part out.
 
 use super::fuse::then;
+use super::matrix::row_dims;
 use super::view::View;
 use super::{
     Fixed, Form, Function, Held, Home, Lowering, Move, OpKind, Pool, TensorId, natural_dims,
@@ -12,10 +13,10 @@ use npu_uapi::command::{Dims, Strides, Window};
 use std::sync::Arc;
 
 /// A value seen in its own shape.
-struct Seen {
-    tensor: TensorId,
-    view: View,
-    table: Option<Table>,
+pub(super) struct Seen {
+    pub(super) tensor: TensorId,
+    pub(super) view: View,
+    pub(super) table: Option<Table>,
 }
 
 impl Lowering<'_> {
@@ -24,7 +25,7 @@ impl Lowering<'_> {
         if let Some(held) = self.values.get(&value) {
             return held.clone();
         }
-        let map = self.fetch(value, value, self.dims(value), node, None);
+        let map = self.fetch(value, value, self.fetched_dims(value), node, None);
         self.hold(value, map);
         Held::plain(map)
     }
@@ -44,8 +45,25 @@ impl Lowering<'_> {
         map
     }
 
+    /// The feature map of `value` with `dims`, whose order is that of its shape.
+    fn map_as(&mut self, value: ValueId, node: NodeId, dims: Dims) -> TensorId {
+        let held = self.held(value, node);
+        let form = self.ops.tensor(held.tensor).form;
+        if held.view.is_none() && held.table.is_none() && form.dims() == dims {
+            return held.tensor;
+        }
+        if dims == self.dims(value) {
+            return self.natural_map(value, node);
+        }
+        let shape = self.part.shapes[&value].clone();
+        let seen = self.seen(value, node);
+        let map = self.placed_as(value, node, &seen, &shape, dims);
+        self.values.insert(value, Held { dequantise: held.dequantise, ..Held::plain(map) });
+        map
+    }
+
     /// `value` in its own shape, as far as it need not be moved for that.
-    fn seen(&mut self, value: ValueId, node: NodeId) -> Seen {
+    pub(super) fn seen(&mut self, value: ValueId, node: NodeId) -> Seen {
         let Held { tensor, view, table, .. } = self.held(value, node);
         let shape = self.part.shapes[&value].clone();
         let form = self.ops.tensor(tensor).form;
@@ -225,14 +243,23 @@ impl Lowering<'_> {
         let values = [unit.inputs[0], unit.inputs[1]];
         let shape = self.part.shapes[&unit.output].clone();
         let is_whole = values.map(|value| self.part.shapes[&value] == shape);
-        let mut maps = values.map(|value| self.map(value, node));
-        let own = maps.map(|map| self.ops.tensor(map).form.dims());
-        let dims = if is_whole == [true, true] && own[0] == own[1] {
-            own[0]
-        } else {
-            maps = values.map(|value| self.natural_map(value, node));
-            natural_dims(&shape)
-        };
+        let held = values.map(|value| self.held(value, node));
+        // As whatever lies plainly does; where two lie so in different ways, as what was made by rows.
+        let plain = (0..2).filter(|&index| {
+            is_whole[index] && held[index].view.is_none() && held[index].table.is_none()
+        });
+        let plain = plain.map(|index| self.ops.tensor(held[index].tensor).form.dims());
+        let natural = natural_dims(&shape);
+        let dims = plain.reduce(|one, other| if one == natural { other } else { one });
+        let dims = dims.unwrap_or(natural);
+        let mut maps = [held[0].tensor; 2];
+        for (index, value) in values.into_iter().enumerate() {
+            maps[index] = if is_whole[index] {
+                self.map_as(value, node, dims)
+            } else {
+                self.natural_map(value, node)
+            };
+        }
         let mut strides = [Strides::default(); 2];
         for (index, value) in values.into_iter().enumerate() {
             if is_whole[index] {
@@ -244,7 +271,7 @@ impl Lowering<'_> {
                 Some(strides) => strides,
                 None => {
                     let seen = Seen { tensor: maps[index], view, table: None };
-                    maps[index] = self.place(value, node, &seen, &shape);
+                    maps[index] = self.placed_as(value, node, &seen, &shape, dims);
                     self.ops.tensor(maps[index]).form.strides()
                 }
             };
@@ -262,12 +289,23 @@ impl Lowering<'_> {
     /// A function of two tensors or of one and a constant.
     pub(super) fn function(&mut self, unit: &Unit, function: Function, constant: Option<&Operand>) {
         let Some(constant) = constant else { return self.pair(unit, function) };
-        let shape = &self.part.shapes[&unit.output];
-        let dims = natural_dims(shape);
-        let form = Form::map(dims);
-        let (bytes, repeated) = fixed(constant, shape, form);
+        let shape = self.part.shapes[&unit.output].clone();
+        let (value, node) = (unit.inputs[0], unit.target);
+        let own = constant.tensor.shape.split_last().map_or(&[][..], |(_, rest)| rest);
+        let held = self.held(value, node);
+        let is_rows = held.view.is_none()
+            && held.table.is_none()
+            && self.ops.tensor(held.tensor).form.dims() == row_dims(&shape);
+        let (map, form, bytes, repeated) = if is_rows && own.iter().all(|&len| len == 1) {
+            // The same channels at every row.
+            let form = Form::map(row_dims(&shape));
+            (held.tensor, form, channels(constant, form), Strides::default())
+        } else {
+            let form = Form::map(natural_dims(&shape));
+            let (bytes, repeated) = fixed(constant, &shape, form);
+            (self.natural_map(value, node), form, bytes, repeated)
+        };
         let strides = constant.order(repeated, form.strides());
-        let map = self.natural_map(unit.inputs[0], unit.target);
         let out = self.tensor_of(unit.output, Home::Scratch, form);
         let constant = Some(Fixed { bytes, is_first: constant.is_first });
         self.push(
@@ -293,6 +331,16 @@ impl Lowering<'_> {
         let view = View::of(self.ops.tensor(map).form, own).and_then(|view| view.after(&steps));
         view.expect("a feature map has its own shape, and single elements can be repeated")
     }
+}
+
+/// The bytes of a constant of the last dimension alone, as one pixel of `form`.
+fn channels(constant: &Operand, form: Form) -> Arc<[u8]> {
+    let c = form.dims().c as usize;
+    let mut bytes = vec![0; c.next_multiple_of(16)];
+    for (byte, &code) in bytes.iter_mut().zip(constant.tensor.bytes.iter().cycle()).take(c) {
+        *byte = code;
+    }
+    bytes.into()
 }
 
 /// The bytes of a constant that is repeated to `shape`, a feature map of `form`, and how they are walked:

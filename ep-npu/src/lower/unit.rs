@@ -1,5 +1,7 @@
 //! One unit to operations.
 
+use super::fuse::then;
+use super::matrix::row_dims;
 use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool};
 use crate::graph::{NodeId, ValueId};
 use crate::quantize::{Codes, Floats, Kind, Products, Table, Unit, WindowSpec};
@@ -37,6 +39,10 @@ impl Lowering<'_> {
                 self.conv(unit, products, *groups, placed.window, floats);
             }
             Kind::Product(products) => self.product(unit, products),
+            Kind::MatMul { first, second, result } => {
+                self.matmul(unit, [*first, *second, *result]);
+            }
+            Kind::Softmax { input: from, output: to, .. } => self.softmax(unit, *from, *to),
             Kind::Add { first, second, result, constant } => {
                 let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
                 self.function(unit, Function::Add(terms), constant.as_ref());
@@ -79,6 +85,13 @@ impl Lowering<'_> {
                 self.pool(unit, pool, None);
             }
             Kind::Reshape { table: None, .. } => self.reshape(unit),
+            Kind::Elementwise(table) if self.held(input, node).view.is_some() => {
+                // Whoever moves it takes it through the table on the way.
+                let held = self.held(input, node);
+                let table =
+                    Some(held.table.as_ref().map_or_else(|| table.clone(), |t| then(t, table)));
+                self.values.insert(unit.output, Held { table, dequantise: None, ..held });
+            }
             Kind::Reshape { table: Some(table), .. } | Kind::Elementwise(table) => {
                 let map = self.map(input, node);
                 let form = self.ops.tensor(map).form;
@@ -121,13 +134,18 @@ impl Lowering<'_> {
     /// A product with a flattened image is a convolution with a kernel of the image's size.
     fn product(&mut self, unit: &Unit, products: &Products) {
         let (input, node) = (unit.inputs[0], unit.target);
-        let rows = self.dims(input);
-        let map = self.map(input, node);
-        let dims = self.ops.tensor(map).form.dims();
         let fits = |len: u32| u16::try_from(len).ok();
-        let (map, kernel) = match (fits(dims.h), fits(dims.w)) {
-            (Some(h), Some(w)) if dims.n == rows.n => (map, [h, w]),
-            _ => (self.natural_map(input, node), [1, 1]),
+        let rows = self.dims(input);
+        let is_image = self.part.shapes[&input].len() == 2 && self.held(input, node).view.is_none();
+        let (map, kernel) = if is_image {
+            let map = self.map(input, node);
+            let dims = self.ops.tensor(map).form.dims();
+            match (fits(dims.h), fits(dims.w)) {
+                (Some(h), Some(w)) if dims.n == rows.n => (map, [h, w]),
+                _ => (self.natural_map(input, node), [1, 1]),
+            }
+        } else {
+            (self.rows(input, node), [1, 1])
         };
         let [kernel_h, kernel_w] = kernel;
         let window = Window {
@@ -161,7 +179,7 @@ impl Lowering<'_> {
             addition: None,
             table_1: None,
         };
-        let out = Form::map(self.dims(unit.output));
+        let out = Form::map(row_dims(&self.part.shapes[&unit.output]));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
         self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
         self.hold(unit.output, out);

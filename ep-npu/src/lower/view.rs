@@ -5,6 +5,7 @@
 //! Concat, Pad                           one move a part, each from a view into its place
 //! ```
 
+use super::matrix::Walk;
 use super::{Form, Loop, Move};
 use crate::quantize::{Step, Table};
 use npu_uapi::command::{Dims, Strides};
@@ -122,6 +123,31 @@ impl View {
         dense.then_some(Strides { image, row: narrow(row)?, pixel: narrow(pixel)? })
     }
 
+    /// Whether the last dimension of `shape`, which this is, are the channels of a feature map of `form`,
+    /// and the others together its pixels, in their order.
+    pub(super) fn is_pixels(&self, form: Form, shape: &[usize]) -> bool {
+        let Form::Map { dims, pixel } = form else { return false };
+        let Some((channels, rest)) = self.axes.split_last() else { return false };
+        let channels = merged(channels.iter().copied());
+        let rows = merged(rest.iter().flatten().copied());
+        let count = [dims.n, dims.h, dims.w].map(|len| len as usize).iter().product::<usize>();
+        let whole = |parts: &[Part], len: usize, step: i64| match parts {
+            [] => len == 1,
+            &[part] => part == Part { count: len, stride: step },
+            _ => false,
+        };
+        self.offset == 0
+            && shape.last() == Some(&(dims.c as usize))
+            && whole(&channels, dims.c as usize, 1)
+            && whole(&rows, count, pixel.into())
+    }
+
+    /// Whether both find the same elements.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let strides = self.strides();
+        strides.is_some() && strides == other.strides()
+    }
+
     /// Whether these are the elements of a host's tensor of floats of `shape`, in their order.
     pub(super) fn is_dense(&self, shape: &[usize]) -> bool {
         let mut count = 1;
@@ -175,6 +201,59 @@ impl View {
         };
         Some(within_five(whole, loops))
     }
+}
+
+/// How a command walks the matrices of these three, the third of which has `shape`: turns of two loops
+/// around, and each one's strides. Dimensions of the first two that are 1 or absent are repeated. `None`
+/// where strides are not what the command has.
+pub(super) fn walks(views: [&View; 3], shape: &[usize]) -> Option<([usize; 2], [Walk; 3])> {
+    let around = shape.len().checked_sub(2)?;
+    let mut strides = Vec::with_capacity(3);
+    for view in views {
+        let (first, mut own) = view.strides()?;
+        let mut all = vec![0; shape.len().checked_sub(own.len())?];
+        all.append(&mut own);
+        strides.push((first, all));
+    }
+    // One loop where every stride of the outer is the inner's times its turns.
+    let mut loops: Vec<(usize, [i64; 3])> = Vec::new();
+    for axis in (0..around).filter(|&axis| shape[axis] > 1) {
+        let here: [i64; 3] = std::array::from_fn(|index| strides[index].1[axis]);
+        let turns = i64::try_from(shape[axis]).ok()?;
+        match loops.last_mut() {
+            Some((count, outer))
+                if outer.iter().zip(here).all(|(&outer, inner)| outer == inner * turns) =>
+            {
+                (*count, *outer) = (*count * shape[axis], here);
+            }
+            _ => loops.push((shape[axis], here)),
+        }
+    }
+    let one = (1, [0; 3]);
+    let [outer, batch] = match loops.as_slice() {
+        [] => [one, one],
+        &[batch] => [one, batch],
+        &[outer, batch] => [outer, batch],
+        _ => return None,
+    };
+    let walk = |index: usize| Walk {
+        first: strides[index].0,
+        turns: [outer.1[index], batch.1[index]],
+        row: strides[index].1[around],
+        column: strides[index].1[around + 1],
+    };
+    let walks = [walk(0), walk(1), walk(2)];
+    let fits = |walk: &Walk| [walk.row, walk.column].iter().all(|&s| i32::try_from(s).is_ok());
+    // The device knows left matrices and results by rows; dimensions of one element have no stride.
+    let by_rows = |walk: &Walk| walk.column == 1 || walk.column == 0;
+    let is_single = |index: usize| {
+        views[index].axes.last().is_some_and(|axis| merged(axis.iter().copied()).is_empty())
+    };
+    let rows = by_rows(&walks[0])
+        && by_rows(&walks[2])
+        && (walks[0].column == 1 || is_single(0))
+        && (walks[2].column == 1 || is_single(2));
+    (rows && walks.iter().all(fits)).then_some(([outer.0, batch.0], walks))
 }
 
 /// `part` cut so that the first piece counts at most `left`, and what remains of it.

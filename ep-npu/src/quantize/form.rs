@@ -68,6 +68,15 @@ impl<'g> Former<'g> {
         Ok(codes)
     }
 
+    /// Whether input `index` of the operator is dequantised from a constant.
+    pub(super) fn is_constant(&self, index: usize) -> bool {
+        let before = |value: ValueId| {
+            let node = self.graph.node(self.graph.value(value).producer?);
+            self.graph.constant(node, 0).filter(|_| is_dequantize(node))
+        };
+        self.node().input(index).and_then(before).is_some()
+    }
+
     /// The codes of `source`, an 8-bit tensor, as `dequantize` reads them.
     fn codes(&mut self, dequantize: &Node, source: ValueId) -> Result<Codes, Refusal> {
         let codes = signed::codes(self.graph, dequantize, source)?;

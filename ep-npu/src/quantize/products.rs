@@ -1,6 +1,7 @@
 //! Units of Conv, Gemm and MatMul: constant 8-bit weights, 32-bit sums.
 
 use super::arithmetic::{Arithmetic, Floats};
+use super::attention;
 use super::codes::Codes;
 use super::form::{Constant, CutResult, Former};
 use super::signed::Edges;
@@ -78,8 +79,11 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     Ok(unit.finish(value, Kind::Product(products)))
 }
 
-/// MatMul with a constant second matrix.
+/// MatMul with a constant second matrix, or of two tensors.
 pub(super) fn matmul(mut unit: Former<'_>) -> Result<Unit, Refusal> {
+    if !unit.is_constant(1) {
+        return attention::matmul(unit);
+    }
     let node = unit.node();
     let input = unit.activation(0)?;
     let constant = unit.constant(1, ElementType::I8, 1)?;

@@ -49,6 +49,24 @@ pub enum Kind {
     },
     /// Product with a constant matrix: Gemm or MatMul. Weights have one tap.
     Product(Products),
+    /// Product of two tensors: matrices of their last two dimensions, the others repeated.
+    MatMul {
+        /// Codes of the first.
+        first: Codes,
+        /// Codes of the second.
+        second: Codes,
+        /// Codes of the result.
+        result: Codes,
+    },
+    /// Shares of a dimension's sum, of powers of e.
+    Softmax {
+        /// The dimension.
+        axis: i64,
+        /// Codes of the input.
+        input: Codes,
+        /// Codes of the output.
+        output: Codes,
+    },
     /// Sum of two tensors, the smaller one repeated; one of them may be constant.
     Add {
         /// Codes of the first operand.
@@ -264,6 +282,8 @@ impl Kind {
             Self::Dequantize(_) => "dequantize",
             Self::Conv { .. } => "conv",
             Self::Product(_) => "product",
+            Self::MatMul { .. } => "matmul",
+            Self::Softmax { .. } => "softmax",
             Self::Add { .. } => "add",
             Self::Mul { .. } => "mul",
             Self::Pair { .. } => "pair",

@@ -23,7 +23,7 @@ impl Sizes {
         let mut assignment = Assignment::ones();
         for unit in &units.units {
             if let Some(output) = unit_shape(graph, unit, &mut shapes, &mut assignment) {
-                macs[unit.target.0 as usize] = Some(unit_macs(unit, &output));
+                macs[unit.target.0 as usize] = Some(unit_macs(unit, &output, &shapes));
                 shapes.insert(unit.output, output);
             }
         }
@@ -77,8 +77,12 @@ fn unit_shape(
     shape::output(graph, unit, &inputs).ok()
 }
 
-fn unit_macs(unit: &Unit, output: &[usize]) -> u64 {
+fn unit_macs(unit: &Unit, output: &[usize], shapes: &Shapes) -> u64 {
     let products = match &unit.kind {
+        Kind::MatMul { .. } => {
+            let sums = shapes[&unit.inputs[0]].last().copied().unwrap_or(1);
+            return count(output).saturating_mul(count(&[sums]));
+        }
         Kind::Conv { products, .. } | Kind::Product(products) => products,
         _ => return 0,
     };

@@ -56,7 +56,7 @@ pub fn parts(input: Codes, count: usize) -> Parts {
     let scale = f64::from(input.scale);
     let lift = (room - 5.0).max(0.0) / scale;
     let mut parts = [0.0; 256];
-    for (part, code) in parts.iter_mut().zip(0_u8..) {
+    for (part, code) in parts.iter_mut().zip(0..=255_u8) {
         #[expect(clippy::cast_possible_truncation, reason = "as the CPU provider rounds it")]
         let value = ((f64::from(code) - 255.0 + lift) * scale).exp() as f32;
         *part = value;

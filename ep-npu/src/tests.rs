@@ -1,6 +1,7 @@
 //! Tests that pass through more than one stage.
 
 mod any;
+mod attention;
 mod bundled;
 mod exact;
 mod golden;

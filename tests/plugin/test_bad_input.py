@@ -146,7 +146,7 @@ def test_strict_refuses_a_model_that_is_not_whole_and_takes_one_that_is(door):
 
 MIXED = {
     "float in the middle": (lambda: graphs.quantised(middle="Sin"), "Sin", "middle"),
-    "quantised softmax at the end": (lambda: graphs.quantised(tail="Softmax"), "Softmax", "output"),
+    "quantised logarithm of a softmax at the end": (lambda: graphs.quantised(tail="LogSoftmax"), "LogSoftmax", "output"),
     "float softmax at the end": (lambda: graphs.with_float_tail("Softmax"), "Softmax", "tail"),
     "float at the end": (lambda: graphs.with_float_tail("Exp"), "Exp", "tail"),
 }

@@ -103,7 +103,7 @@ def test_a_batch_that_may_not_be_compiled_is_refused_with_the_shapes_held(tmp_pa
 @pytest.mark.since("1.24")
 @MODES
 def test_a_model_of_several_parts_keeps_each_and_what_the_cpu_runs(tmp_path, capfd, embedded):
-    model = graphs.quantised("Softmax", "Softmax").SerializeToString()
+    model = graphs.quantised("LogSoftmax", "LogSoftmax").SerializeToString()
     before = sessions.by_name(model)
     parts = [kinds for name, kinds in sessions.placement(before) if name == EP]
     assert len(parts) > 1, "the model is to have several parts"

@@ -114,7 +114,7 @@ class Random(Layer):
 
     def refused(self) -> None:
         x, codes, shape = self.pick()
-        kind = str(self.random.choice(["Softsign", "Sin", "Identity", "Softmax", "Transpose", "codes"]))
+        kind = str(self.random.choice(["Softsign", "Sin", "Identity", "LogSoftmax", "Transpose", "codes"]))
         if kind == "codes":
             self.flow.append((self.node("Identity", [x]), codes, shape))
         elif kind == "Transpose":

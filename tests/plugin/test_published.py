@@ -19,9 +19,11 @@ pytestmark = pytest.mark.since("1.24")
 
 NAMES = [name for name in SETS["all" if os.environ.get("NPU_MODELS") == "all" else "quick"] if name not in RECIPES]
 # Those of which nothing may be left to the CPU.
-WHOLE = {"squeezenet1_1", "mobilenet_v3_small", "efficientnet_b0", "dnsmos-p808", "oww-embedding", "ddddocr-det"}
-# As many subgraphs as there are between what stays on the CPU.
-SUBGRAPHS = {"ppocr-cls-v2": 1, "ppocrv4-det": 2, "ppocrv4-rec": 8}
+WHOLE = {"squeezenet1_1", "mobilenet_v3_small", "efficientnet_b0", "dnsmos-p808", "oww-embedding", "ddddocr-det", "ppocr-cls-v2"}
+# At most as many subgraphs as there are between what stays on the CPU.
+SUBGRAPHS = {"ppocr-cls-v2": 1, "ppocrv4-det": 2, "ppocrv4-rec": 6, "minilm-l3": 6}
+# The least share of the multiplications.
+LEAST = {"ppocrv4-rec": 0.99, "minilm-l3": 0.99}
 
 
 def feeds(name: str, packages) -> list[dict[str, np.ndarray]]:
@@ -51,7 +53,8 @@ def test_outputs_equal_the_cpu(models, name, capsys):
     assert taken > 0, "nothing of the model ran on the NPU"
     if name in WHOLE:
         sessions.assert_all_on_npu(session)
-    assert subgraphs == SUBGRAPHS.get(name, subgraphs)
+    assert subgraphs <= SUBGRAPHS.get(name, subgraphs)
+    assert taken >= LEAST.get(name, 0) * sum(macs.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

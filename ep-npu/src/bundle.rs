@@ -36,6 +36,9 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"NPUB");
 /// Version of the bundle; a reader refuses another.
 pub const VERSION: u16 = 1;
 
+/// Which compiler this is: its sources in one number.
+pub(crate) const BUILD: &str = env!("NPU_COMPILER_SOURCES");
+
 const ALIGN: usize = 64;
 const HASH: usize = 32;
 
@@ -139,7 +142,11 @@ impl Bundle {
         let part = graph::read(structure, &weights)?;
         let mut constants = Vec::new();
         while let Some(bytes) = next(section::CONSTANTS) {
-            constants.push(bytes);
+            // The blob's own hash has been found right and covers them: not once more over so many bytes.
+            let mut content = Sha256::new();
+            content.update(&blob[HASH..HASH + 32]);
+            content.update((constants.len() as u64).to_le_bytes());
+            constants.push((bytes, content.finalize().into()));
         }
         let mut programs = Vec::new();
         while let Some(bytes) = next(section::PROGRAM) {
@@ -150,6 +157,14 @@ impl Bundle {
             None => Ok(Self { part, limits, compiler, programs }),
         }
     }
+}
+
+/// What makes `part` what it is, its constants apart, whatever it is called.
+pub(crate) fn parts(part: &Graph) -> (Vec<u8>, Vec<u8>) {
+    let (mut structure, weights) = graph::write(part);
+    // The name comes first, behind its length: a runtime makes it of the model's path.
+    structure.drain(..size_of::<u32>() + part.name().len());
+    (structure, weights)
 }
 
 fn assemble(parts: &[(u32, &[u8])]) -> Vec<u8> {

@@ -15,6 +15,7 @@
 //! | [`shape`] | shapes between units, for one batch |
 //! | [`partition`] | which units run here, in which groups; for the others, [`refusal`]s |
 //! | [`bundle`] | a compiled part as one blob, and whether it fits a device |
+//! | [`disk_cache`] | compiled parts on a disk, for the next session |
 //! | [`lower`], [`schedule`], [`allocate`], [`emit`] | the stages of [`program::compile`] |
 //! | [`run`] | programs on a device, one for each batch |
 //! | `session` | a whole model, loaded and run: for programs without ONNX Runtime |
@@ -25,6 +26,7 @@
 
 pub mod allocate;
 pub mod bundle;
+pub mod disk_cache;
 pub mod dump;
 pub mod emit;
 pub mod explain;

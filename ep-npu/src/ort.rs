@@ -23,11 +23,14 @@ pub(crate) mod host;
 mod import;
 mod memory;
 mod options;
+mod profile;
 mod provider;
 mod session_context;
 pub(crate) use session_context::SessionContext;
+mod settings;
 mod status;
 mod sys;
+mod terminate;
 mod view;
 mod workers;
 #[cfg(feature = "onnx")]

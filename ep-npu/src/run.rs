@@ -11,9 +11,11 @@ mod constants;
 mod empty;
 mod error;
 mod memory;
+mod stop;
 mod tensor;
 
 pub use error::{BundleLoadError, CopyCause, Role, RunError};
+pub use stop::StopFlag;
 pub use tensor::{GivenOutputs, Outputs, OwnedOutputs, OwnedTensor, TensorMut, TensorRef};
 
 use crate::bundle::{Bundle, BundleError, Fit, Ready};
@@ -23,7 +25,7 @@ use crate::program::{self, CompileError, Compiled, Edge};
 use crate::quantize::Units;
 use crate::shape::Assignment;
 use cache::Cache;
-use libnpu::{Context, Device, Job, Program, Workers};
+use libnpu::{Context, Device, Done, Job, Memory, Program, Workers};
 use memory::{Bound, Scratch};
 use npu_uapi::addr::SlotId;
 use std::path::PathBuf;
@@ -116,6 +118,19 @@ impl Executable {
             executable.load(&shapes)?;
         }
         Ok(executable)
+    }
+
+    /// Compiles as [`Executable::new`] does, and loads nothing.
+    ///
+    /// # Errors
+    /// As for [`Executable::new`].
+    pub fn compile(
+        part: Graph,
+        context: Context,
+        device: Device,
+        options: RunOptions,
+    ) -> Result<Bundle, CompileError> {
+        Self::with(part, Vec::new(), context, device, options).bundle()
     }
 
     /// Loads what was compiled before: no stage of the compiler runs, until a run has shapes for which
@@ -226,6 +241,21 @@ impl Executable {
         outputs: &mut dyn Outputs,
         workers: &dyn Workers,
     ) -> Result<RunReport, RunError> {
+        self.run_until(inputs, outputs, workers, self.options.timeout, None)
+    }
+
+    /// As [`Executable::run`], within `timeout`, and ended early when `stop` is set.
+    ///
+    /// # Errors
+    /// Also [`RunError::Stopped`].
+    pub fn run_until(
+        &self,
+        inputs: &[TensorRef<'_>],
+        outputs: &mut dyn Outputs,
+        workers: &dyn Workers,
+        timeout: Duration,
+        stop: Option<StopFlag>,
+    ) -> Result<RunReport, RunError> {
         // Before any lock, which another thread may have held when this process was forked.
         self.device.check_process()?;
         let shapes = self.check(inputs)?;
@@ -250,20 +280,35 @@ impl Executable {
         if let Some(scratch) = &scratch {
             bound.scratch(scratch, loaded.scratch_bytes)?;
         }
-        let table = loaded.constants.as_ref().map(|constants| constants.table());
-        let job = self.context.exec(&loaded.program, table, bound.overlay())?;
-        let done = match job.wait(workers, self.options.timeout) {
-            Ok(done) => done,
-            Err(error) => {
-                if bound.is_in_place() {
-                    self.end(&job, workers);
-                }
-                return Err(self.failed(&loaded, error));
+        let overlay = bound.overlay();
+        let done = match stop {
+            None => self.job(&loaded, overlay, workers, timeout, bound.is_in_place())?,
+            Some(flag) => {
+                self.job_until(&loaded, &overlay, workers, timeout, bound.is_in_place(), flag)?
             }
         };
         self.scratch.give_back(scratch);
         let copied_bytes = bound.finish()?;
         Ok(RunReport { cycles: done.cycles, copied_bytes })
+    }
+
+    /// One job, from submission to end.
+    fn job(
+        &self,
+        loaded: &Loaded,
+        overlay: Vec<(SlotId, Memory)>,
+        workers: &dyn Workers,
+        timeout: Duration,
+        is_in_place: bool,
+    ) -> Result<Done, RunError> {
+        let table = loaded.constants.as_ref().map(|constants| constants.table());
+        let job = self.context.exec(&loaded.program, table, overlay)?;
+        job.wait(workers, timeout).map_err(|error| {
+            if is_in_place {
+                self.end(&job, workers);
+            }
+            self.failed(loaded, error)
+        })
     }
 
     /// The error of a job, with the node whose command failed where the device names one.
@@ -427,7 +472,9 @@ impl Executable {
                 Some(match bound.find(|constants| constants.are_at(bytes)) {
                     Some(same) => same.clone(),
                     None => {
-                        Arc::new(constants::Bound::of_bundle(&self.device, &self.context, bytes)?)
+                        let content = ready.content;
+                        let (device, context) = (&self.device, &self.context);
+                        Arc::new(constants::Bound::of_bundle(device, context, bytes, content)?)
                     }
                 })
             }

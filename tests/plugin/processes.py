@@ -10,6 +10,8 @@ from pathlib import Path
 
 CHILD_LIMIT_S = 120
 READY_LIMIT_S = 60
+# Where the Python package lies, without the library in it.
+PACKAGES = Path(__file__).resolve().parents[2] / "ep-npu/python"
 
 START = """
 import os, sys

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ExplainError", "empty", "explain", "get_ep_name", "get_ep_names", "get_library_path", "register", "unregister"]
+__all__ = ["ExplainError", "empty", "explain", "get_ep_name", "get_ep_names", "get_library_path", "register", "run", "unregister"]
 
 _EP_NAME = "NpuExecutionProvider"
 _FOLDER = Path(__file__).resolve().parent
@@ -75,6 +75,41 @@ def empty(shape: Sequence[int], dtype: Any) -> "np.ndarray":  # noqa: F821
     shape, dtype = [int(length) for length in shape], np.dtype(dtype)
     value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, memory_info=memory)
     return _Held.over(value, shape, dtype)
+
+
+def run(session: Any, output_names: Sequence[str] | None, feeds: dict[str, Any], run_options: Any = None) -> list:
+    """As `session.run`, and Ctrl-C ends it: at once, not when the run is over.
+
+    Python looks at signals between calls, and a run is one call. This one is made on another thread, while the caller's
+    waits; what interrupts the wait sets `terminate` of the run's options, and is raised when the run has ended.
+    """
+    import onnxruntime as ort
+
+    run_options = ort.RunOptions() if run_options is None else run_options
+    ended, outcome = threading.Event(), []
+
+    def call() -> None:
+        try:
+            outcome.append((session.run(output_names, feeds, run_options), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=call, name="npu-run")
+    thread.start()
+    try:
+        ended.wait()
+    except BaseException:
+        run_options.terminate = True
+        thread.join()
+        run_options.terminate = False
+        raise
+    thread.join()
+    results, error = outcome[0]
+    if error is not None:
+        raise error
+    return results
 
 
 def explain(model: Any, device: str | None = None, batch: int = 1) -> dict[str, Any]:

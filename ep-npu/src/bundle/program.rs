@@ -20,6 +20,8 @@ pub struct Ready {
     container: Container,
     /// What the constants slot holds, if there is one.
     pub(crate) constants: Option<Bytes>,
+    /// What tells these constants from others, where they are from a blob.
+    pub(crate) content: Option<[u8; 32]>,
     pub(crate) inputs: Vec<Edge>,
     pub(crate) outputs: Vec<Edge>,
     /// By `op_id`, the node that the command was compiled from.
@@ -35,6 +37,7 @@ impl Ready {
         Self {
             container,
             constants,
+            content: None,
             inputs: compiled.inputs.clone(),
             outputs: compiled.outputs.clone(),
             nodes: compiled.emitted.op_ids.iter().map(node).collect(),
@@ -72,7 +75,7 @@ impl Ready {
     /// The program of `part` that a section holds.
     pub(super) fn read(
         section: Bytes,
-        constants: &[Bytes],
+        constants: &[(Bytes, [u8; 32])],
         part: &Graph,
     ) -> Result<Self, BundleError> {
         let mut reader = Reader::new(section);
@@ -85,11 +88,13 @@ impl Ready {
             return Err(malformed("a command is of no node"));
         }
         let container = Container::from_bytes(&file)?;
-        let constants = match index {
-            NO_CONSTANTS => None,
+        let (constants, content) = match index {
+            NO_CONSTANTS => (None, None),
             index => {
                 let found = usize::try_from(index).ok().and_then(|index| constants.get(index));
-                Some(found.ok_or(malformed("a program's constants are missing"))?.clone())
+                let found = found.ok_or(malformed("a program's constants are missing"))?;
+                let (bytes, content) = found.clone();
+                (Some(bytes), Some(content))
             }
         };
         let slots = &container.image.slots;
@@ -102,7 +107,7 @@ impl Ready {
         if inputs.len() != part.inputs().len() || outputs.len() != part.outputs().len() {
             return Err(malformed("a program has other inputs or outputs than its part"));
         }
-        Ok(Self { container, constants, inputs, outputs, nodes })
+        Ok(Self { container, constants, content, inputs, outputs, nodes })
     }
 }
 

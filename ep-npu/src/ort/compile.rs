@@ -1,8 +1,11 @@
 //! Compile: one program for each claim that ONNX Runtime fused into a node, compiled now or before.
 
-use crate::bundle::{Bundle, Fit};
+use crate::bundle::{self, Bundle, Fit};
+use crate::disk_cache::{DiskCache, Found, Key};
 use crate::program::CompileError;
 use crate::run::{BundleLoadError, Executable, RunOptions};
+
+use bytes::Bytes;
 
 use super::api::Severity;
 use super::compute::NodeProgram;
@@ -28,13 +31,13 @@ pub(crate) fn part(
     graph: Graph<'_>,
     fused: Node<'_>,
 ) -> Result<Part, Failure> {
-    let (executable, blob) = match graph.nodes()?.as_slice() {
+    let Made { executable, blob, is_loaded } = match graph.nodes()?.as_slice() {
         &[node] if ep_context::is_ours(node)? => {
             let (executable, blob) = load(provider, graph, node, fused)
                 .map_err(|failure| failure.within("NPU compiled model"))?;
-            (executable, Some(blob))
+            Made { executable, blob: Some(blob), is_loaded: true }
         }
-        _ => (compile(provider, graph, fused)?, None),
+        _ => compile(provider, graph, fused)?,
     };
     let context_node = match provider.compiled.is_enabled {
         false => None,
@@ -52,13 +55,73 @@ pub(crate) fn part(
     let part = executable.part();
     let input_names = part.inputs().iter().map(|&id| part.value(id).name.clone()).collect();
     let program = NodeProgram::new(provider, executable, input_names);
-    Ok(Part { program, context_node, is_loaded: blob.is_some() })
+    Ok(Part { program, context_node, is_loaded })
 }
 
-fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Executable, Failure> {
+/// What a claim becomes, and its bundle where there is one already.
+struct Made {
+    executable: Executable,
+    blob: Option<Bytes>,
+    is_loaded: bool,
+}
+
+fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Made, Failure> {
     let part = import::part(graph, fused)?;
     let (context, device) = (provider.context.context().clone(), provider.device.clone());
-    Executable::new(part, context, device, run_options(provider)).map_err(|error| compiler(&error))
+    let options = run_options(provider);
+    let keeps = provider.cache.is_some() || provider.compiled.is_enabled;
+    if !keeps || options.dump.is_some() {
+        let made = Executable::new(part, context, device, options);
+        let executable = made.map_err(|error| compiler(&error))?;
+        return Ok(Made { executable, blob: None, is_loaded: false });
+    }
+    let cached = provider.cache.as_ref().map(|cache| {
+        let (structure, weights) = bundle::parts(&part);
+        (cache, Key::new(&structure, &weights, device.limits(), &options.batches))
+    });
+    if let Some(bundle) = cached.as_ref().and_then(|(cache, key)| kept(provider, cache, key)) {
+        let loaded =
+            Executable::from_bundle(bundle, context.clone(), device.clone(), options.clone());
+        match loaded {
+            Ok(executable) => return Ok(Made { executable, blob: None, is_loaded: true }),
+            Err(error) => warn(provider, &format!("NPU cache: {error}; compiled again")),
+        }
+    }
+    // The bundle first, so that nothing is compiled twice.
+    let bundle = Executable::compile(part, context.clone(), device.clone(), options.clone());
+    let bundle = bundle.map_err(|error| compiler(&error))?;
+    let blob = bundle.to_bytes();
+    if let Some((cache, key)) = cached
+        && let Err(error) = cache.put(&key, &blob)
+    {
+        let path = cache.path(&key);
+        warn(provider, &format!("NPU cache: cannot keep {}: {error}", path.display()));
+    }
+    let executable = Executable::from_bundle(bundle, context, device, options);
+    let executable =
+        executable.map_err(|error| Failure::from_error(Kind::Provider, &error).within("NPU"))?;
+    Ok(Made { executable, blob: Some(Bytes::from(blob)), is_loaded: false })
+}
+
+/// What the cache has for `key`; what is wrong with it is told, and it is compiled.
+fn kept(provider: &Provider, cache: &DiskCache, key: &Key) -> Option<Bundle> {
+    let path = || cache.path(key).display().to_string();
+    match cache.get(key) {
+        Ok(Found::Part(bundle)) => return Some(*bundle),
+        Ok(Found::Nothing) => {}
+        Ok(Found::Damaged(error)) => {
+            warn(
+                provider,
+                &format!("NPU cache: {} is deleted and compiled again: {error}", path()),
+            );
+        }
+        Err(error) => warn(provider, &format!("NPU cache: cannot read {}: {error}", path())),
+    }
+    None
+}
+
+fn warn(provider: &Provider, line: &str) {
+    provider.logger.log(Severity::Warning, line);
 }
 
 fn compiler(error: &CompileError) -> Failure {
@@ -71,7 +134,7 @@ fn load(
     graph: Graph<'_>,
     node: Node<'_>,
     fused: Node<'_>,
-) -> Result<(Executable, bytes::Bytes), Failure> {
+) -> Result<(Executable, Bytes), Failure> {
     let (bundle, blob) = ep_context::read(&provider.compiled, graph, node)?;
     check_edges(&bundle, node, fused)?;
     if Fit::of(&bundle.limits, provider.device.limits()) == Fit::Runs {

@@ -11,11 +11,13 @@ use crate::run::{Executable, Outputs, RunError, RunReport, TensorRef};
 
 use super::api::{Api, Logger, Severity, call};
 use super::factory::Factory;
+use super::profile::Events;
 use super::provider::Provider;
+use super::settings::Settings;
 use super::status::{Failure, Kind, guard};
 use super::sys::{OrtNodeComputeContext, OrtNodeComputeInfo};
+use super::terminate;
 use super::view::{Shape, Value};
-use super::workers::Threads;
 
 /// The program of one fused node; ONNX Runtime sees its first field.
 #[derive(Debug)]
@@ -23,8 +25,11 @@ use super::workers::Threads;
 pub(crate) struct NodeProgram {
     ort: OrtNodeComputeInfo,
     factory: Arc<Factory>,
-    threads: Arc<Threads>,
+    settings: Arc<Settings>,
+    events: Arc<Events>,
     executable: Executable,
+    /// Of the part of the model, for profiles.
+    name: String,
     input_names: Vec<String>,
 }
 
@@ -41,8 +46,10 @@ impl NodeProgram {
             compute: Some(compute),
             release_state: Some(release_state),
         };
-        let (factory, threads) = (provider.factory.clone(), provider.threads.clone());
-        Box::new(Self { ort, factory, threads, executable, input_names })
+        let factory = provider.factory.clone();
+        let (settings, events) = (provider.settings.clone(), provider.events.clone());
+        let name = executable.part().name().to_owned();
+        Box::new(Self { ort, factory, settings, events, executable, name, input_names })
     }
 
     /// The program as the runtime holds it.
@@ -74,9 +81,17 @@ impl NodeProgram {
         }
         let inputs: Vec<TensorRef<'_>> = held.iter().map(Input::as_tensor).collect();
         let mut outputs = KernelOutputs { api, context };
-        let run =
-            |workers: &dyn libnpu::Workers| self.executable.run(&inputs, &mut outputs, workers);
-        let report = self.threads.with(api, context, run).map_err(|error| failure_of(&error))?;
+        let stop = terminate::flag(self.factory.terminate());
+        let timeout = self.settings.timeout();
+        let run = |workers: &dyn libnpu::Workers| {
+            self.executable.run_until(&inputs, &mut outputs, workers, timeout, stop)
+        };
+        let event = self.events.begin();
+        let threads = self.settings.threads();
+        let report = threads.with(api, context, run).map_err(|error| failure_of(&error))?;
+        if let Some(event) = event {
+            self.events.end(event, &self.name, report);
+        }
         report_to(api, context, report);
         Ok(())
     }
@@ -102,6 +117,8 @@ fn report_to(api: &Api, context: *const OrtKernelContext, report: RunReport) {
 fn failure_of(error: &RunError) -> Failure {
     let failure = Failure::from_error(kind_of(error), error);
     match error {
+        RunError::Stopped => failure
+            .within("Exiting due to terminate flag being set to true, which the NPU saw in a node"),
         RunError::Device(libnpu::Error::Timeout(_)) => {
             failure.within("NPU option `timeout_ms` sets how long a run may take")
         }
@@ -121,6 +138,7 @@ fn kind_of(error: &RunError) -> Kind {
         | RunError::Bytes { .. }
         | RunError::Missing { .. }
         | RunError::Copy { .. } => Kind::InvalidArgument,
+        RunError::Stopped => Kind::Stopped,
         _ => Kind::Provider,
     }
 }

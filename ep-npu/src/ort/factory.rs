@@ -23,6 +23,7 @@ use super::options::{self, Options};
 use super::provider::Provider;
 use super::status::{Failure, Kind, c_text, guard, guard_or};
 use super::sys::{self, OrtAllocator, OrtDataTransferImpl, OrtEp, OrtEpFactory};
+use super::terminate::FlagOffset;
 use super::view;
 
 /// Name of the provider: what a session asks for.
@@ -54,6 +55,8 @@ pub(crate) struct Factory {
     api: Api,
     memory: MemoryInfo,
     logger: Logger,
+    /// Where run options say that a run is to end, if it was found.
+    terminate: Option<FlagOffset>,
     /// The virtual device, made when first asked for.
     hardware: Mutex<Option<Hardware>>,
 }
@@ -81,11 +84,17 @@ impl Factory {
             v28: None,
         };
         let memory = api.memory_info(VENDOR)?;
-        Ok(Arc::new(Self { ort, api, memory, logger, hardware: Mutex::new(None) }))
+        let terminate = FlagOffset::measure(&api);
+        Ok(Arc::new(Self { ort, api, memory, logger, terminate, hardware: Mutex::new(None) }))
     }
 
     pub(crate) fn api(&self) -> &Api {
         &self.api
+    }
+
+    /// Where run options say that a run is to end, if it was found.
+    pub(crate) fn terminate(&self) -> Option<FlagOffset> {
+        self.terminate
     }
 
     /// The logger of the environment.

@@ -7,21 +7,27 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::disk_cache;
+
 use super::status::Failure;
 
 /// Prefix of the provider's options in the configuration of a session.
-const PREFIX: &str = "ep.npuexecutionprovider.";
+pub(crate) const PREFIX: &str = "ep.npuexecutionprovider.";
 /// Most threads that can be asked for.
 const MOST_THREADS: usize = 1024;
 /// The largest batch that can be asked for.
 const MOST_BATCH: usize = 65_536;
 /// Most batches that can be asked for.
 const MOST_BATCHES: usize = 64;
+/// Where compiled parts are kept, unless the option `cache_dir` says.
+const CACHE: &str = "NPU_CACHE_DIR";
+/// The most that compiled parts may take on a disk.
+const MOST_CACHE_MIB: u64 = 1 << 20;
 /// The device when neither option nor environment names one.
 const DEFAULT_DEVICE: &str = "sim";
 
 /// Name, and what it takes.
-const KNOWN: [(&str, &str); 10] = [
+const KNOWN: [(&str, &str); 12] = [
     ("device", "a device string such as `sim`"),
     ("threads", "a number from 1 to 1024"),
     ("timeout_ms", "a number of milliseconds, at least 1"),
@@ -31,6 +37,8 @@ const KNOWN: [(&str, &str); 10] = [
     ("batches", "numbers from 1 to 65536 with commas between, such as `1,4`"),
     ("compile_missing", "0 or 1"),
     ("min_gain", "a number of microseconds"),
+    ("cache_dir", "a folder for compiled parts, `default` for the user's cache, or `off`"),
+    ("cache_mib", "a number of mebibytes from 1 to 1048576"),
     // ONNX Runtime's own key for choosing among the devices of a provider; there is one.
     ("device_id", "0"),
 ];
@@ -56,6 +64,10 @@ pub(crate) struct Options {
     pub(crate) compile_missing: bool,
     /// What a group must save to be taken.
     pub(crate) min_gain: Option<Duration>,
+    /// Where compiled parts are kept for other sessions; nowhere by default.
+    pub(crate) cache: Option<PathBuf>,
+    /// Bytes that they may take there.
+    pub(crate) cache_bytes: u64,
 }
 
 impl Options {
@@ -71,7 +83,12 @@ impl Options {
             batches: Vec::new(),
             compile_missing: true,
             min_gain: None,
+            cache: None,
+            cache_bytes: disk_cache::LIMIT_BYTES,
         };
+        if let Some(value) = std::env::var(CACHE).ok().filter(|value| !value.is_empty()) {
+            options.cache = cache(&value);
+        }
         for (key, value) in entries {
             if let Some(name) = key.strip_prefix(PREFIX) {
                 options.set(name, value)?;
@@ -90,19 +107,10 @@ impl Options {
         match name {
             "device" if value.is_empty() => return Err(bad()),
             "device" => value.clone_into(&mut self.device),
-            "threads" => {
-                let threads: NonZeroUsize = value.parse().map_err(|_| bad())?;
-                if threads.get() > MOST_THREADS {
-                    return Err(bad());
-                }
-                self.threads = Some(threads);
-            }
+            "threads" => self.threads = Some(threads(value).ok_or_else(bad)?),
             "dump" if value.is_empty() => return Err(bad()),
             "dump" => self.dump = Some(PathBuf::from(value)),
-            "timeout_ms" => {
-                let limit: u32 = value.parse().ok().filter(|&limit| limit > 0).ok_or_else(bad)?;
-                self.timeout = Some(Duration::from_millis(limit.into()));
-            }
+            "timeout_ms" => self.timeout = Some(milliseconds(value).ok_or_else(bad)?),
             "strict" => self.strict = switch(value).ok_or_else(bad)?,
             "deny_copy" => self.deny_copy = switch(value).ok_or_else(bad)?,
             "min_gain" => {
@@ -110,6 +118,15 @@ impl Options {
                 self.min_gain = Some(Duration::from_micros(micros.into()));
             }
             "compile_missing" => self.compile_missing = switch(value).ok_or_else(bad)?,
+            "cache_dir" if value.is_empty() => return Err(bad()),
+            "cache_dir" => self.cache = cache(value),
+            "cache_mib" => {
+                let mib: u64 = value.parse().map_err(|_| bad())?;
+                if !(1..=MOST_CACHE_MIB).contains(&mib) {
+                    return Err(bad());
+                }
+                self.cache_bytes = mib << 20;
+            }
             "batches" => self.batches = batches(value).ok_or_else(bad)?,
             _ => {
                 if value != "0" {
@@ -129,11 +146,31 @@ fn switch(value: &str) -> Option<bool> {
     }
 }
 
+/// A number of threads.
+pub(crate) fn threads(value: &str) -> Option<NonZeroUsize> {
+    value.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= MOST_THREADS)
+}
+
+/// A number of milliseconds, at least 1.
+pub(crate) fn milliseconds(value: &str) -> Option<Duration> {
+    let millis: u32 = value.parse().ok()?;
+    (millis > 0).then_some(Duration::from_millis(millis.into()))
+}
+
 fn batches(value: &str) -> Option<Vec<usize>> {
     let batch =
         |text: &str| text.trim().parse().ok().filter(|batch| (1..=MOST_BATCH).contains(batch));
     let batches: Vec<usize> = value.split(',').map(batch).collect::<Option<_>>()?;
     (batches.len() <= MOST_BATCHES).then_some(batches)
+}
+
+/// The folder that an option or the environment names for compiled parts, if it is to be one.
+fn cache(value: &str) -> Option<PathBuf> {
+    match value {
+        "off" => None,
+        "default" => disk_cache::default_folder(),
+        folder => Some(PathBuf::from(folder)),
+    }
 }
 
 /// The device that the environment names (`NPU_DEVICE`), else the one in this process.

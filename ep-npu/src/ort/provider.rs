@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libnpu::Device;
 use ort_sys::{OrtGraph, OrtNode, OrtRunOptions, OrtStatusPtr};
 
+use crate::disk_cache::DiskCache;
 use crate::{bundle, trace};
 
 use super::api::{Api, Logger, Severity};
@@ -17,11 +18,13 @@ use super::compute::NodeProgram;
 use super::ep_context::ContextOptions;
 use super::factory::{EP_NAME_C, Factory};
 use super::options::Options;
+use super::profile::{self, Events};
 use super::session_context::SessionContext;
+use super::settings::Settings;
 use super::status::{Failure, Kind, c_text, guard, guard_or};
-use super::sys::{OrtEp, OrtEpGraphSupportInfo, OrtNodeComputeInfo};
+use super::sys::{OrtEp, OrtEpGraphSupportInfo, OrtEpProfilerImpl, OrtNodeComputeInfo};
+use super::terminate;
 use super::view::{Graph, Node, array};
-use super::workers::Threads;
 
 /// Most refused nodes that one error lists.
 const MOST_SHOWN: usize = 16;
@@ -37,7 +40,10 @@ pub(crate) struct Provider {
     pub(crate) logger: Logger,
     pub(crate) device: Device,
     pub(crate) context: Arc<SessionContext>,
-    pub(crate) threads: Arc<Threads>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) events: Arc<Events>,
+    /// Where compiled parts are kept for other sessions.
+    pub(crate) cache: Option<DiskCache>,
     /// What was refused so far, a line a node; an error in a strict session.
     refused: Mutex<Vec<String>>,
     /// What a compiled model says of its device.
@@ -68,22 +74,25 @@ impl Provider {
             release_node_compute_infos: Some(release_node_compute_infos),
             get_preferred_data_layout: None,
             should_convert_data_layout: None,
-            set_dynamic_options: None,
-            // Before version 27 a session has no end of its initialization to fail at.
-            on_run_start: (factory.api().version() < 27).then_some(on_run_start),
-            on_run_end: None,
+            set_dynamic_options: Some(set_dynamic_options),
+            on_run_start: Some(on_run_start),
+            on_run_end: Some(on_run_end),
             create_allocator: None,
             create_sync_stream: None,
             get_compiled_model_compatibility: Some(get_compiled_model_compatibility),
             get_kernel_registry: None,
             is_concurrent_run_supported: Some(is_concurrent_run_supported),
-            v25: [None; 2],
+            sync: None,
+            create_profiler: Some(create_profiler),
             v26: [None; 5],
             on_session_initialization_end: Some(on_session_initialization_end),
             v27: [None; 2],
             v29: None,
         };
-        let threads = Arc::new(Threads::new(options.threads));
+        let settings = Arc::new(Settings::new(&options));
+        let events = Arc::new(Events::default());
+        let folder = options.cache.as_deref();
+        let cache = folder.map(|folder| DiskCache::new(folder, options.cache_bytes));
         let compatibility = c_text(&bundle::line(device.limits()));
         Ok(Box::new(Self {
             ort,
@@ -93,7 +102,9 @@ impl Provider {
             logger,
             device,
             context,
-            threads,
+            settings,
+            events,
+            cache,
             refused: Mutex::default(),
             compatibility,
             parts: AtomicUsize::new(0),
@@ -257,10 +268,64 @@ unsafe extern "C" fn release_node_compute_infos(
     });
 }
 
-unsafe extern "C" fn on_run_start(this: *mut OrtEp, _: *const OrtRunOptions) -> OrtStatusPtr {
+unsafe extern "C" fn on_run_start(this: *mut OrtEp, options: *const OrtRunOptions) -> OrtStatusPtr {
     // SAFETY: the runtime passes a provider that it has not released.
     let provider = unsafe { Provider::borrow(this) };
-    guard(provider.api(), || provider.check_strict())
+    guard(provider.api(), || {
+        terminate::begin(options);
+        // Before version 27 a session has no end of its initialization to fail at.
+        match provider.api().version() < 27 {
+            true => provider.check_strict(),
+            false => Ok(()),
+        }
+    })
+}
+
+unsafe extern "C" fn on_run_end(
+    this: *mut OrtEp,
+    _: *const OrtRunOptions,
+    _wait: bool,
+) -> OrtStatusPtr {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    guard(provider.api(), || {
+        terminate::end();
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn set_dynamic_options(
+    this: *mut OrtEp,
+    keys: *const *const c_char,
+    values: *const *const c_char,
+    len: usize,
+) -> OrtStatusPtr {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    guard(provider.api(), || {
+        // SAFETY: the runtime passes that many of both, for the length of the call.
+        let (keys, values) = unsafe { (array(keys, len), array(values, len)) };
+        let pairs = keys.iter().zip(values).map(|(&key, &value)| {
+            // SAFETY: strings of the runtime, live during the call.
+            unsafe { (Api::text(key), Api::text(value)) }
+        });
+        provider.settings.set(&pairs.collect::<Vec<_>>())
+    })
+}
+
+unsafe extern "C" fn create_profiler(
+    this: *mut OrtEp,
+    out: *mut *mut OrtEpProfilerImpl,
+) -> OrtStatusPtr {
+    // SAFETY: the runtime passes a provider that it has not released.
+    let provider = unsafe { Provider::borrow(this) };
+    guard(provider.api(), || {
+        let profiler =
+            profile::Profiler::into_raw(provider.factory.clone(), provider.events.clone());
+        // SAFETY: an out pointer of the runtime.
+        unsafe { out.write(profiler) };
+        Ok(())
+    })
 }
 
 unsafe extern "C" fn on_session_initialization_end(this: *mut OrtEp) -> OrtStatusPtr {

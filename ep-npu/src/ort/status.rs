@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     NotImplemented,
     /// The graph cannot be read.
     InvalidGraph,
+    /// The caller asked for the end of the run.
+    Stopped,
     /// Everything else: the device, the driver, the compiler, or ONNX Runtime itself.
     Provider,
 }
@@ -79,6 +81,7 @@ pub(crate) fn guard(api: &Api, body: impl FnOnce() -> Result<(), Failure>) -> Or
         Kind::InvalidArgument => OrtErrorCode::ORT_INVALID_ARGUMENT,
         Kind::NotImplemented => OrtErrorCode::ORT_NOT_IMPLEMENTED,
         Kind::InvalidGraph => OrtErrorCode::ORT_INVALID_GRAPH,
+        Kind::Stopped => OrtErrorCode::ORT_FAIL,
         Kind::Provider => OrtErrorCode::ORT_EP_FAIL,
     };
     api.status(code, &c_text(&failure.message))

@@ -51,6 +51,10 @@ opaque! {
     OrtNodeComputeContext;
     /// Which memory a value lives in.
     OrtMemoryDevice;
+    /// An event of a profile.
+    OrtProfilingEvent;
+    /// Where a profiler puts its events.
+    OrtProfilingEventsContainer;
 }
 
 /// Asserts that slot `n` of a structure of pointers stands `8 * n` bytes from its start.
@@ -159,10 +163,18 @@ pub(crate) struct OrtEp {
         Option<unsafe extern "C" fn(*mut OrtEp, *mut *mut OrtNodeComputeInfo, usize)>,
     pub(crate) get_preferred_data_layout: Unused,
     pub(crate) should_convert_data_layout: Unused,
-    pub(crate) set_dynamic_options: Unused,
+    pub(crate) set_dynamic_options: Option<
+        unsafe extern "C" fn(
+            *mut OrtEp,
+            *const *const c_char,
+            *const *const c_char,
+            usize,
+        ) -> OrtStatusPtr,
+    >,
     pub(crate) on_run_start:
         Option<unsafe extern "C" fn(*mut OrtEp, *const OrtRunOptions) -> OrtStatusPtr>,
-    pub(crate) on_run_end: Unused,
+    pub(crate) on_run_end:
+        Option<unsafe extern "C" fn(*mut OrtEp, *const OrtRunOptions, bool) -> OrtStatusPtr>,
     pub(crate) create_allocator: Unused,
     pub(crate) create_sync_stream: Unused,
     pub(crate) get_compiled_model_compatibility:
@@ -172,8 +184,11 @@ pub(crate) struct OrtEp {
     /// v24
     pub(crate) is_concurrent_run_supported:
         Option<unsafe extern "C" fn(*mut OrtEp, *mut bool) -> OrtStatusPtr>,
-    /// v25: Sync, CreateProfiler.
-    pub(crate) v25: [Unused; 2],
+    /// v25
+    pub(crate) sync: Unused,
+    /// v25
+    pub(crate) create_profiler:
+        Option<unsafe extern "C" fn(*mut OrtEp, *mut *mut OrtEpProfilerImpl) -> OrtStatusPtr>,
     /// v26: graph capture (4), available resource.
     pub(crate) v26: [Unused; 5],
     /// v27
@@ -189,7 +204,7 @@ slots!(OrtEp {
     get_preferred_data_layout = 5, should_convert_data_layout = 6, set_dynamic_options = 7,
     on_run_start = 8, on_run_end = 9, create_allocator = 10, create_sync_stream = 11,
     get_compiled_model_compatibility = 12, get_kernel_registry = 13,
-    is_concurrent_run_supported = 14, v25 = 15, v26 = 17, on_session_initialization_end = 22,
+    is_concurrent_run_supported = 14, sync = 15, create_profiler = 16, v26 = 17, on_session_initialization_end = 22,
     v27 = 23, v29 = 25,
 } size 26);
 
@@ -271,8 +286,32 @@ pub(crate) struct OrtDataTransferImpl {
 }
 slots!(OrtDataTransferImpl { release = 1, can_copy = 2, copy_tensors = 3 } size 4);
 
+/// `OrtEpProfilerImpl`, of version 25
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct OrtEpProfilerImpl {
+    pub(crate) version: u32,
+    pub(crate) release: Option<unsafe extern "C" fn(*mut OrtEpProfilerImpl)>,
+    pub(crate) start_profiling:
+        Option<unsafe extern "C" fn(*mut OrtEpProfilerImpl, i64) -> OrtStatusPtr>,
+    pub(crate) start_event: Unused,
+    pub(crate) stop_event: Unused,
+    pub(crate) end_profiling: Option<
+        unsafe extern "C" fn(
+            *mut OrtEpProfilerImpl,
+            *mut OrtProfilingEventsContainer,
+        ) -> OrtStatusPtr,
+    >,
+}
+slots!(OrtEpProfilerImpl {
+    release = 1, start_profiling = 2, start_event = 3, stop_event = 4, end_profiling = 5,
+} size 6);
+
+/// `OrtProfilingEventCategory_KERNEL`
+pub(crate) const PROFILING_KERNEL: u32 = 2;
+
 /// `OrtEpApi`, as far as it is called; no version slot. Slots 0 to 15 are there from version 23 on,
-/// the rest from 24.
+/// those to 49 from 24, the rest from 25.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct OrtEpApi {
@@ -318,6 +357,31 @@ pub(crate) struct OrtEpApi {
     /// v24
     pub(crate) get_env_config_entries:
         unsafe extern "C" fn(*mut *mut OrtKeyValuePairs) -> OrtStatusPtr,
+    /// v25: queries of operator schemas.
+    pub(crate) schemas: [Unused; 15],
+    /// v25
+    pub(crate) create_profiling_event: unsafe extern "C" fn(
+        u32,
+        i32,
+        i32,
+        *const c_char,
+        i64,
+        i64,
+        *const *const c_char,
+        *const *const c_char,
+        usize,
+        *mut *mut OrtProfilingEvent,
+    ) -> OrtStatusPtr,
+    /// v25
+    pub(crate) release_profiling_event: unsafe extern "C" fn(*mut OrtProfilingEvent),
+    /// v25: what an event holds.
+    pub(crate) profiling_event_getters: [Unused; 5],
+    /// v25
+    pub(crate) add_profiling_events: unsafe extern "C" fn(
+        *mut OrtProfilingEventsContainer,
+        *const *const OrtProfilingEvent,
+        usize,
+    ) -> OrtStatusPtr,
 }
 slots!(OrtEpApi {
     create_ep_device = 0, release_ep_device = 1, add_nodes_to_fuse = 2, add_single_node = 3,
@@ -326,4 +390,6 @@ slots!(OrtEpApi {
     memory_device_get_memory_type = 10, memory_device_get_vendor_id = 11,
     memory_device_get_device_id = 12, sync_streams = 13, create_hardware_device = 16,
     release_hardware_device = 17, kernels = 18, get_env_config_entries = 49,
-} size 50);
+    schemas = 50, create_profiling_event = 65, release_profiling_event = 66,
+    profiling_event_getters = 67, add_profiling_events = 72,
+} size 73);

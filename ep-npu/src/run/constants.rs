@@ -34,7 +34,7 @@ struct Uploaded {
 /// What is uploaded, by device and content. Sessions of one model share their weights through it.
 static UPLOADED: PerProcess<BTreeMap<Key, Weak<Uploaded>>> = PerProcess::new();
 
-/// Which device, by the address of its transport, and SHA-256 of the content. A name would not do:
+/// Which device, by the address of its transport, and SHA-256 of the content, or of what it is from. A name would not do:
 /// when a device has gone, the same name opens another.
 type Key = (usize, [u8; 32]);
 
@@ -46,25 +46,30 @@ impl Bound {
         compiled: &Compiled,
     ) -> Result<Self, CompileError> {
         let source = Source::Compiler(Box::new(compiled.emitted.clone()));
-        Self::upload(device, context, &compiled.constants(), source)
+        let bytes = compiled.constants();
+        let content = Sha256::digest(&bytes).into();
+        Self::upload(device, context, &bytes, content, source)
     }
 
-    /// Uploads and binds constants as a bundle has them.
+    /// Uploads and binds constants as a bundle has them; `content` tells them from others, if known.
     pub(super) fn of_bundle(
         device: &Device,
         context: &Context,
         constants: &Bytes,
+        content: Option<[u8; 32]>,
     ) -> Result<Self, CompileError> {
-        Self::upload(device, context, constants, Source::Bundle(constants.clone()))
+        let content = content.unwrap_or_else(|| Sha256::digest(constants).into());
+        Self::upload(device, context, constants, content, Source::Bundle(constants.clone()))
     }
 
     fn upload(
         device: &Device,
         context: &Context,
         bytes: &[u8],
+        content: [u8; 32],
         source: Source,
     ) -> Result<Self, CompileError> {
-        let uploaded = upload(device, bytes)?;
+        let uploaded = upload(device, bytes, content)?;
         let len = uploaded.buffer.len() as u64;
         let memory = Memory::buffer(&uploaded.buffer, 0, len, Access::Read)?;
         let table = context.bind(&[(CONSTANTS, memory)])?;
@@ -94,9 +99,13 @@ impl Bound {
     }
 }
 
-fn upload(device: &Device, bytes: &[u8]) -> Result<Arc<Uploaded>, libnpu::Error> {
+fn upload(
+    device: &Device,
+    bytes: &[u8],
+    content: [u8; 32],
+) -> Result<Arc<Uploaded>, libnpu::Error> {
     let device_address = Arc::as_ptr(device.transport()).cast::<()>().addr();
-    let key = (device_address, Sha256::digest(bytes).into());
+    let key = (device_address, content);
     // Held over the upload, so that two sessions that start together upload once.
     let mut all = UPLOADED.lock();
     if let Some(uploaded) = all.get(&key).and_then(Weak::upgrade) {

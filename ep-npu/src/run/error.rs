@@ -3,6 +3,7 @@
 use crate::bundle::BundleError;
 use crate::graph::ElementType;
 use crate::program::CompileError;
+use npu_uapi::status::Status;
 use std::fmt;
 
 /// Which side of a run a tensor is on.
@@ -125,6 +126,9 @@ pub enum RunError {
         /// Why the device cannot use it where it lies.
         cause: CopyCause,
     },
+    /// The caller asked for its end.
+    #[error("the run was ended, as its caller asked")]
+    Stopped,
     /// The device failed in a command that a node was compiled to.
     #[error("the device failed the run at node `{node}` ({op}): {source}")]
     Node {
@@ -138,6 +142,18 @@ pub enum RunError {
     /// The device failed.
     #[error("the device failed the run: {0}")]
     Device(#[from] libnpu::Error),
+}
+
+impl RunError {
+    /// Whether the device ended the job because it was told to.
+    pub(super) fn is_abort(&self) -> bool {
+        let source = match self {
+            Self::Device(source) => source,
+            Self::Node { source, .. } => source,
+            _ => return false,
+        };
+        source.fault().is_some_and(|fault| fault.status == Status::ABORTED)
+    }
 }
 
 /// Why a bundle does not load.

@@ -1,0 +1,156 @@
+//! Ending runs from outside: a thread that looks, while runs are under way, whether one is to end.
+//! Unsafe: it reads a byte of the caller's.
+//!
+//! A device in this process computes on the thread that waits for the job, which so cannot look itself,
+//! and a command may be long; the device looks for an abort within each command. Between runs the
+//! thread sleeps.
+
+use super::{Executable, Loaded, RunError};
+use libnpu::{Context, Done, Memory, PerProcess, Workers};
+use npu_uapi::addr::SlotId;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+/// How often runs are looked after.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long after the last run it goes to sleep: in a row of runs nobody needs to be woken.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// How often a run is submitted whose jobs are aborted for the sake of other runs.
+const MOST_SUBMISSIONS: u32 = 1000;
+
+/// A byte of the caller's that becomes other than zero when a run is to end.
+#[derive(Clone, Copy)]
+pub struct StopFlag(NonNull<AtomicU8>);
+
+// SAFETY: it is only read, as an atomic.
+unsafe impl Send for StopFlag {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for StopFlag {}
+
+impl StopFlag {
+    /// # Safety
+    /// `byte` is valid for atomic reads until every run that is given the flag has returned.
+    pub unsafe fn new(byte: NonNull<AtomicU8>) -> Self {
+        Self(byte)
+    }
+
+    /// Whether the run is to end.
+    pub fn is_set(self) -> bool {
+        // SAFETY: the promise of `new`; a run leaves `WATCH` before it returns.
+        let byte = unsafe { self.0.as_ref() };
+        byte.load(Ordering::Relaxed) != 0
+    }
+}
+
+impl fmt::Debug for StopFlag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StopFlag")
+    }
+}
+
+/// The runs under way, and who looks after them.
+#[derive(Debug, Default)]
+struct Watch {
+    runs: Vec<Arc<Run>>,
+    thread: Option<Thread>,
+    is_asleep: bool,
+    /// Runs begun so far.
+    begun: u64,
+}
+
+static WATCH: PerProcess<Watch> = PerProcess::new();
+
+#[derive(Debug)]
+struct Run {
+    flag: StopFlag,
+    context: Context,
+}
+
+/// One run, looked after until this is dropped.
+#[derive(Debug)]
+pub(super) struct Watched(Arc<Run>);
+
+impl Watched {
+    /// From now on jobs of `context` are aborted when `flag` is set. Without a thread to be had, the
+    /// run ends by itself.
+    pub(super) fn new(flag: StopFlag, context: &Context) -> Self {
+        let run = Arc::new(Run { flag, context: context.clone() });
+        let mut watch = WATCH.lock();
+        watch.begun += 1;
+        watch.runs.push(Arc::clone(&run));
+        match &watch.thread {
+            Some(thread) if watch.is_asleep => thread.unpark(),
+            Some(_) => {}
+            None => {
+                let started = thread::Builder::new().name("npu-stop".into()).spawn(look_after);
+                watch.thread = started.ok().map(|handle| handle.thread().clone());
+            }
+        }
+        Self(run)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut watch = WATCH.lock();
+        watch.runs.retain(|run| !Arc::ptr_eq(run, &self.0));
+    }
+}
+
+impl Executable {
+    /// As [`Executable::job`], aborted when `flag` is set. An abort ends all jobs of the context:
+    /// those of runs that nobody asked to end are submitted again.
+    pub(super) fn job_until(
+        &self,
+        loaded: &Loaded,
+        overlay: &[(SlotId, Memory)],
+        workers: &dyn Workers,
+        timeout: Duration,
+        is_in_place: bool,
+        flag: StopFlag,
+    ) -> Result<Done, RunError> {
+        let _watched = Watched::new(flag, &self.context);
+        let started = Instant::now();
+        let mut left = MOST_SUBMISSIONS;
+        loop {
+            if flag.is_set() {
+                return Err(RunError::Stopped);
+            }
+            let remaining = timeout.saturating_sub(started.elapsed());
+            let done = self.job(loaded, overlay.to_vec(), workers, remaining, is_in_place);
+            left -= 1;
+            match done {
+                Err(error) if error.is_abort() && flag.is_set() => return Err(RunError::Stopped),
+                Err(error) if error.is_abort() && left > 0 => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+fn look_after() {
+    let (mut seen, mut worked) = (0, Instant::now());
+    loop {
+        let mut watch = WATCH.lock();
+        for run in watch.runs.iter().filter(|run| run.flag.is_set()) {
+            // Each time it looks: a job may have been submitted just behind the last abort. When it
+            // fails the device is gone, and so are its jobs.
+            let _ = run.context.abort();
+        }
+        if watch.begun != seen || !watch.runs.is_empty() {
+            (seen, worked) = (watch.begun, Instant::now());
+        }
+        watch.is_asleep = worked.elapsed() > LINGER;
+        let is_asleep = watch.is_asleep;
+        drop(watch);
+        match is_asleep {
+            true => thread::park(),
+            false => thread::park_timeout(LOOK),
+        }
+    }
+}

@@ -8,6 +8,9 @@
 //!         Compute       -> compute: tensors in, job, tensors out, on workers that the session lends
 //! ```
 //!
+//! `terminate` sees from inside a run that it is to end, `settings` is what may change while a session lives,
+//! `profile` what its runs leave in a profile.
+//!
 //! `sys` has the C structures, `api` the negotiated tables, `view` borrowed handles, `status` the
 //! guard around every callback, `memory` the allocator; `host` is the other way round: ONNX Runtime
 //! called by a session of ours. All `unsafe` of this crate is in this folder.

@@ -137,6 +137,7 @@ except Exception as error:
     assert out.split("\n")[:2] == ["interrupted", "error told"], out
 
 
+@pytest.mark.since("1.25")
 def test_dynamic_options_change_runs_and_unknown_ones_are_named(product, x):
     session = sessions.by_name(product)
     session.set_ep_dynamic_options({"timeout_ms": "50"})

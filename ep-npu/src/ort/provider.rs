@@ -303,11 +303,16 @@ unsafe extern "C" fn set_dynamic_options(
     // SAFETY: the runtime passes a provider that it has not released.
     let provider = unsafe { Provider::borrow(this) };
     guard(provider.api(), || {
-        // SAFETY: the runtime passes that many of both, for the length of the call.
-        let (keys, values) = unsafe { (array(keys, len), array(values, len)) };
+        // SAFETY: the runtime passes that many keys, for the length of the call.
+        let keys = unsafe { array(keys, len) };
+        // SAFETY: and as many values.
+        let values = unsafe { array(values, len) };
         let pairs = keys.iter().zip(values).map(|(&key, &value)| {
-            // SAFETY: strings of the runtime, live during the call.
-            unsafe { (Api::text(key), Api::text(value)) }
+            // SAFETY: a string of the runtime, live during the call.
+            let key = unsafe { Api::text(key) };
+            // SAFETY: as above.
+            let value = unsafe { Api::text(value) };
+            (key, value)
         });
         provider.settings.set(&pairs.collect::<Vec<_>>())
     })

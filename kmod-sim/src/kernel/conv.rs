@@ -155,7 +155,7 @@ impl Problem {
 /// Runs `problem` on the fastest kernel that takes it.
 pub(crate) fn run(problem: &Problem, vector: bool, split: &Split<'_>) -> Result<(), Stop> {
     #[cfg(target_arch = "x86_64")]
-    if vector && problem.stage.float.is_none() && avx512vnni::takes(problem) {
+    if vector && avx512vnni::takes(problem) {
         // SAFETY: it takes the problem, and `vector` says that the instructions exist.
         if let Some(done) = unsafe { avx512vnni::run(problem, split) } {
             return done;

@@ -6,6 +6,7 @@
 mod conv;
 mod elementwise;
 mod far;
+mod float;
 mod machine;
 mod moves;
 mod pool;

@@ -15,6 +15,7 @@
 //! Takes: dense problems of any size, and grouped ones whose inputs a group are a multiple of 4 and
 //! outputs a multiple of 16; weight zero points of zero. Everything else is the scalar kernel's.
 
+mod float;
 mod pixels;
 
 use crate::kernel::Stop;
@@ -66,6 +67,10 @@ pub(crate) fn takes(p: &Problem) -> bool {
 /// # Safety
 /// `takes(problem)`, on a processor with the vector instructions.
 pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), Stop>> {
+    if let Some(float) = p.stage.float {
+        // SAFETY: the caller's promise.
+        return unsafe { float::run(p, float, split) };
+    }
     let job = Job::new(p);
     let outputs = usize_of(p.outputs.unsigned_abs());
     // SAFETY: the processor is the caller's promise; the records were checked, in sixteens.
@@ -99,6 +104,7 @@ struct Job<'a> {
     ofm: Plane,
     aux: Option<Plane>,
     weights: *const u8,
+    /// Channel records; with sums of floats, what their integer sums need.
     records: *const u8,
     /// Steps of four channels in a tap.
     steps: i64,
@@ -108,6 +114,8 @@ struct Job<'a> {
     blocks: i64,
     /// When a kernel row of a pixel is contiguous: all its columns in one run.
     contiguous_rows: bool,
+    /// Present when sums are of floats.
+    floats: Option<&'a float::Prepared>,
     /// A pixel of zero points; empty when no pixel of the problem is in the padding.
     padding: Vec<u8>,
 }
@@ -180,6 +188,7 @@ impl<'a> Job<'a> {
             block_bytes: p.taps() * steps * 64,
             blocks: (p.group_outputs + 15) / 16,
             contiguous_rows: p.groups == 1 && w.dilation_w == 1 && p.ifm.pixel == 4 * steps,
+            floats: None,
             padding: if padded {
                 // As long as a run, from the first channel of any group on.
                 let len = 4 * steps + (p.groups - 1) * p.group_inputs;
@@ -363,6 +372,12 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
     }
     // SAFETY: so many fours were stored above.
     let sums = unsafe { std::slice::from_raw_parts(to.cast(), (PIXELS * BLOCKS).div_ceil(4)) };
+    if let Some(floats) = job.floats {
+        let place = (group * job.blocks + block, first_output, p.group_outputs - block * 16);
+        // SAFETY: the pixels lie in the problem, and so do the blocks.
+        unsafe { float::finish::<BLOCKS>(floats, stage, sums, &multipliers, pixels, place) };
+        return;
+    }
     let finish = match stage.kind() {
         Kind::Plain => finish::<BLOCKS, PLAIN>,
         Kind::Sum => finish::<BLOCKS, SUM>,

@@ -9,17 +9,23 @@ use npu_uapi::requantise::{self, AddTerms};
 use proptest::prelude::*;
 
 /// Unpacked parameters of a convolution.
-struct Parameters {
+pub(super) struct Parameters {
     /// `[output][tap][input of its group]`.
     weights: Vec<Vec<Vec<i8>>>,
     bias: Vec<i32>,
     multiplier: Vec<f32>,
     weight_zero_point: Vec<i32>,
-    tables: Vec<u8>,
+    pub(super) tables: Vec<u8>,
 }
 
 impl Parameters {
-    fn random(outputs: u32, taps: u32, inputs: u32, asymmetric: bool, r: &mut Random) -> Self {
+    pub(super) fn random(
+        outputs: u32,
+        taps: u32,
+        inputs: u32,
+        asymmetric: bool,
+        r: &mut Random,
+    ) -> Self {
         let spread = 1.0 / f32::from(u16::try_from(taps * inputs).unwrap()).sqrt() / 80.0;
         let tap = |r: &mut Random| (0..inputs).map(|_| r.byte().cast_signed()).collect();
         Self {
@@ -50,7 +56,7 @@ impl Parameters {
     }
 
     /// `[group][output block of 16][reduction / 4][16][4]`, straight from the description.
-    fn packed(&self, groups: usize) -> Vec<u8> {
+    pub(super) fn packed(&self, groups: usize) -> Vec<u8> {
         let outputs = self.weights.len() / groups;
         let mut out = Vec::new();
         for group in self.weights.chunks(outputs) {
@@ -70,7 +76,7 @@ impl Parameters {
     }
 
     /// `[channel block of 16][taps / 4][16][4]`.
-    fn packed_depthwise(&self) -> Vec<u8> {
+    pub(super) fn packed_depthwise(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for block in self.weights.chunks(16) {
             let reduction = |weights: &Vec<Vec<i8>>| {
@@ -98,7 +104,7 @@ fn interleaved(rows: &[Vec<i8>]) -> Vec<u8> {
 }
 
 /// The stage's immediates and flags, random.
-fn stage(r: &mut Random, flags: Flags) -> Stage {
+pub(super) fn stage(r: &mut Random, flags: Flags) -> Stage {
     let (one, other) = (r.byte(), r.byte());
     let full = r.below(2) == 0;
     let adds = flags.contains(Flags::ADD_AUX);
@@ -149,17 +155,17 @@ fn flags() -> impl Strategy<Value = Flags> {
 }
 
 #[derive(Clone, Debug)]
-struct Case {
-    dims: Dims,
-    groups: u32,
-    outputs: u32,
-    window: Window,
-    pad_bottom: u16,
-    pad_right: u16,
-    flags: Flags,
-    asymmetric: bool,
-    styles: [Style; 3],
-    seed: u64,
+pub(super) struct Case {
+    pub(super) dims: Dims,
+    pub(super) groups: u32,
+    pub(super) outputs: u32,
+    pub(super) window: Window,
+    pub(super) pad_bottom: u16,
+    pub(super) pad_right: u16,
+    pub(super) flags: Flags,
+    pub(super) asymmetric: bool,
+    pub(super) styles: [Style; 3],
+    pub(super) seed: u64,
 }
 
 fn channels() -> impl Strategy<Value = (u32, u32, u32)> {
@@ -195,7 +201,7 @@ fn window() -> impl Strategy<Value = (Window, u16, u16)> {
     )
 }
 
-fn case() -> impl Strategy<Value = Case> {
+pub(super) fn case() -> impl Strategy<Value = Case> {
     let size = (1u32..3, 1u32..21, prop_oneof![4 => 1u32..21, 1 => 30u32..80]);
     let rare = prop_oneof![5 => Just(false), 1 => Just(true)];
     (size, channels(), window(), flags(), rare, [style(), style(), style()], any::<u64>()).prop_map(
@@ -230,7 +236,14 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
-fn outputs_of(input: u32, before: u16, after: u16, kernel: u16, stride: u16, dilation: u16) -> u32 {
+pub(super) fn outputs_of(
+    input: u32,
+    before: u16,
+    after: u16,
+    kernel: u16,
+    stride: u16,
+    dilation: u16,
+) -> u32 {
     let padded = input + u32::from(before) + u32::from(after);
     let reach = u32::from(kernel - 1) * u32::from(dilation) + 1;
     padded.saturating_sub(reach) / u32::from(stride) + 1

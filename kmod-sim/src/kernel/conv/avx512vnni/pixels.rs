@@ -3,6 +3,7 @@
 
 use super::{Job, MOST_PIXELS, ROOM};
 use crate::memory::{isize_of, usize_of};
+use std::cell::RefCell;
 
 /// Most bytes that are copied for a tile at the padding, of what its windows cover: a small part of the
 /// level-1 cache. Wider pixels make up for the shorter runs of single taps.
@@ -20,6 +21,10 @@ pub(super) struct Pixels {
     x: [i64; MOST_PIXELS],
     pub(super) out: [*mut u8; ROOM],
     pub(super) aux: [*const u8; ROOM],
+    /// With sums of floats, the norm of what each window covers.
+    pub(super) norms: [f32; ROOM],
+    /// Pixel of the tile, block of all groups and lanes that an integer sum does not settle.
+    pub(super) unsettled: RefCell<Vec<(usize, i64, u16)>>,
 }
 
 impl Pixels {
@@ -38,6 +43,8 @@ impl Pixels {
             x: [0; MOST_PIXELS],
             out: [std::ptr::null_mut(); ROOM],
             aux: [std::ptr::null(); ROOM],
+            norms: [0.0; ROOM],
+            unsettled: RefCell::new(Vec::new()),
         };
         // By rows of the output: within one, addresses step by a stride.
         let input_step = isize_of(w.stride_w).wrapping_mul(job.ifm.pixel);

@@ -1,0 +1,106 @@
+//! Sums in floats: every kernel equals the scalar one, which is the definition written out.
+
+use super::conv::{Case, Parameters, case, outputs_of};
+use super::machine::{Machine, Random};
+use npu_uapi::addr::{Operand, SlotId};
+use npu_uapi::command::{Command, Conv, Dims, Flags, Header, Stage, opcode, record_bytes};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+/// Scales of a case: with powers of two, many sums lie on rounding ties; others are no numbers to speak of.
+fn scale(about: f32, kind: u8, r: &mut Random) -> f32 {
+    match kind {
+        0 | 1 => about.log2().round().exp2(),
+        2 if r.below(8) == 0 => f32::from_bits(u32::from_le_bytes(r.bytes(4).try_into().unwrap())),
+        _ => about * (0.5 + r.scale()),
+    }
+}
+
+fn check(case: &Case, order: (u8, u8), kind: u8) -> Result<(), TestCaseError> {
+    let Case { dims, groups, outputs, window: w, flags, styles, .. } = case.clone();
+    let flags = flags | Flags::FLOAT;
+    let r = &mut Random::new(case.seed);
+    let taps = u32::from(w.kernel_h) * u32::from(w.kernel_w);
+    let inputs = dims.c / groups;
+    let ofm_h =
+        outputs_of(dims.h, w.pad_top, case.pad_bottom, w.kernel_h, w.stride_h, w.dilation_h);
+    let ofm_w =
+        outputs_of(dims.w, w.pad_left, case.pad_right, w.kernel_w, w.stride_w, w.dilation_w);
+    let ofm_dims = Dims { n: dims.n, h: ofm_h, w: ofm_w, c: outputs };
+    let ifm = styles[0].shape(dims, 4);
+    let ofm = styles[1].shape(ofm_dims, 1);
+    let aux = styles[2].shape(ofm_dims, 1);
+    let p = Parameters::random(outputs, taps, inputs, false, r);
+    let input_scale = scale(0.02, kind, r);
+    let spread = f32::from(u16::try_from(taps * inputs).unwrap()).sqrt();
+    let mut conv = Conv {
+        header: Header::new(opcode::CONV, 4, flags, 0),
+        ifm: ifm.operand(0),
+        weights: Operand::new(SlotId(1), 0),
+        channels: Operand::new(SlotId(2), 0),
+        ofm: ofm.operand(3),
+        ifm_dims: dims,
+        ofm_h,
+        ofm_w,
+        ofm_c: outputs,
+        groups,
+        ifm_strides: ifm.strides,
+        ofm_strides: ofm.strides,
+        window: w,
+        stage: Stage {
+            float_order: order.0,
+            float_block_log2: order.1,
+            input_scale,
+            output_scale: scale(2.0 * spread, kind, r) * 0.02,
+            ..super::conv::stage(r, flags)
+        },
+        ..Conv::default()
+    };
+    if flags.contains(Flags::ADD_AUX) {
+        conv.aux = aux.operand(4);
+        conv.aux_strides = aux.strides;
+    }
+    if flags.intersects(Flags::TABLE_0 | Flags::TABLE_1) {
+        conv.tables = Operand::new(SlotId(5), 0);
+    }
+    let weights = match conv.is_depthwise() {
+        true => p.packed_depthwise(),
+        false => p.packed(usize::try_from(groups).unwrap()),
+    };
+    let mut records = Vec::new();
+    for _ in 0..outputs {
+        records.extend(scale(0.01, kind, r).to_le_bytes());
+        let bias = if kind == 1 { 0.0 } else { scale(spread, kind, r) - 0.7 * spread };
+        records.extend(bias.to_le_bytes());
+        records.extend(r.bytes(8));
+    }
+    records.resize(usize::try_from(record_bytes(outputs)).unwrap(), 0xa5);
+    let sizes = [ifm.len, weights.len(), records.len(), ofm.len, aux.len, 512];
+    let machine = Machine::new(&sizes, case.seed);
+    machine.write(1, &weights);
+    machine.write(2, &records);
+    machine.write(5, &p.tables);
+    let runs = machine.run_each(&Command::Conv(conv), 3);
+    let (_, defined) = &runs[0];
+    for (isa, found) in &runs[1..] {
+        for at in ofm.pixels() {
+            let first = ofm.at(at[0], at[1], at[2]);
+            for channel in 0..usize::try_from(outputs).unwrap() {
+                let (found, defined) = (found[first + channel], defined[first + channel]);
+                prop_assert_eq!(found, defined, "{:?} at {:?}, channel {}", isa, at, channel);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn order() -> impl Strategy<Value = (u8, u8)> {
+    prop_oneof![4 => (1u8..3, 0u8..11), 1 => (3u8..6).prop_map(|code| (code, 0))]
+}
+
+proptest! {
+    #[test]
+    fn convolutions_in_floats_equal_the_definition(case in case(), order in order(), kind in 0u8..4) {
+        check(&case, order, kind)?;
+    }
+}

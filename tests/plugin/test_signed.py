@@ -11,6 +11,8 @@ import onnx
 import pytest
 import sessions
 from npu_models import build, describe, quantise, signed
+from onnx import TensorProto, helper
+from test_layers import Layer
 
 NAMES = list(build.ALL) if os.environ.get("NPU_MODELS") == "all" else ["digits"]
 VARIANTS = [(name, kind) for name in NAMES for kind in signed.KINDS]
@@ -46,3 +48,81 @@ def test_every_quantised_intermediate_equals_the_cpu(models, name, kind):
     assert any(value.dtype == np.int8 for value in sessions.run(reference, signed.feeds(name, models)[0]))
     for index, feed in enumerate(signed.feeds(name, models)[:2]):
         sessions.assert_same(session, reference, feed, f"{name}.{kind}, input {index}")
+
+
+class Signed(Layer):
+    """A layer whose activations are int8. Codes are told as they are moved to unsigned."""
+
+    def parameters(self, codes) -> list[str]:
+        return [self.constant(codes[0], np.float32), self.constant(codes[1] - 128, np.int8)]
+
+    def quantise(self, x: str, codes) -> str:
+        return self.node("QuantizeLinear", [x, *self.parameters(codes)])
+
+    def dequantise(self, x: str, codes) -> str:
+        return self.node("DequantizeLinear", [x, *self.parameters(codes)])
+
+    def unit(self, op: str, tensors, codes, **attributes) -> str:
+        return self.quantise(self.node(op, [self.dequantise(*tensor) for tensor in tensors], **attributes), codes)
+
+    def relu(self, x: str, codes) -> tuple[str, tuple]:
+        result = self.codes(0.02)
+        return self.unit("Relu", [(x, codes)], result), result
+
+
+def compare(layer: Signed, outputs: list[tuple[str, tuple]], codes) -> None:
+    """All of `outputs` as floats; everything must be taken."""
+    ends = [layer.dequantise(*output) for output in outputs]
+    values = [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in ends]
+    graph = helper.make_graph(layer.nodes, "layer", [layer.x], values, layer.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    sessions.assert_all_on_npu(npu)
+    for _ in range(3):
+        sessions.assert_same(npu, reference, layer.input(codes), "layer")
+
+
+def start(seed: int, salt: int) -> tuple[Signed, str, tuple]:
+    random = np.random.default_rng([seed, salt])
+    layer = Signed(random, [int(n) for n in random.integers(1, [3, 40, 14, 14])])
+    codes = layer.codes(0.02)
+    return layer, layer.quantise("x", codes), codes
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("types", ["uint8", "mixed", "int8"])
+@pytest.mark.parametrize("op", ["Add", "Mul"])
+def test_two_tensors_of_any_types(op, types, seed):
+    layer, x, codes = start(seed, 1)
+    first, second = layer.relu(x, codes), layer.relu(x, codes)
+    result = layer.codes(0.04)
+    y = (layer.unit(op, [first, second], result), result)
+    # A second reader keeps a tensor int8.
+    others = {"uint8": [], "mixed": [first], "int8": [first, second, y]}[types]
+    compare(layer, [layer.relu(*tensor) for tensor in others] + [layer.relu(*y)], codes)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("shape", ["one", "a channel", "all"])
+@pytest.mark.parametrize("op", ["Add", "Mul"])
+def test_a_constant_of_int8_beside_a_tensor_of_either_type(op, shape, seed):
+    layer, x, codes = start(seed, 2)
+    dims = {"one": [1], "a channel": [layer.shape[1], 1, 1], "all": layer.shape[1:]}[shape]
+    own, result = layer.codes(0.02), layer.codes(0.04)
+    constant = layer.constant(layer.random.integers(-128, 128, dims), np.int8)
+    y = layer.unit(op, [(x, codes), (constant, own)], result)
+    outputs = [layer.relu(y, result)]
+    if seed % 2 == 0:
+        outputs += [layer.relu(x, codes), layer.relu(y, result)]
+    compare(layer, outputs, codes)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("readers", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_a_mean_of_whole_images(readers, seed):
+    layer, x, codes = start(seed, 3)
+    result = layer.codes(0.01)
+    y = layer.unit("GlobalAveragePool", [(x, codes)], result)
+    outputs = [layer.relu(y, result) for _ in range(readers[1])]
+    outputs += [layer.relu(x, codes) for _ in range(readers[0] - 1)]
+    compare(layer, outputs, codes)

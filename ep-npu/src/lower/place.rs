@@ -305,7 +305,7 @@ impl Lowering<'_> {
             let (bytes, repeated) = fixed(constant, &shape, form);
             (self.natural_map(value, node), form, bytes, repeated)
         };
-        let strides = constant.order(repeated, form.strides());
+        let strides = constant.order(repeated, self.ops.tensor(map).form.strides());
         let out = self.tensor_of(unit.output, Home::Scratch, form);
         let constant = Some(Fixed { bytes, is_first: constant.is_first });
         self.push(

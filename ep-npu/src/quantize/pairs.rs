@@ -2,6 +2,7 @@
 
 use super::codes::{Codes, SIGN};
 use super::form::Former;
+use super::pair_table::Table2;
 use super::pairwise::{Operator, Pairwise};
 use super::signed::Edges;
 use super::unit::{Kind, Unit};
@@ -25,37 +26,34 @@ impl Operand {
 }
 
 /// Add.
-pub(super) fn add(mut unit: Former<'_>) -> Result<Unit, Refusal> {
-    let (constant, first, second) = operands(&mut unit)?;
-    let (value, result) = unit.result()?;
-    check(&unit, Operator::Add, [first, second, result])?;
-    Ok(unit.finish(value, Kind::Add { first, second, result, constant }))
+pub(super) fn add(unit: Former<'_>) -> Result<Unit, Refusal> {
+    of_two(unit, Operator::Add)
 }
 
 /// Mul.
-pub(super) fn mul(mut unit: Former<'_>) -> Result<Unit, Refusal> {
-    let (constant, first, second) = operands(&mut unit)?;
-    let (value, result) = unit.result()?;
-    check(&unit, Operator::Mul, [first, second, result])?;
-    Ok(unit.finish(value, Kind::Mul { first, second, result, constant }))
+pub(super) fn mul(unit: Former<'_>) -> Result<Unit, Refusal> {
+    of_two(unit, Operator::Mul)
 }
 
-/// Refuses what the device's formula, which is that of uint8, does not give for all pairs of codes.
-fn check(unit: &Former<'_>, operator: Operator, codes: [Codes; 3]) -> Result<(), Refusal> {
+/// The CPU provider's formula of uint8 is also the device's; of other types it is taken pair by pair.
+fn of_two(mut unit: Former<'_>, operator: Operator) -> Result<Unit, Refusal> {
     let node = unit.node();
-    let pairwise = match Pairwise::new(operator, unit.edges(), codes) {
+    let (constant, first, second) = operands(&mut unit)?;
+    let (value, result) = unit.result()?;
+    let edges = unit.edges();
+    let pairwise = match Pairwise::new(operator, edges, [first, second, result]) {
         Ok(pairwise) => pairwise,
         Err(found) => return refuse!(SCALE, "{node} has scales that come to a term of {found}"),
     };
-    let mut pairs = (0..=255).flat_map(|a| (0..=255).map(move |b| (a, b)));
-    let differs = |&(a, b): &(u8, u8)| pairwise.code(a, b) != pairwise.unsigned(a, b);
-    if unit.edges() != Edges::Unsigned && pairs.any(|pair| differs(&pair)) {
-        return refuse!(
-            S8_ACTIVATIONS,
-            "{node} joins int8 tensors, which the CPU does in float; quantise activations as uint8"
-        );
-    }
-    Ok(())
+    let kind = match operator {
+        _ if edges != Edges::Unsigned => {
+            let table = Table2::new(|a, b| pairwise.code(a, b));
+            Kind::Pair { function: table.function(&[pairwise.arithmetic()]), constant }
+        }
+        Operator::Add => Kind::Add { first, second, result, constant },
+        Operator::Mul => Kind::Mul { first, second, result, constant },
+    };
+    Ok(unit.finish(value, kind))
 }
 
 /// Whether `node` is an Add or Mul with a quantised constant of several elements, which no table can say.

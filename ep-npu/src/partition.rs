@@ -8,6 +8,7 @@
 
 mod cut;
 mod group;
+mod layout;
 pub mod price;
 mod summary;
 mod vanish;
@@ -63,6 +64,7 @@ pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
     let distinct = check_shapes(graph, &mut units, Assignment::distinct(), limits);
     let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
     vanish::refuse(graph, &mut units, &shapes, &distinct);
+    layout::refuse(graph, &mut units);
     let groups = group::groups(graph, &mut units, &shapes, limits, options);
     let verdicts = graph
         .nodes()

@@ -236,6 +236,9 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             }
         }
         Kind::Extreme { axes, keep, .. } => {
+            if node.is("GlobalMaxPool") {
+                image(node, input)?;
+            }
             let reduced = reduced_axes(node, axes.as_deref(), input)?;
             let kept = input.iter().enumerate().filter_map(|(axis, &len)| {
                 if !reduced.contains(&axis) { Some(len) } else { keep.then_some(1) }

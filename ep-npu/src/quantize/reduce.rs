@@ -30,6 +30,7 @@ pub(super) fn extreme(mut unit: Former<'_>) -> Result<Unit, Refusal> {
 pub(super) fn global_max_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
+    // Those of an image; a tensor of another rank is refused with its shape.
     let (axes, table) = (Some(vec![2, 3]), input.requantise(output));
     Ok(unit.finish(value, Kind::Extreme { axes, keep: true, least: false, table }))
 }

@@ -276,3 +276,32 @@ fn a_maximum_over_an_open_batch() {
     assert_refused(&reduced(0), "ReduceMax", rule::SHAPE, "of an open batch");
     assert_eq!(plan(&reduced(2)).groups.len(), 1);
 }
+
+#[test]
+fn a_global_maximum_of_volumes() {
+    let graph = {
+        let mut model = Model::new(7);
+        let input = model.code_input(&[1, 8, 4, 4, 2], CODES);
+        let output = model.unit("GlobalMaxPool", &[&input], &[], (CODES, &[1, 8, 1, 1, 1]));
+        model.code_output(&output);
+        model.finish()
+    };
+    assert_refused(&graph, "GlobalMaxPool", rule::SHAPE, "[1, 8, 4, 4, 2]");
+}
+
+#[test]
+fn convolutions_around_a_cubic_resize() {
+    let resized = |mode: &str| {
+        model(|model, input| {
+            let first = model.weighted("Conv", input, &pointwise(), &[], (CODES, &SHAPE));
+            let attributes = [("mode", Attribute::String(mode.to_owned()))];
+            let middle = model.unit("Resize", &[&first], &attributes, (CODES, &SHAPE));
+            model.weighted("Conv", &middle, &pointwise(), &[], (CODES, &SHAPE))
+        })
+    };
+    for op in ["Conv", "Resize"] {
+        assert_refused(&resized("cubic"), op, rule::FLOAT_ORDER, "stands between convolutions");
+    }
+    let plan = plan(&resized("linear"));
+    assert!(!plan.verdicts.iter().any(|verdict| verdict.reason.contains("between convolutions")));
+}

@@ -31,6 +31,13 @@ class Verdict:
         return asdict(self)
 
 
+# Faults of the CPU provider with models that are right: where it stops for these, an answer of ours is no finding.
+CPU_FAULTS = (
+    "Shape mismatch attempting to re-use buffer",  # inference and kernel disagree on a pool's `ceil_mode`
+    "'Cubic' mode only supports",  # its own layout change made the Resize what it does not take
+)
+
+
 def options(case: Case) -> ort.SessionOptions:
     made = sessions.options(4)
     made.intra_op_num_threads = case.threads
@@ -88,8 +95,9 @@ def compare(a: ort.InferenceSession, b: ort.InferenceSession, feeds: Feeds) -> t
     wanted, why_not = attempt(lambda: a.run(None, feeds))
     found, why_not_npu = attempt(lambda: b.run(None, feeds))
     if wanted is None or found is None:
-        both = wanted is None and found is None
-        return (None if both else f"the run: CPU {why_not or 'works'}; NPU {why_not_npu or 'works'}"), 0
+        empty = any(value.size == 0 for value in feeds.values())  # -1 in a Reshape of none: the CPU cannot say
+        no_answer = why_not is not None and (empty or any(fault in why_not for fault in CPU_FAULTS))
+        return (None if no_answer or (why_not and why_not_npu) else f"the run: CPU {why_not or 'works'}; NPU {why_not_npu or 'works'}"), 0
     total = 0
     for name, one, other in zip([o.name for o in a.get_outputs()], wanted, found, strict=True):
         if (one.shape, one.dtype) != (other.shape, other.dtype):

@@ -286,7 +286,7 @@ fn a_global_maximum_of_volumes() {
         model.code_output(&output);
         model.finish()
     };
-    assert_refused(&graph, "GlobalMaxPool", rule::SHAPE, "[1, 8, 4, 4, 2]");
+    assert_refused(&graph, "GlobalMaxPool", rule::SHAPE, "four dimensions are taken");
 }
 
 #[test]
@@ -299,9 +299,7 @@ fn convolutions_around_a_cubic_resize() {
             model.weighted("Conv", &middle, &pointwise(), &[], (CODES, &SHAPE))
         })
     };
-    for op in ["Conv", "Resize"] {
-        assert_refused(&resized("cubic"), op, rule::FLOAT_ORDER, "stands between convolutions");
-    }
+    assert_refused(&resized("cubic"), "Conv", rule::FLOAT_ORDER, "stands between convolutions");
     let plan = plan(&resized("linear"));
     assert!(!plan.verdicts.iter().any(|verdict| verdict.reason.contains("between convolutions")));
 }

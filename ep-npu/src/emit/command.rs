@@ -421,7 +421,6 @@ fn stage(conv: &lower::Conv) -> Stage {
         add_first: terms.first,
         add_second: terms.second,
         add_offset: terms.offset,
-        ..Stage::default()
     }
 }
 

@@ -369,7 +369,7 @@ pub(super) unsafe fn finish<const BLOCKS: usize>(
     const NEAREST_QUIETLY: i32 = 8;
     let (low, high) = (_mm512_set1_ps(prepared.low), _mm512_set1_ps(prepared.high));
     let half = _mm512_set1_ps(0.5);
-    for v in 0..BLOCKS {
+    for (v, &multiplier) in multipliers.iter().enumerate() {
         let of_block = i64::try_from(v).unwrap_or(0);
         let mask = mask_16(lanes - of_block * 16);
         let first = usize_of((first_output + of_block * 16).unsigned_abs());
@@ -382,7 +382,7 @@ pub(super) unsafe fn finish<const BLOCKS: usize>(
         for r in 0..pixels.count {
             let at = r * BLOCKS + v;
             let sum = _mm512_cvtepi32_ps(sums[at / 4][at % 4]);
-            let value = _mm512_fmadd_ps(sum, multipliers[v], bias);
+            let value = _mm512_fmadd_ps(sum, multiplier, bias);
             // In this order a NaN stays one.
             let clamped = _mm512_min_ps(high, _mm512_max_ps(low, value));
             let rounded = _mm512_roundscale_ps::<NEAREST_QUIETLY>(clamped);
@@ -479,9 +479,10 @@ unsafe fn settle(
         let lane = usize_of(lane.unsigned_abs());
         (weight_scales[lane], biases[lane]) = (record.weight_scale, record.bias);
     }
-    // SAFETY: sixteen floats each.
-    let (weight_scales, bias) =
-        unsafe { (_mm512_loadu_ps(weight_scales.as_ptr()), _mm512_loadu_ps(biases.as_ptr())) };
+    // SAFETY: sixteen floats.
+    let weight_scales = unsafe { _mm512_loadu_ps(weight_scales.as_ptr()) };
+    // SAFETY: sixteen floats.
+    let bias = unsafe { _mm512_loadu_ps(biases.as_ptr()) };
     let bias_first = prepared.float.order.bias_first;
     let start = if bias_first { bias } else { _mm512_setzero_ps() };
     let weights = job.weights.wrapping_offset(isize_of(block * job.block_bytes));
@@ -490,20 +491,13 @@ unsafe fn settle(
         inputs: usize_of(p.group_inputs.unsigned_abs()),
         len,
     };
-    // SAFETY: the weights of the block, and as many inputs as terms for each.
-    let sums = unsafe {
-        if some.len() > ABREAST / 2 {
-            sums::<ABREAST>(weights, &inputs, terms, some.len(), shape, (weight_scales, start))
-        } else {
-            sums::<{ ABREAST / 2 }>(
-                weights,
-                &inputs,
-                terms,
-                some.len(),
-                shape,
-                (weight_scales, start),
-            )
-        }
+    let start = (weight_scales, start);
+    let sums = if some.len() > ABREAST / 2 {
+        // SAFETY: the weights of the block, and as many inputs as terms for each.
+        unsafe { sums::<ABREAST>(weights, &inputs, terms, some.len(), shape, start) }
+    } else {
+        // SAFETY: the weights of the block, and as many inputs as terms for each.
+        unsafe { sums::<{ ABREAST / 2 }>(weights, &inputs, terms, some.len(), shape, start) }
     };
     let divisor = _mm512_set1_ps(prepared.float.output_scale);
     let (low, high) = (_mm512_set1_ps(prepared.low), _mm512_set1_ps(prepared.high));

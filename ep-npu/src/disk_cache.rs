@@ -1,19 +1,22 @@
 //! Compiled parts on a disk, for the next session: found by what they were compiled from.
 //!
 //! ```text
-//! FOLDER/<SHA-256 of graph, weights, limits, batches and compiler>.npub    a bundle, as EPContext has it
+//! FOLDER/<SHA-256 of graph, weights, limits, batches, processors and compiler>.npub    a bundle
 //! ```
 //!
 //! A file is there whole or not at all, so several processes can share a folder. The least recently
-//! used go first when all together pass a limit.
+//! used go first when all together pass a limit. What a file holds is run, so it must be one that only
+//! its user or root can write, and its graph must be the one that is asked for.
 
 use crate::bundle::{Bundle, BundleError};
 use bytes::Bytes;
 use npu_uapi::limits::Limits;
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::num::NonZero;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -23,6 +26,9 @@ use zerocopy::IntoBytes;
 pub const LIMIT_BYTES: u64 = 512 << 20;
 
 const EXTENSION: &str = "npub";
+
+/// Names that are tried for a file that is not whole yet; other processes may have taken some.
+const MOST_NAMES: u32 = 64;
 
 /// Tells files apart that one process writes at once.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
@@ -54,10 +60,14 @@ impl Key {
         let batches = format!("{batches:?}");
         let compiler = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
         let version = crate::bundle::VERSION.to_le_bytes();
+        // What is taken in float depends on how many threads the CPU provider may have.
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let processors = (processors as u64).to_le_bytes();
         for bytes in [
             compiler.as_bytes(),
             crate::bundle::BUILD.as_bytes(),
             &version,
+            &processors,
             limits.as_bytes(),
             batches.as_bytes(),
             structure,
@@ -79,6 +89,8 @@ pub enum Found {
     Nothing,
     /// A file that is damaged; it is deleted.
     Damaged(BundleError),
+    /// A file that is not to be trusted, and why; it stays until the part is kept again.
+    Distrusted(&'static str),
 }
 
 impl DiskCache {
@@ -92,19 +104,32 @@ impl DiskCache {
         self.folder.join(&key.0).with_extension(EXTENSION)
     }
 
-    /// The part of `key`.
+    /// The part of `key`, whose graph is `content`, as [`crate::bundle::parts`] has it.
     ///
     /// # Errors
     /// A file that is there cannot be read.
-    pub fn get(&self, key: &Key) -> io::Result<Found> {
+    pub fn get(&self, key: &Key, content: &(Vec<u8>, Vec<u8>)) -> io::Result<Found> {
         let path = self.path(key);
-        let file = match File::open(&path) {
+        // Neither through a link nor waiting for the other end of a pipe.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                return Ok(Found::Distrusted("it is a link"));
+            }
             other => other?,
         };
+        let about = file.metadata()?;
+        if let Some(why) = distrusted(&about)? {
+            return Ok(Found::Distrusted(why));
+        }
         // Read, not mapped: another process may delete it at any time, and a disk may fail.
-        let bytes = Bytes::from(fs::read(&path)?);
-        match Bundle::from_bytes(&bytes) {
+        let mut bytes = Vec::new();
+        (&file).take(about.len()).read_to_end(&mut bytes)?;
+        match Bundle::from_bytes(&Bytes::from(bytes)) {
+            Ok(bundle) if crate::bundle::parts(&bundle.part) != *content => {
+                Ok(Found::Distrusted("it holds another part than its name says"))
+            }
             Ok(bundle) => {
                 // Used just now. When it cannot be said, it goes earlier.
                 let _ = file.set_modified(SystemTime::now());
@@ -126,18 +151,32 @@ impl DiskCache {
         if bytes.len() as u64 > self.limit_bytes {
             return Ok(());
         }
-        fs::create_dir_all(&self.folder)?;
-        let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".{}.{}.{number}", key.0, std::process::id());
-        let unfinished = self.folder.join(name);
-        let written =
-            fs::write(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, self.path(key)));
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        let (mut file, unfinished) = self.begin(key)?;
+        let written = file.write_all(bytes).and_then(|()| fs::rename(&unfinished, self.path(key)));
         if written.is_err() {
             // It may never have been made.
             let _ = fs::remove_file(&unfinished);
         }
         written?;
         self.shrink()
+    }
+
+    /// A new file for the part of `key`, which nobody else has: processes in containers that share the
+    /// folder can have one number, and what stands there already may lead elsewhere.
+    fn begin(&self, key: &Key) -> io::Result<(File, PathBuf)> {
+        let mut tried = 0;
+        loop {
+            let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+            let name = format!(".{}.{}.{number}", key.0, std::process::id());
+            let path = self.folder.join(name);
+            tried += 1;
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AlreadyExists && tried < MOST_NAMES => {}
+                made => return Ok((made?, path)),
+            }
+        }
     }
 
     /// Deletes the least recently used until the rest is within the limit, and what a process that
@@ -147,21 +186,21 @@ impl DiskCache {
         for entry in fs::read_dir(&self.folder)?.flatten() {
             let (path, Ok(about)) = (entry.path(), entry.metadata()) else { continue };
             let used = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            if path.extension() == Some(OsStr::new(EXTENSION)) {
+            if is_kept(&path) {
                 parts.push((used, about.len(), path));
             } else if is_left(&path) && used.elapsed().is_ok_and(|age| age > LEFT_AFTER) {
                 let _ = fs::remove_file(&path);
             }
         }
         parts.sort();
-        let mut total: u64 = parts.iter().map(|(_, bytes, _)| bytes).sum();
+        let mut total: u64 = parts.iter().fold(0, |sum, (_, bytes, _)| sum.saturating_add(*bytes));
         for (_, bytes, path) in parts {
             if total <= self.limit_bytes {
                 break;
             }
             // Another process may have been faster.
             let _ = fs::remove_file(&path);
-            total -= bytes;
+            total = total.saturating_sub(bytes);
         }
         Ok(())
     }
@@ -170,11 +209,35 @@ impl DiskCache {
 /// How old an unfinished file is that nobody writes any more.
 const LEFT_AFTER: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// Why a file is not to be trusted: others than this user and root could have written it.
+fn distrusted(about: &fs::Metadata) -> io::Result<Option<&'static str>> {
+    if !about.is_file() {
+        return Ok(Some("it is no regular file"));
+    }
+    // The folder of a process belongs to the user that it runs as.
+    let user = fs::metadata("/proc/self")?.uid();
+    if about.uid() != user && about.uid() != 0 {
+        return Ok(Some("it belongs to another user"));
+    }
+    Ok((about.mode() & 0o022 != 0).then_some("other users can write it"))
+}
+
+/// Whether the name is one that [`DiskCache::path`] gives. Compiled models have parts beside them in files
+/// of this extension, and the folder may be theirs too.
+fn is_kept(path: &Path) -> bool {
+    let key = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+    path.extension() == Some(OsStr::new(EXTENSION)) && is_key(key)
+}
+
+fn is_key(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Whether the name is one that [`DiskCache::put`] gives to a file that is not whole yet.
 fn is_left(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let key = name.strip_prefix('.').and_then(|name| name.split('.').next());
-    key.is_some_and(|key| key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    key.is_some_and(is_key)
 }
 
 #[cfg(test)]
@@ -183,6 +246,13 @@ mod tests {
 
     fn key(number: u8) -> Key {
         Key::new(&[number], &[], &Limits::REFERENCE, &[1])
+    }
+
+    /// What a cache keeps of a small model, and its content.
+    fn sample(seed: u64) -> (Vec<u8>, (Vec<u8>, Vec<u8>)) {
+        let graph = crate::tests::exact::random_model(seed, 2);
+        let content = crate::bundle::parts(&graph);
+        (crate::testing::executable(graph).bundle().unwrap().to_bytes(), content)
     }
 
     fn folder(name: &str) -> PathBuf {
@@ -227,10 +297,82 @@ mod tests {
     fn a_damaged_file_is_told_and_deleted() {
         let folder = folder("damaged");
         let cache = DiskCache::new(&folder, LIMIT_BYTES);
-        assert!(matches!(cache.get(&key(1)).unwrap(), Found::Nothing));
+        assert!(matches!(cache.get(&key(1), &Default::default()).unwrap(), Found::Nothing));
         cache.put(&key(1), b"not a bundle").unwrap();
-        assert!(matches!(cache.get(&key(1)).unwrap(), Found::Damaged(_)));
-        assert!(matches!(cache.get(&key(1)).unwrap(), Found::Nothing));
+        assert!(matches!(cache.get(&key(1), &Default::default()).unwrap(), Found::Damaged(_)));
+        assert!(matches!(cache.get(&key(1), &Default::default()).unwrap(), Found::Nothing));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_part_under_the_name_of_another_is_not_taken_for_it() {
+        let folder = folder("renamed");
+        let cache = DiskCache::new(&folder, LIMIT_BYTES);
+        let [(first, of_first), (_, of_second)] = [sample(5), sample(6)];
+        cache.put(&key(1), &first).unwrap();
+        assert!(matches!(cache.get(&key(1), &of_first).unwrap(), Found::Part(_)));
+        fs::rename(cache.path(&key(1)), cache.path(&key(2))).unwrap();
+        let found = cache.get(&key(2), &of_second).unwrap();
+        assert!(matches!(found, Found::Distrusted(why) if why.contains("another part")));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_others_could_have_put_there_is_not_read() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let folder = folder("others");
+        let cache = DiskCache::new(&folder, LIMIT_BYTES);
+        let (bytes, content) = sample(5);
+        let why = |cache: &DiskCache| match cache.get(&key(1), &content).unwrap() {
+            Found::Distrusted(why) => why,
+            found => panic!("{found:?}"),
+        };
+        cache.put(&key(1), &bytes).unwrap();
+        let path = cache.path(&key(1));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(why(&cache), "other users can write it");
+        fs::rename(&path, folder.join("elsewhere")).unwrap();
+        symlink(folder.join("elsewhere"), &path).unwrap();
+        assert_eq!(why(&cache), "it is a link");
+        // Kept again, the file is the cache's own.
+        cache.put(&key(1), &bytes).unwrap();
+        assert!(matches!(cache.get(&key(1), &content).unwrap(), Found::Part(_)));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(why(&cache), "it is no regular file");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_stands_where_a_file_is_begun_is_neither_written_nor_in_the_way() {
+        let folder = folder("begun");
+        let cache = DiskCache::new(&folder, LIMIT_BYTES);
+        fs::create_dir(&folder).unwrap();
+        let victim = folder.join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let Key(name) = key(1);
+        let next = WRITTEN.load(Ordering::Relaxed);
+        for number in next..next + u64::from(MOST_NAMES) / 2 {
+            let unfinished = folder.join(format!(".{name}.{}.{number}", std::process::id()));
+            std::os::unix::fs::symlink(&victim, unfinished).unwrap();
+        }
+        cache.put(&key(1), b"whole").unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(fs::read(cache.path(&key(1))).unwrap(), b"whole");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn parts_of_compiled_models_in_the_folder_are_not_the_cache_s_to_delete() {
+        let folder = folder("models");
+        let cache = DiskCache::new(&folder, 150);
+        fs::create_dir(&folder).unwrap();
+        let theirs = folder.join("model_ctx.part0.npub");
+        fs::write(&theirs, [0; 100]).unwrap();
+        cache.put(&key(1), &[0; 100]).unwrap();
+        assert!(theirs.exists() && cache.path(&key(1)).exists());
         fs::remove_dir_all(folder).unwrap();
     }
 

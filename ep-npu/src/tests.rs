@@ -3,7 +3,7 @@
 mod any;
 mod attention;
 mod bundled;
-mod exact;
+pub(crate) mod exact;
 mod golden;
 mod moves;
 mod pairs;

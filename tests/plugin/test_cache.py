@@ -80,6 +80,22 @@ def test_a_damaged_file_is_told_deleted_and_made_again(tmp_path, capfd, model, d
     sessions.assert_same(session, sessions.cpu(model), graphs.sample(2), "mended")
 
 
+def test_a_part_of_another_model_under_this_ones_name_is_not_run(tmp_path, capfd, model):
+    folder, other = tmp_path / "cache", graphs.quantised(per_channel=False).SerializeToString()
+    settings = {"cache_dir": str(folder)}
+    sessions.by_name(model, settings)
+    (file,) = kept(folder)
+    sessions.by_name(other, settings)
+    (of_other,) = set(kept(folder)) - {file}
+    whole = of_other.read_bytes()
+    of_other.write_bytes(file.read_bytes())
+    capfd.readouterr()
+    session = sessions.by_name(other, settings)
+    assert "is not used: it holds another part" in capfd.readouterr().err
+    sessions.assert_same(session, sessions.cpu(other), graphs.sample(2), "renamed")
+    assert of_other.read_bytes() == whole
+
+
 def test_a_folder_that_cannot_be_written_is_told_and_the_session_works(tmp_path, capfd, model):
     (tmp_path / "file").write_text("in the way")
     capfd.readouterr()

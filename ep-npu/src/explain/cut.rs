@@ -40,12 +40,12 @@ pub(super) fn cuts(graph: &Graph, plan: &Plan, sizes: &Sizes) -> (Vec<Cut>, Vec<
             root[a.max(b)] = a.min(b);
         }
     }
-    let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut members: BTreeMap<usize, Vec<NodeId>> = BTreeMap::new();
     for (id, _) in graph.nodes().filter(|&(id, _)| is_left(id)) {
-        members.entry(find(&mut root, id.0 as usize)).or_default().push(id.0 as usize);
+        members.entry(find(&mut root, id.0 as usize)).or_default().push(id);
     }
     let mut cuts: Vec<Cut> =
-        members.into_values().map(|nodes| price(graph, plan, sizes, nodes)).collect();
+        members.into_values().map(|nodes| price(graph, plan, sizes, &nodes)).collect();
     cuts.sort_by_key(|cut| std::cmp::Reverse(cut.price_ns));
     let mut of_node = vec![None; graph.node_count()];
     for (index, cut) in cuts.iter().enumerate() {
@@ -56,14 +56,14 @@ pub(super) fn cuts(graph: &Graph, plan: &Plan, sizes: &Sizes) -> (Vec<Cut>, Vec<
     (cuts, of_node)
 }
 
-fn price(graph: &Graph, plan: &Plan, sizes: &Sizes, nodes: Vec<usize>) -> Cut {
+fn price(graph: &Graph, plan: &Plan, sizes: &Sizes, members: &[NodeId]) -> Cut {
     let group = |node: NodeId| plan.verdicts[node.0 as usize].taken;
     let (mut reads, mut writes) = (BTreeSet::new(), BTreeSet::new());
     let mut programs = BTreeSet::new();
     let mut work = Work::default();
     let mut causes = Vec::new();
-    for (id, node) in graph.nodes().filter(|(id, _)| nodes.binary_search(&(id.0 as usize)).is_ok())
-    {
+    for &id in members {
+        let node = graph.node(id);
         for &value in node.inputs.iter().flatten() {
             if let Some(from) = graph.value(value).producer.and_then(group) {
                 reads.insert(value);
@@ -82,6 +82,7 @@ fn price(graph: &Graph, plan: &Plan, sizes: &Sizes, nodes: Vec<usize>) -> Cut {
         }
         work.add(sizes.work(graph, id));
     }
+    let nodes: Vec<usize> = members.iter().map(|id| id.0 as usize).collect();
     if causes.is_empty() {
         causes.clone_from(&nodes);
     }

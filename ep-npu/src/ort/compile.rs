@@ -75,11 +75,14 @@ fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Mad
         let executable = made.map_err(|error| compiler(&error))?;
         return Ok(Made { executable, blob: None, is_loaded: false });
     }
+    let mut found = None;
     let cached = provider.cache.as_ref().map(|cache| {
-        let (structure, weights) = bundle::parts(&part);
-        (cache, Key::new(&structure, &weights, device.limits(), &options.batches))
+        let content = bundle::parts(&part);
+        let key = Key::new(&content.0, &content.1, device.limits(), &options.batches);
+        found = kept(provider, cache, &key, &content);
+        (cache, key)
     });
-    if let Some(bundle) = cached.as_ref().and_then(|(cache, key)| kept(provider, cache, key)) {
+    if let Some(bundle) = found {
         let loaded =
             Executable::from_bundle(bundle, context.clone(), device.clone(), options.clone());
         match loaded {
@@ -104,9 +107,14 @@ fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Mad
 }
 
 /// What the cache has for `key`; what is wrong with it is told, and it is compiled.
-fn kept(provider: &Provider, cache: &DiskCache, key: &Key) -> Option<Bundle> {
+fn kept(
+    provider: &Provider,
+    cache: &DiskCache,
+    key: &Key,
+    content: &(Vec<u8>, Vec<u8>),
+) -> Option<Bundle> {
     let path = || cache.path(key).display().to_string();
-    match cache.get(key) {
+    match cache.get(key, content) {
         Ok(Found::Part(bundle)) => return Some(*bundle),
         Ok(Found::Nothing) => {}
         Ok(Found::Damaged(error)) => {
@@ -114,6 +122,9 @@ fn kept(provider: &Provider, cache: &DiskCache, key: &Key) -> Option<Bundle> {
                 provider,
                 &format!("NPU cache: {} is deleted and compiled again: {error}", path()),
             );
+        }
+        Ok(Found::Distrusted(why)) => {
+            warn(provider, &format!("NPU cache: {} is not used: {why}; compiled again", path()));
         }
         Err(error) => warn(provider, &format!("NPU cache: cannot read {}: {error}", path())),
     }

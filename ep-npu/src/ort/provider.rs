@@ -272,12 +272,13 @@ unsafe extern "C" fn on_run_start(this: *mut OrtEp, options: *const OrtRunOption
     // SAFETY: the runtime passes a provider that it has not released.
     let provider = unsafe { Provider::borrow(this) };
     guard(provider.api(), || {
-        terminate::begin(options);
         // Before version 27 a session has no end of its initialization to fail at.
-        match provider.api().version() < 27 {
-            true => provider.check_strict(),
-            false => Ok(()),
+        if provider.api().version() < 27 {
+            provider.check_strict()?;
         }
+        // Last: a run whose start fails is told no end, and its options would stay behind.
+        terminate::begin(options);
+        Ok(())
     })
 }
 

@@ -10,6 +10,7 @@ use libnpu::{Context, Device};
 use std::ffi::CString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::SessionError;
 use super::left::{self, DOMAIN};
@@ -179,6 +180,8 @@ impl Shared {
         let ShownModel { library, mut model, folder } = shown;
         let fails = |failure| SessionError::from(HostError::new(library, failure));
         let (of_npu, of_host) = threads;
+        // One pool for all parts, which run in turn.
+        let of_npu = Arc::new(Threads::new(of_npu));
         let mut parts = Vec::with_capacity(plan.groups.len());
         let mut groups = Vec::with_capacity(plan.groups.len());
         for (index, part) in steps::parts(graph, plan)? {
@@ -200,7 +203,7 @@ impl Shared {
                     })?;
             let name = CString::new(name).unwrap_or_default();
             let api = *library.api();
-            parts.push(Part::new(api, &name, executable, Threads::new(of_npu)).map_err(fails)?);
+            parts.push(Part::new(api, &name, executable, Arc::clone(&of_npu)).map_err(fails)?);
         }
         left::replace(&mut model, &groups);
         let bytes = prost::Message::encode_to_vec(&model);

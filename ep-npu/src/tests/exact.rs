@@ -89,7 +89,7 @@ fn an_empty_batch_gives_empty_outputs() {
 }
 
 /// A chain of `steps` random operators with branches that come back, and outputs in between.
-pub(super) fn random_model(seed: u64, steps: usize) -> Graph {
+pub(crate) fn random_model(seed: u64, steps: usize) -> Graph {
     grown(Model::new(seed), seed, steps)
 }
 

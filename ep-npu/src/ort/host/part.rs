@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
+use std::sync::Arc;
 
 use ort_sys::{
     ONNXTensorElementDataType, OrtApi, OrtCustomOp, OrtCustomOpInputOutputCharacteristic,
@@ -31,7 +32,7 @@ pub(crate) struct Part {
     api: Api,
     name: CString,
     executable: Executable,
-    threads: Threads,
+    threads: Arc<Threads>,
     inputs: Vec<(String, ONNXTensorElementDataType)>,
     outputs: Vec<ONNXTensorElementDataType>,
 }
@@ -48,7 +49,7 @@ impl Part {
         api: Api,
         name: &CStr,
         executable: Executable,
-        threads: Threads,
+        threads: Arc<Threads>,
     ) -> Result<Self, Failure> {
         let graph = executable.part();
         let inputs = typed(graph, graph.inputs())?;

@@ -14,7 +14,7 @@ use crate::quantize::{
     Codes, Kind, Operand, Products, Table, Unit, Units, WindowSpec, axis_of, is_signed,
 };
 use crate::shape;
-use ndarray::{Array4, ArrayD, Ix4, IxDyn};
+use ndarray::{Array4, ArrayD, Axis, Ix4, IxDyn};
 use npu_uapi::requantise::{
     AddTerms, MulTerms, add, dequantise, global_average_multiplier, multiply as product, quantise,
     requantise,
@@ -67,7 +67,14 @@ fn at_border(part: &Graph, id: ValueId, value: &Value) -> Value {
 fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
     let codes = |index: usize| inputs[index].codes();
     let image = |index: usize| {
-        codes(index).clone().into_dimensionality::<Ix4>().expect("windows lie over images")
+        let codes = codes(index).clone();
+        // One dimension of space is a row.
+        let codes = if codes.ndim() == 3 { codes.insert_axis(Axis(2)) } else { codes };
+        codes.into_dimensionality::<Ix4>().expect("windows lie over images")
+    };
+    let flat = |out: ArrayD<u8>| match inputs[0] {
+        Value::Codes(codes) if codes.ndim() == 3 => out.index_axis_move(Axis(2), 0),
+        _ => out,
     };
     match &unit.kind {
         Kind::Carry(how) => {
@@ -93,7 +100,7 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::Conv { products, groups, window } => {
             let out = convolve(part, unit, products, *groups, window, &image(0));
-            Value::Codes(out.into_dyn())
+            Value::Codes(flat(out.into_dyn()))
         }
         Kind::Product(products) => {
             let shape = shape::output(part, unit, &[codes(0).shape()]);
@@ -152,18 +159,18 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::MaxPool { window, table } => {
             let out = window::max(part.node(unit.target), window, &image(0));
-            Value::Codes(through(table.as_ref(), out.into_dyn()))
+            Value::Codes(through(table.as_ref(), flat(out.into_dyn())))
         }
         Kind::AveragePool { window, count_padding, input, output } => {
             let (node, padding) = (part.node(unit.target), *count_padding);
             let out = window::average(node, window, padding, *input, *output, &image(0));
-            Value::Codes(out.into_dyn())
+            Value::Codes(flat(out.into_dyn()))
         }
         Kind::GlobalMean { input, output } => {
-            Value::Codes(mean::global(*input, *output, &image(0)).into_dyn())
+            Value::Codes(flat(mean::global(*input, *output, &image(0)).into_dyn()))
         }
         Kind::GlobalAveragePool { input, output } => {
-            Value::Codes(global_average(*input, *output, &image(0)).into_dyn())
+            Value::Codes(flat(global_average(*input, *output, &image(0)).into_dyn()))
         }
         Kind::Reshape { table, .. } => {
             let shape = shape::output(part, unit, &[codes(0).shape()]);

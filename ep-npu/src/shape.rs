@@ -7,7 +7,8 @@ pub(crate) mod order;
 
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{
-    Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Unit, axis_of, is_in_range,
+    Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Unit, WindowSpec, axis_of,
+    is_in_range,
 };
 use crate::refusal::{Refusal, refuse};
 use std::collections::BTreeMap;
@@ -124,7 +125,7 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
     match &unit.kind {
         Kind::Quantize(_) | Kind::Dequantize(_) | Kind::Elementwise(_) => Ok(input.to_vec()),
         Kind::Conv { products, groups, window } => {
-            let [n, c, h, w] = image(node, input)?;
+            let [n, c, h, w] = image(node, input, window.is_row())?;
             let want = products.weights.inputs * groups;
             if c != want {
                 return refuse!(
@@ -134,9 +135,15 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             }
             let placed = window.place(node, [h, w])?;
             if products.arithmetic.floats().is_some() {
+                if window.is_row() {
+                    return refuse!(
+                        S8_ACTIVATIONS,
+                        "{node} lies over {input:?} and runs in float on the CPU; quantise activations as uint8"
+                    );
+                }
                 order::convolution(node, &convolution(products, *groups, &placed, [n, h, w]))?;
             }
-            Ok(vec![n, products.weights.outputs, placed.out_h, placed.out_w])
+            Ok(over(window, [n, products.weights.outputs], &placed))
         }
         Kind::Product(products) => match *input {
             [ref rows @ .., k] if k == products.weights.inputs && !rows.is_empty() => {
@@ -246,23 +253,23 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             Ok(kept.collect())
         }
         Kind::MaxPool { window, .. } | Kind::AveragePool { window, .. } => {
-            let [n, c, h, w] = image(node, input)?;
+            let [n, c, h, w] = image(node, input, window.is_row())?;
             let placed = window.place(node, [h, w])?;
             if placed.has_empty_window([h, w]) {
                 return refuse!(SHAPE, "{node} has a window that lies wholly in the padding");
             }
-            Ok(vec![n, c, placed.out_h, placed.out_w])
+            Ok(over(window, [n, c], &placed))
         }
         Kind::GlobalMean { .. } => {
-            let [n, c, h, w] = image(node, input)?;
+            let [n, c, h, w] = image(node, input, input.len() == 3)?;
             let count = h.saturating_mul(w);
             if count > 1 << 22 {
                 return refuse!(SIZE, "{node} averages {count} elements; 2^22 are taken");
             }
-            Ok(vec![n, c, 1, 1])
+            Ok([n, c].into_iter().chain(input[2..].iter().map(|_| 1)).collect())
         }
         Kind::GlobalAveragePool { input: from, output: to } => {
-            let [n, c, h, w] = image(node, input)?;
+            let [n, c, h, w] = image(node, input, input.len() == 3)?;
             let count = u32::try_from(h.saturating_mul(w)).unwrap_or(u32::MAX);
             if count > 1 << 22 {
                 return refuse!(ACCUMULATOR, "{node} averages {count} elements; 2^22 are taken");
@@ -275,7 +282,7 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
                     "{node} has scales that come to a multiplier of {multiplier:e}, outside 2^-32 to 256"
                 );
             }
-            Ok(vec![n, c, 1, 1])
+            Ok([n, c].into_iter().chain(input[2..].iter().map(|_| 1)).collect())
         }
         Kind::Reshape { shape, .. } | Kind::Carry(Carry::Reshape(shape)) => {
             reshaped(node, shape, input)
@@ -421,13 +428,21 @@ fn joined(node: &Node, inputs: &[&[usize]], axis: i64) -> Result<Vec<usize>, Ref
     Ok(shape)
 }
 
-fn image(node: &Node, shape: &[usize]) -> Result<[usize; 4], Refusal> {
-    match shape.try_into() {
-        Ok(image) => Ok(image),
-        Err(_) => {
-            refuse!(SHAPE, "{node} reads a tensor of shape {shape:?}; four dimensions are taken")
+fn image(node: &Node, shape: &[usize], is_row: bool) -> Result<[usize; 4], Refusal> {
+    match *shape {
+        [n, c, w] if is_row => Ok([n, c, 1, w]),
+        [n, c, h, w] if !is_row => Ok([n, c, h, w]),
+        _ => {
+            let count = if is_row { "three" } else { "four" };
+            refuse!(SHAPE, "{node} reads a tensor of shape {shape:?}; {count} dimensions are taken")
         }
     }
+}
+
+/// The shape that a window makes of images.
+fn over(window: &WindowSpec, [n, c]: [usize; 2], placed: &Placed) -> Vec<usize> {
+    let rows = (!window.is_row()).then_some(placed.out_h);
+    [n, c].into_iter().chain(rows).chain([placed.out_w]).collect()
 }
 
 fn reshaped(node: &Node, change: &ShapeChange, input: &[usize]) -> Result<Vec<usize>, Refusal> {

@@ -199,10 +199,12 @@ impl Lowering<'_> {
 
     fn placed(&self, node: NodeId, window: &WindowSpec, input: ValueId) -> crate::quantize::Placed {
         let shape = &self.part.shapes[&input];
-        let &[_, _, h, w] = shape.as_slice() else {
-            panic!("`shape` has checked that windows lie over images");
+        let size = match *shape.as_slice() {
+            [_, _, w] => [1, w],
+            [_, _, h, w] => [h, w],
+            _ => panic!("`shape` has checked that windows lie over images or rows"),
         };
-        let placed = window.place(self.part.graph.node(node), [h, w]);
+        let placed = window.place(self.part.graph.node(node), size);
         placed.expect("`shape` has placed this window before")
     }
 }

@@ -18,8 +18,8 @@ pub(super) struct Former<'g> {
 }
 
 /// Constant codes with the scale of each output channel (one for all, or one each).
-pub(super) struct Constant<'g> {
-    pub(super) tensor: &'g Tensor,
+pub(super) struct Constant {
+    pub(super) tensor: Tensor,
     pub(super) scales: Vec<f32>,
 }
 
@@ -109,29 +109,25 @@ impl<'g> Former<'g> {
         index: usize,
         element: ElementType,
         axis: usize,
-    ) -> Result<Constant<'g>, Refusal> {
+    ) -> Result<Constant, Refusal> {
         let (node, source) = self.dequantize(index)?;
         let Some(tensor) = &self.graph.value(source).constant else {
             return refuse!(WEIGHTS, "{node} reads weights or bias that are not constant");
         };
-        if tensor.element != element {
+        let may_move = element == ElementType::I8 && tensor.element == ElementType::U8;
+        if tensor.element != element && !may_move {
             let found = tensor.element;
             return refuse!(ELEMENT_TYPE, "{node} reads {found}; {element} is taken here");
         }
         if let Some(size) = node.int("block_size").filter(|&size| size != 0) {
             return refuse!(ATTRIBUTE, "{node} has block_size {size}; only 0 is taken");
         }
-        if node.input(2).is_some() {
-            match self.graph.constant(node, 2) {
-                Some(zero) if zero.element == element && zero.bytes.iter().all(|&b| b == 0) => {}
-                Some(zero) => {
-                    return refuse!(
-                        WEIGHTS,
-                        "{node} has zero point {zero:?} that is not {element} zero; quantise weights symmetrically"
-                    );
-                }
-                None => return refuse!(WEIGHTS, "{node} has a zero point that is not constant"),
-            }
+        let first = self.inputs.first().filter(|&&value| signed::is_signed(self.graph, value));
+        if may_move && first.is_some() {
+            return refuse!(
+                ELEMENT_TYPE,
+                "{node} reads uint8 weights beside an int8 activation; quantise weights as int8"
+            );
         }
         let Some(scales) = self.graph.constant(node, 1).and_then(Tensor::as_f32) else {
             return refuse!(SCALE, "{node} has no constant float32 scale");
@@ -157,6 +153,28 @@ impl<'g> Former<'g> {
                 );
             }
         }
+        let tensor = match node.input(2) {
+            None if !may_move => tensor.clone(),
+            None => differences(node, tensor, &[0], axis)?,
+            Some(_) => match self.graph.constant(node, 2) {
+                Some(zero) if zero.element != tensor.element => {
+                    return refuse!(
+                        WEIGHTS,
+                        "{node} has zero point {zero:?} of another type than its weights"
+                    );
+                }
+                Some(zero) if zero.bytes.iter().all(|&byte| byte == 0) && !may_move => {
+                    tensor.clone()
+                }
+                Some(zero) if element == ElementType::I8 => {
+                    differences(node, tensor, &zero.bytes, axis)?
+                }
+                Some(zero) => {
+                    return refuse!(WEIGHTS, "{node} has zero point {zero:?} that is not zero");
+                }
+                None => return refuse!(WEIGHTS, "{node} has a zero point that is not constant"),
+            },
+        };
         Ok(Constant { tensor, scales })
     }
 
@@ -260,6 +278,39 @@ impl<'g> Former<'g> {
             ),
         }
     }
+}
+
+/// 8-bit weights less their zero points, one for all or one for each element of dimension `axis`: what
+/// sums of products are made of.
+fn differences(
+    node: &Node,
+    tensor: &Tensor,
+    zero_points: &[u8],
+    axis: usize,
+) -> Result<Tensor, Refusal> {
+    let channels = tensor.shape.get(axis).copied().unwrap_or(1);
+    if ![1, channels].contains(&zero_points.len()) {
+        let found = zero_points.len();
+        return refuse!(WEIGHTS, "{node} has {found} zero points for {channels} channels");
+    }
+    let inner: usize = tensor.shape.iter().skip(axis + 1).product();
+    let number = |byte: u8| match tensor.element {
+        ElementType::I8 => i16::from(byte.cast_signed()),
+        _ => i16::from(byte),
+    };
+    let mut bytes = Vec::with_capacity(tensor.bytes.len());
+    for (index, &byte) in tensor.bytes.iter().enumerate() {
+        let channel = if zero_points.len() == 1 { 0 } else { index / inner.max(1) % channels };
+        let (weight, zero) = (number(byte), number(zero_points[channel]));
+        let Ok(difference) = i8::try_from(weight - zero) else {
+            return refuse!(
+                WEIGHTS,
+                "{node} has weight {weight} and zero point {zero}; differences from -128 to 127 are taken, so quantise weights symmetrically"
+            );
+        };
+        bytes.push(difference.cast_unsigned());
+    }
+    Ok(Tensor { element: ElementType::I8, shape: tensor.shape.clone(), bytes: bytes.into() })
 }
 
 /// Refuses a unit that reads or gives more than it says: nodes with inputs or outputs that their

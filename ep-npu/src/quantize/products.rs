@@ -15,12 +15,20 @@ pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let node = unit.node();
     let input = unit.activation(0)?;
     let constant = unit.constant(1, ElementType::I8, 0)?;
-    let &[outputs, inputs, rows, columns] = constant.tensor.shape.as_slice() else {
-        let shape = &constant.tensor.shape;
-        return refuse!(
-            SHAPE,
-            "{node} has weights of shape {shape:?}; two dimensions of space are taken"
-        );
+    let (outputs, inputs, space) = match constant.tensor.shape.as_slice() {
+        [outputs, inputs, space @ ..] if (1..=2).contains(&space.len()) => {
+            (*outputs, *inputs, space.to_vec())
+        }
+        shape => {
+            return refuse!(
+                SHAPE,
+                "{node} has weights of shape {shape:?}; one or two dimensions of space are taken"
+            );
+        }
+    };
+    let (rows, columns) = match space.as_slice() {
+        &[rows, columns] => (rows, columns),
+        _ => (1, space[0]),
     };
     let groups = usize::try_from(node.int("group").unwrap_or(1)).unwrap_or(0);
     if groups == 0 || outputs == 0 || inputs == 0 || outputs % groups != 0 {
@@ -36,7 +44,7 @@ pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
         kernel: [rows, columns],
         strides: [inputs * rows * columns, rows * columns, columns, 1],
     };
-    let window = WindowSpec::read(node, Some([rows, columns]))?;
+    let window = WindowSpec::read(node, Some(&space))?;
     let scales = Scales { input: input.scale, weights: constant.scales };
     let CutResult { output: value, codes: output, cut } = unit.cut_result()?;
     // With an activation that cuts something off, the CPU fuses that, and not the 8-bit operator.
@@ -128,7 +136,7 @@ fn is_one(value: f32) -> bool {
     value.to_bits() == 1.0_f32.to_bits()
 }
 
-fn matrix(node: &Node, constant: &Constant<'_>, transposed: bool) -> Result<Weights, Refusal> {
+fn matrix(node: &Node, constant: &Constant, transposed: bool) -> Result<Weights, Refusal> {
     let &[rows, columns] = constant.tensor.shape.as_slice() else {
         let shape = &constant.tensor.shape;
         return refuse!(
@@ -220,7 +228,7 @@ fn float_bias(unit: &mut Former<'_>, outputs: usize) -> Result<Option<Vec<f32>>,
         return Ok(None);
     }
     let (shape, values) = match unit.graph.constant(node, 2) {
-        Some(floats) => (&floats.shape, floats.as_f32()),
+        Some(floats) => (floats.shape.clone(), floats.as_f32()),
         None => {
             let constant = unit.constant(2, ElementType::I32, 0)?;
             let scale = |channel| *constant.scales.get(channel).unwrap_or(&constant.scales[0]);
@@ -228,10 +236,10 @@ fn float_bias(unit: &mut Former<'_>, outputs: usize) -> Result<Option<Vec<f32>>,
             let value = |(channel, &code): (usize, &i32)| code as f32 * scale(channel);
             let codes = constant.tensor.as_i32();
             let values = codes.map(|codes| codes.iter().enumerate().map(value).collect());
-            (&constant.tensor.shape, values)
+            (constant.tensor.shape, values)
         }
     };
-    if *shape != [outputs] {
+    if shape != [outputs] {
         return refuse!(SHAPE, "{node} has a bias of shape {shape:?}; [{outputs}] is taken");
     }
     match values {

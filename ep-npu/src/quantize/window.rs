@@ -4,7 +4,7 @@ use crate::graph::Node;
 use crate::refusal::{Refusal, refuse};
 use npu_uapi::command::Window;
 
-/// Attributes of a window over two spatial dimensions.
+/// Attributes of a window over one or two spatial dimensions; one is the columns of one row.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct WindowSpec {
     kernel: [usize; 2],
@@ -12,6 +12,8 @@ pub struct WindowSpec {
     dilations: [usize; 2],
     padding: Padding,
     ceil: bool,
+    /// Whether there is one dimension, the columns of one row.
+    is_row: bool,
     /// Whether it is a pool's, not a convolution's.
     is_pool: bool,
     /// Whether padding counts in a mean.
@@ -42,10 +44,18 @@ pub struct Placed {
 }
 
 impl WindowSpec {
-    /// Reads the attributes of `node`; `kernel` is what the weights say, for a convolution.
-    pub fn read(node: &Node, kernel: Option<[usize; 2]>) -> Result<Self, Refusal> {
+    /// Reads the attributes of `node`; `kernel` is what the weights say, for a convolution: one length
+    /// or two.
+    pub fn read(node: &Node, kernel: Option<&[usize]>) -> Result<Self, Refusal> {
         let is_pool = kernel.is_none();
-        let given = pair(node, "kernel_shape", 1)?;
+        let given = node.ints("kernel_shape").map(<[i64]>::len);
+        let is_row = kernel.map(<[usize]>::len).or(given) == Some(1);
+        let kernel = kernel.map(|kernel| match *kernel {
+            [columns] => [1, columns],
+            _ => [kernel[0], kernel[1]],
+        });
+        let pair = |name: &str, least: usize| pair(node, name, least, is_row);
+        let given = pair("kernel_shape", 1)?;
         let kernel = match (kernel, given) {
             (Some(kernel), Some(given)) if kernel != given => {
                 return refuse!(
@@ -56,10 +66,10 @@ impl WindowSpec {
             (Some(kernel), _) | (None, Some(kernel)) => kernel,
             (None, None) => return refuse!(ATTRIBUTE, "{node} has no kernel_shape"),
         };
-        let strides = pair(node, "strides", 1)?.unwrap_or([1, 1]);
-        let dilations = pair(node, "dilations", 1)?.unwrap_or([1, 1]);
+        let strides = pair("strides", 1)?.unwrap_or([1, 1]);
+        let dilations = pair("dilations", 1)?.unwrap_or([1, 1]);
         let padding = match node.string("auto_pad").unwrap_or("NOTSET") {
-            "NOTSET" => Padding::Explicit(pads(node)?),
+            "NOTSET" => Padding::Explicit(pads(node, is_row)?),
             "VALID" => Padding::Explicit([0; 4]),
             "SAME_UPPER" => Padding::SameUpper,
             "SAME_LOWER" => Padding::SameLower,
@@ -73,7 +83,12 @@ impl WindowSpec {
         }
         let ceil = node.int("ceil_mode").unwrap_or(0) != 0;
         let counts_padding = node.int("count_include_pad").unwrap_or(0) != 0;
-        Ok(Self { kernel, strides, dilations, padding, ceil, is_pool, counts_padding })
+        Ok(Self { kernel, strides, dilations, padding, ceil, is_row, is_pool, counts_padding })
+    }
+
+    /// Whether it lies over rows, tensors of three dimensions.
+    pub fn is_row(&self) -> bool {
+        self.is_row
     }
 
     /// Elements that a window covers.
@@ -193,19 +208,32 @@ struct Axis {
     out: usize,
 }
 
-fn pair(node: &Node, name: &str, least: usize) -> Result<Option<[usize; 2]>, Refusal> {
+fn pair(
+    node: &Node,
+    name: &str,
+    least: usize,
+    is_row: bool,
+) -> Result<Option<[usize; 2]>, Refusal> {
     let Some(found) = node.ints(name) else { return Ok(None) };
     match lengths(found, least).as_deref() {
-        Some(&[h, w]) => Ok(Some([h, w])),
-        _ => refuse!(ATTRIBUTE, "{node} has {name} {found:?}; two numbers from {least} are taken"),
+        Some(&[w]) if is_row => Ok(Some([1, w])),
+        Some(&[h, w]) if !is_row => Ok(Some([h, w])),
+        _ => {
+            let count = if is_row { "one number" } else { "two numbers" };
+            refuse!(ATTRIBUTE, "{node} has {name} {found:?}; {count} from {least} are taken")
+        }
     }
 }
 
-fn pads(node: &Node) -> Result<[usize; 4], Refusal> {
+fn pads(node: &Node, is_row: bool) -> Result<[usize; 4], Refusal> {
     let Some(found) = node.ints("pads") else { return Ok([0; 4]) };
     match lengths(found, 0).as_deref() {
-        Some(&[top, left, bottom, right]) => Ok([top, left, bottom, right]),
-        _ => refuse!(ATTRIBUTE, "{node} has pads {found:?}; four numbers from 0 are taken"),
+        Some(&[left, right]) if is_row => Ok([0, left, 0, right]),
+        Some(&[top, left, bottom, right]) if !is_row => Ok([top, left, bottom, right]),
+        _ => {
+            let count = if is_row { "two" } else { "four" };
+            refuse!(ATTRIBUTE, "{node} has pads {found:?}; {count} numbers from 0 are taken")
+        }
     }
 }
 

@@ -244,7 +244,7 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         }
         Kind::Extreme { axes, keep, .. } => {
             if node.is("GlobalMaxPool") {
-                image(node, input)?;
+                image(node, input, input.len() == 3)?;
             }
             let reduced = reduced_axes(node, axes.as_deref(), input)?;
             let kept = input.iter().enumerate().filter_map(|(axis, &len)| {

@@ -127,6 +127,7 @@ fn what(op: &Op) -> String {
         }
         OpKind::Softmax { .. } => "softmax".to_owned(),
         OpKind::Table(_) => "table".to_owned(),
+        OpKind::Channels(_) => "table by channel".to_owned(),
         OpKind::Layout { .. } => "layout".to_owned(),
     };
     let stages = match &op.kind {
@@ -138,9 +139,11 @@ fn what(op: &Op) -> String {
         OpKind::Pair { table, .. } | OpKind::Pool { table, .. } | OpKind::Product { table, .. } => {
             [table.is_some().then_some(" +table"), None, None]
         }
-        OpKind::Table(_) | OpKind::Layout { .. } | OpKind::Move { .. } | OpKind::Softmax { .. } => {
-            [None; 3]
-        }
+        OpKind::Table(_)
+        | OpKind::Channels(_)
+        | OpKind::Layout { .. }
+        | OpKind::Move { .. }
+        | OpKind::Softmax { .. } => [None; 3],
     };
     text.extend(stages.into_iter().flatten());
     text

@@ -26,6 +26,7 @@ mod reduce;
 mod signed;
 mod terms;
 mod unit;
+mod vectors;
 mod window;
 
 pub use arithmetic::{Arithmetic, Floats};

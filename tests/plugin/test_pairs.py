@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import sessions
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from test_tables import Graph, onnx_model
 
 A, B = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
@@ -65,3 +65,44 @@ def test_repeated_operands(kind, shapes):
     for names in (("x", "y"), ("y", "x")):
         two(graph, kind, *names)
     compare(graph, {name: random.integers(0, 256, shape, dtype=np.uint8) for name, shape in zip("xy", shapes, strict=True)})
+
+
+def vectors(graph: Graph, kind: str, shape, *, quantised: bool) -> None:
+    """`kind` of the codes and of a constant of `shape`."""
+    x = graph.dequantise("x", graph.codes(0.03))
+    if quantised:
+        values = graph.constant(0, np.uint8, shape)
+        graph.constants[-1].CopyFrom(numpy_helper.from_array(graph.random.integers(0, 256, shape, dtype=np.uint8), values))
+        other = graph.dequantise(values, graph.codes(0.02))
+    else:
+        other = graph.constant(0, np.float32, shape)
+        values = graph.random.uniform(0.2, 3, shape).astype(np.float32)
+        graph.constants[-1].CopyFrom(numpy_helper.from_array(values, other))
+    graph.end(graph.node(kind, [x, other]), 0.05)
+
+
+CHANNELS = {"x": np.tile(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16), (2, 21, 1, 1))}
+
+
+@pytest.mark.parametrize("shape", [(21, 1, 1), (1, 21, 1, 1), (16,), (16, 1), (1, 1, 1, 16)], ids=str)
+@pytest.mark.parametrize("quantised", [False, True], ids=["float", "quantised"])
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"])
+def test_a_constant_of_several_elements(kind, quantised, shape):
+    graph = Graph(len(shape), len(kind))
+    for _ in range(4):
+        vectors(graph, kind, shape, quantised=quantised)
+    compare(graph, CHANNELS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_batch_normalization(seed):
+    """Behind a reader of codes, so that no convolution takes it in."""
+    graph = Graph(seed, 40)
+    for _ in range(8):
+        x = graph.dequantise("x", graph.codes(0.03))
+        names = [graph.constant(0, np.float32, (21,)) for _ in range(4)]
+        for name, low in zip(names, (0.2, -1, -1, 0.05), strict=True):
+            tensor = next(t for t in graph.constants if t.name == name)
+            tensor.CopyFrom(numpy_helper.from_array(graph.random.uniform(low, 2, 21).astype(np.float32), name))
+        graph.end(graph.node("BatchNormalization", [x, *names], epsilon=float(graph.random.choice([1e-5, 1e-3]))), 0.05)
+    compare(graph, CHANNELS)

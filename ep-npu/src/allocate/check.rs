@@ -44,10 +44,14 @@ pub(super) fn check(ops: &Ops, order: &[usize], memory: &Memory) -> Result<(), O
         }
         for &read in &op.reads {
             let Some(bytes) = memory.range(ops, read) else { continue };
-            let over =
-                matches!(op.kind, OpKind::Pair { .. } | OpKind::Softmax { .. } | OpKind::Table(_))
-                    && ops.tensor(read).form == ops.tensor(op.writes).form
-                    && bytes == written;
+            let over = matches!(
+                op.kind,
+                OpKind::Pair { .. }
+                    | OpKind::Softmax { .. }
+                    | OpKind::Table(_)
+                    | OpKind::Channels(_)
+            ) && ops.tensor(read).form == ops.tensor(op.writes).form
+                && bytes == written;
             if !are_apart(&bytes, &written) && !over {
                 return lost(read);
             }

@@ -24,8 +24,10 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
         }
         let last = last_read(op.writes).unwrap_or(step);
         // ADD, MUL and TABLE may write over an operand that lies the same way and ends here.
-        let in_place =
-            matches!(op.kind, OpKind::Pair { .. } | OpKind::Softmax { .. } | OpKind::Table(_));
+        let in_place = matches!(
+            op.kind,
+            OpKind::Pair { .. } | OpKind::Softmax { .. } | OpKind::Table(_) | OpKind::Channels(_)
+        );
         let over = blocks.iter_mut().find(|block| {
             let end = block.tensors.last().copied();
             in_place

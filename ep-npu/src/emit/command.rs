@@ -46,6 +46,16 @@ impl Operands<'_> {
                 Command::Softmax(self.softmax(op_id, index, op, *terms))
             }
             OpKind::Table(_) => Command::Table(self.table(op_id, index, op)),
+            OpKind::Channels(_) => Command::ChannelTable(command::ChannelTable {
+                header: Header::new(opcode::CHANNEL_TABLE, 2, Flags::empty(), op_id),
+                src: self.tensor(op.reads[0]),
+                dst: self.tensor(op.writes),
+                tables: self.constant(index, Content::Tables),
+                dims: self.form(op.writes).dims(),
+                src_strides: self.form(op.reads[0]).strides(),
+                dst_strides: self.form(op.writes).strides(),
+                reserved: [0; 2],
+            }),
             OpKind::Layout { scale, zero_point } => {
                 Command::Layout(self.layout(op_id, op, *scale, *zero_point))
             }

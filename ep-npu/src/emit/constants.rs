@@ -77,7 +77,10 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
             | OpKind::Product { table: Some(_), .. }
             | OpKind::Table(_) => place(Content::Tables, 256),
             OpKind::Softmax { .. } => place(Content::Tables, SHARES_BYTES),
-            OpKind::Pool { .. } | OpKind::Product { .. } | OpKind::Layout { .. } => {}
+            OpKind::Channels(_)
+            | OpKind::Pool { .. }
+            | OpKind::Product { .. }
+            | OpKind::Layout { .. } => {}
         }
     }
     (chunks, end)
@@ -87,6 +90,7 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
 fn large_table(kind: &OpKind) -> Option<&[u8]> {
     match kind {
         OpKind::Pair { function: Function::Table(pairs), .. } => Some(pairs.bytes()),
+        OpKind::Channels(tables) => Some(tables),
         _ => None,
     }
 }
@@ -117,6 +121,7 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
             (OpKind::Pair { constant: Some(constant), .. }, Content::Operand) => {
                 to[..constant.bytes.len()].copy_from_slice(&constant.bytes);
             }
+            (OpKind::Channels(tables), _) => to[..tables.len()].copy_from_slice(tables),
             (OpKind::Pair { function: Function::Table(pairs), .. }, Content::Tables) => {
                 to[..pairs.bytes().len()].copy_from_slice(pairs.bytes());
             }

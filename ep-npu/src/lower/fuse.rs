@@ -52,6 +52,11 @@ fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Tabl
         OpKind::Pair { table, .. } | OpKind::Pool { table, .. } | OpKind::Product { table, .. } => {
             table
         }
+        OpKind::Channels(tables) => {
+            *tables = tables.iter().map(|&code| table[usize::from(code)]).collect();
+            before.writes = result;
+            return true;
+        }
         OpKind::Table(first) => {
             *first = then(first, table);
             before.writes = result;

@@ -121,6 +121,8 @@ pub enum OpKind {
     },
     /// Every code through a table.
     Table(Table),
+    /// Every code through the table of its channel: 256 entries each.
+    Channels(Arc<[u8]>),
     /// From one form to another, with conversion where one side is float.
     Layout {
         /// Scale and zero point of the 8-bit side; zero when both are.

@@ -307,6 +307,14 @@ impl Lowering<'_> {
         };
         let strides = constant.order(repeated, self.ops.tensor(map).form.strides());
         let out = self.tensor_of(unit.output, Home::Scratch, form);
+        if let (Function::Table(pairs), true) = (&function, repeated == Strides::default()) {
+            // It depends on the channel alone: fewer entries than pairs have.
+            let row = |&own: &u8| (0..=255).map(move |code| constant.order(own, code));
+            let entries = bytes[..form.dims().c as usize].iter().flat_map(row);
+            let tables = entries.map(|[a, b]| pairs.code(a, b)).collect();
+            self.push(unit.target, vec![map], out, OpKind::Channels(tables));
+            return self.hold(unit.output, out);
+        }
         let constant = Some(Fixed { bytes, is_first: constant.is_first });
         self.push(
             unit.target,

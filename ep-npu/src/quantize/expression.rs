@@ -12,11 +12,12 @@
 
 use super::codes::{Codes, SIGN, Table};
 use super::form::{Former, closed, is_dequantize};
-use super::pair_table::{Arithmetic2, Table2};
-use super::pairs::reads_a_tensor_of_constants;
+use super::pair_table::{Arithmetic2, Function2, Table2};
+use super::pairs::{Operand, reads_a_tensor_of_constants};
 use super::signed::{self, Edge, Edges};
 use super::terms::{Operation, Term, is_operation, operation};
 use super::unit::{Kind, Unit};
+use super::vectors::{Meetings, Number, Vector};
 use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
 use crate::refusal::{Refusal, refuse};
 use npu_uapi::requantise::{AddTerms, MulTerms, dequantise, quantise};
@@ -39,14 +40,23 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
     if reads_a_tensor_of_constants(graph, node) {
         return Ok(None);
     }
-    let mut reader = Reader { graph, nodes: Vec::new(), leaves: Vec::new(), edges: Vec::new() };
+    let mut reader = Reader {
+        graph,
+        nodes: Vec::new(),
+        leaves: Vec::new(),
+        edges: Vec::new(),
+        vectors: Vec::new(),
+    };
     let root = reader.operator(node, 0)?;
     let (value, output) = unit.result()?;
-    let Reader { mut nodes, leaves, mut edges, .. } = reader;
+    let Reader { mut nodes, leaves, mut edges, vectors, .. } = reader;
     edges.push(signed::edge(graph, value));
     let edges = Edges::of(&edges);
     if leaves.is_empty() {
         return refuse!(UNIT, "{node} reads constants only; fold it");
+    }
+    if !vectors.is_empty() {
+        return with_vectors(unit, &root, nodes, (&leaves, &vectors), (value, edges, output));
     }
     let Some(source) = common_source(&leaves, before) else {
         return pair(unit, &root, nodes, &leaves, (value, edges, output));
@@ -101,6 +111,40 @@ fn pair(
     Ok(Some(unit.finish(value, Kind::Pair { function, constant: None })))
 }
 
+/// The unit of `root` as a function of one tensor and of constants that differ from element to element.
+fn with_vectors(
+    mut unit: Former<'_>,
+    root: &Root,
+    nodes: Vec<NodeId>,
+    (leaves, vectors): (&[ValueId], &[Vector]),
+    (value, edges, output): (ValueId, Edges, Codes),
+) -> Result<Option<Unit>, Refusal> {
+    let node = unit.node();
+    let &[source] = leaves else {
+        return refuse!(
+            OPERATOR,
+            "{node} is of {} tensors and of constants of several elements; one tensor is taken",
+            leaves.len()
+        );
+    };
+    let Meetings { which, different } = Meetings::of(node, vectors)?;
+    let mut rows = Vec::with_capacity(different.len());
+    for numbers in &different {
+        let root = root.with(numbers);
+        let mut row = [0; 256];
+        for (entry, code) in row.iter_mut().zip(0..=255) {
+            *entry = root.code(&|_| code, &format_args!("code {code}"), edges, output)?;
+        }
+        rows.push(row);
+    }
+    let entry = |a: u8, k: u8| rows.get(usize::from(k)).map_or(0, |row| row[usize::from(a)]);
+    let function = Function2::Table(Table2::new(entry));
+    let constant = Some(Operand { tensor: which, is_first: false });
+    nodes.into_iter().for_each(|node| unit.include(node));
+    unit.reads(source);
+    Ok(Some(unit.finish(value, Kind::Pair { function, constant })))
+}
+
 /// Collects what an expression is made of.
 struct Reader<'g> {
     graph: &'g Graph,
@@ -109,6 +153,8 @@ struct Reader<'g> {
     leaves: Vec<ValueId>,
     /// What the CPU provider makes of all 8-bit tensors that are read.
     edges: Vec<Edge>,
+    /// Constants of several elements.
+    vectors: Vec<Vector>,
 }
 
 impl Reader<'_> {
@@ -121,8 +167,25 @@ impl Reader<'_> {
                 "{node} feeds float arithmetic, which the CPU may merge with it; quantise its output"
             );
         }
+        let first = self.vectors.len();
         let terms = indices.into_iter().map(|index| self.operand(node, index, depth));
         let terms = terms.collect::<Result<Vec<Term>, Refusal>>()?;
+        if operation.is_by_channel() {
+            // A number a channel: dimension 1, whatever lies behind it.
+            let rank = node.input(0).and_then(|value| self.rank(value)).filter(|&rank| rank > 1);
+            let Some(rank) = rank else {
+                return refuse!(
+                    SHAPE,
+                    "{node} reads a tensor of unknown rank; run shape inference"
+                );
+            };
+            for vector in &mut self.vectors[first..] {
+                if vector.shape.len() != 1 {
+                    return refuse!(SHAPE, "{node} reads a constant of shape {:?}", vector.shape);
+                }
+                vector.shape.extend(std::iter::repeat_n(1, rank - 2));
+            }
+        }
         Ok(Root { name: node.to_string(), operation, terms })
     }
 
@@ -133,6 +196,18 @@ impl Reader<'_> {
         };
         let found = graph.value(value);
         if let Some(constant) = &found.constant {
+            if constant.len() != 1 {
+                let Some(values) =
+                    constant.as_f32().filter(|all| all.iter().all(|v| v.is_finite()))
+                else {
+                    return refuse!(
+                        ELEMENT_TYPE,
+                        "{node} reads {constant:?}; finite float32 is taken"
+                    );
+                };
+                let numbers = values.iter().map(|&value| (value, None)).collect();
+                return Ok(self.vector(constant, numbers));
+            }
             return Ok(Term::Constant { value: self.scalar(node, constant)?, quantised: None });
         }
         let name = &found.name;
@@ -166,10 +241,9 @@ impl Reader<'_> {
             }
             return Ok(Term::Leaf { value: source, codes });
         };
-        let constant = self.single(node, constant)?;
-        let code = match constant.element {
-            ElementType::U8 => constant.bytes[0],
-            ElementType::I8 => constant.bytes[0] ^ SIGN,
+        let moved = match constant.element {
+            ElementType::U8 => 0,
+            ElementType::I8 => SIGN,
             found => {
                 return refuse!(
                     ELEMENT_TYPE,
@@ -177,8 +251,28 @@ impl Reader<'_> {
                 );
             }
         };
-        let value = dequantise(code, codes.scale, codes.zero_point);
-        Ok(Term::Constant { value, quantised: Some((codes, code)) })
+        let number = |&code: &u8| {
+            let code = code ^ moved;
+            (dequantise(code, codes.scale, codes.zero_point), Some((codes, code)))
+        };
+        if constant.len() != 1 {
+            let numbers = constant.bytes.iter().map(number).collect();
+            return Ok(self.vector(constant, numbers));
+        }
+        let (value, quantised) = number(&self.single(node, constant)?.bytes[0]);
+        Ok(Term::Constant { value, quantised })
+    }
+
+    fn vector(&mut self, constant: &Tensor, numbers: Vec<Number>) -> Term {
+        self.vectors.push(Vector { shape: constant.shape.clone(), numbers });
+        Term::Vector(self.vectors.len() - 1)
+    }
+
+    /// Dimensions of `value`, or of the codes that it is dequantised from.
+    fn rank(&self, value: ValueId) -> Option<usize> {
+        let own = |value: ValueId| Some(self.graph.value(value).ty.as_ref()?.shape.as_ref()?.len());
+        let source = || self.graph.node(self.graph.value(value).producer?).input(0);
+        own(value).or_else(|| source().and_then(own))
     }
 
     /// The only element of a float constant.
@@ -225,6 +319,12 @@ struct Root {
 }
 
 impl Root {
+    /// The same with these numbers for the constants of several elements.
+    fn with(&self, numbers: &[Number]) -> Self {
+        let terms = self.terms.iter().map(|term| term.with(numbers)).collect();
+        Self { name: self.name.clone(), operation: self.operation, terms }
+    }
+
     /// The code that the expression comes to where its tensors have the codes that `leaf` gives, which
     /// `place` names.
     fn code(

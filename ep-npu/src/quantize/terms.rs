@@ -5,6 +5,7 @@ use super::form::clip_range;
 use super::functions;
 use super::pairwise::{Operator, Pairwise};
 use super::signed::Edges;
+use super::vectors::Number;
 use crate::graph::{Graph, Node, ValueId};
 use crate::refusal::{Refusal, refuse};
 use npu_uapi::requantise::dequantise;
@@ -25,6 +26,8 @@ pub(super) enum Term {
         /// As the model has it, when it is quantised.
         quantised: Option<(Codes, u8)>,
     },
+    /// The constant of several elements of this index.
+    Vector(usize),
     /// The float result of an operator.
     Nested(Box<(Operation, Vec<Term>)>),
 }
@@ -35,12 +38,32 @@ impl Term {
         match self {
             Self::Leaf { value, codes } => dequantise(leaf(*value), codes.scale, codes.zero_point),
             Self::Constant { value, .. } => *value,
+            // Numbers take its place before anything is computed.
+            Self::Vector(_) => f32::NAN,
             Self::Nested(nested) => {
                 let (operation, terms) = nested.as_ref();
                 let operands: Vec<f32> = terms.iter().map(|term| term.value(leaf)).collect();
                 // What the CPU's kernels make of NaN differs from one to the next.
                 let is_nan = operands.iter().any(|operand| operand.is_nan());
                 if is_nan { f32::NAN } else { operation.apply(&operands).0 }
+            }
+        }
+    }
+
+    /// The same with these numbers for the constants of several elements.
+    pub(super) fn with(&self, numbers: &[Number]) -> Self {
+        match self {
+            Self::Leaf { value, codes } => Self::Leaf { value: *value, codes: *codes },
+            Self::Constant { value, quantised } => {
+                Self::Constant { value: *value, quantised: *quantised }
+            }
+            Self::Vector(index) => {
+                let (value, quantised) = numbers[*index];
+                Self::Constant { value, quantised }
+            }
+            Self::Nested(nested) => {
+                let terms = nested.1.iter().map(|term| term.with(numbers)).collect();
+                Self::Nested(Box::new((nested.0, terms)))
             }
         }
     }
@@ -54,7 +77,7 @@ impl Term {
         let (codes, code) = match self {
             Self::Leaf { value, codes } => (*codes, leaf(*value)),
             Self::Constant { quantised, .. } => (*quantised)?,
-            Self::Nested(_) => return None,
+            Self::Vector(_) | Self::Nested(_) => return None,
         };
         Some((codes, code))
     }
@@ -67,7 +90,10 @@ pub(super) enum Operation {
     LeakyRelu(f32),
     Clip(f32, f32),
     Sigmoid,
-    HardSigmoid { alpha: f32, beta: f32 },
+    HardSigmoid {
+        alpha: f32,
+        beta: f32,
+    },
     HardSwish,
     Tanh,
     Elu(f32),
@@ -85,11 +111,14 @@ pub(super) enum Operation {
     Min,
     Square,
     Cube,
+    /// With its epsilon.
+    BatchNorm(f32),
 }
 
 /// Whether `node` is an element-wise operator of this list.
 pub(super) fn is_operation(node: &Node) -> bool {
-    const NAMES: [&str; 21] = [
+    const NAMES: [&str; 22] = [
+        "BatchNormalization",
         "Relu",
         "LeakyRelu",
         "Clip",
@@ -150,6 +179,15 @@ pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Opera
         "Sqrt" => one(Operation::Sqrt),
         "Abs" => one(Operation::Abs),
         "Neg" => one(Operation::Neg),
+        "BatchNormalization" => {
+            for (name, otherwise) in [("training_mode", 0), ("spatial", 1)] {
+                let found = node.int(name).unwrap_or(otherwise);
+                if found != otherwise {
+                    return refuse!(ATTRIBUTE, "{node} has {name} {found}; {otherwise} is taken");
+                }
+            }
+            Ok((vec![0, 1, 2, 3, 4], Operation::BatchNorm(float("epsilon", 1e-5)?)))
+        }
         "PRelu" => two(Operation::PRelu),
         "Add" => two(Operation::Add),
         "Sub" => two(Operation::Sub),
@@ -175,7 +213,12 @@ impl Operation {
     /// Whether it may feed other float operators: the CPU provider merges some into one function of
     /// its own, `x * Sigmoid(x)` for one, whose roundings are others.
     pub(super) fn may_nest(self) -> bool {
-        !matches!(self, Self::Sigmoid | Self::Tanh | Self::Erf | Self::Elu(_))
+        !matches!(self, Self::Sigmoid | Self::Tanh | Self::Erf | Self::Elu(_) | Self::BatchNorm(_))
+    }
+
+    /// Whether its constants have a number for each channel.
+    pub(super) fn is_by_channel(self) -> bool {
+        matches!(self, Self::BatchNorm(_))
     }
 
     /// The float result, and how far from it the CPU provider's may be.
@@ -234,6 +277,11 @@ impl Operation {
             Self::Min => operands.iter().copied().fold(x, f32::min),
             Self::Square => x * x,
             Self::Cube => x * x * x,
+            Self::BatchNorm(epsilon) => {
+                let &[_, scale, bias, mean, variance] = operands else { return (f32::NAN, 0.0) };
+                let scale = scale * (1.0 / (variance + epsilon).sqrt());
+                x * scale + (bias - mean * scale)
+            }
         };
         (value, 0.0)
     }

@@ -1,7 +1,7 @@
 //! Functions of two tensors: as steps of random models, and as what the device is given for them.
 
 use super::exact::ints;
-use crate::graph::{Attribute, Graph};
+use crate::graph::{Attribute, Dim, ElementType, Graph, TensorType};
 use crate::lower::{Function, Op, OpKind};
 use crate::partition;
 use crate::program::{self, Compiled};
@@ -24,7 +24,8 @@ pub(super) fn pair(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
     };
     let codes = model.codes();
     let order = noise.below(2) == 0;
-    match noise.below(3) {
+    match noise.below(4) {
+        3 => varied(model, noise, flow, codes),
         0 => {
             let op = noise.pick(&["Sub", "Div", "Max", "Min"]);
             let operands = if order { [flow, &other] } else { [&other, flow] };
@@ -38,6 +39,38 @@ pub(super) fn pair(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
             Flow { value: model.quantize(value, codes), codes, shape: flow.shape.clone() }
         }
     }
+}
+
+/// A function of `flow` and of constants that differ by channel, or from element to element.
+fn varied(model: &mut Model, noise: &mut Noise, flow: &Flow, codes: Codes) -> Flow {
+    let [_, c, h, w] = flow.shape[..] else { panic!("steps of pairs read images") };
+    let mut floats = |shape: &[usize], low: f32| {
+        let count = shape.iter().product();
+        let values = (0..count).map(|_| low + f32::from(noise.byte()) / 64.0);
+        let bytes = values.flat_map(f32::to_le_bytes).collect();
+        model.constant(ElementType::F32, shape, bytes)
+    };
+    let others = [
+        (vec![c, 1, 1], "PRelu"),
+        (vec![1, c, 1, 1], "Sub"),
+        (vec![1, w], "Mul"),
+        (vec![h, 1], "Div"),
+        (vec![c], "BatchNormalization"),
+    ];
+    let at = codes.zero_point as usize % others.len();
+    let (shape, op) = &others[at];
+    let count = if *op == "BatchNormalization" { 4 } else { 1 };
+    let constants: Vec<_> = (0..count).map(|_| floats(shape, 0.5)).collect();
+    let read = model.dequantize(flow);
+    let inputs: Vec<_> = std::iter::once(read).chain(constants).collect();
+    if *op == "BatchNormalization" {
+        model.set_type(
+            read,
+            TensorType { element: ElementType::F32, shape: Some(vec![Dim::Known(1); 4]) },
+        );
+    }
+    let value = model.node(op, &inputs, &[]);
+    Flow { value: model.quantize(value, codes), codes, shape: flow.shape.clone() }
 }
 
 fn compiled(graph: &Graph) -> Compiled {
@@ -98,4 +131,25 @@ fn equal_tables_of_pairs_lie_in_one_place() {
     });
     let emitted = compiled(&graph).emitted;
     assert!((65_536..2 * 65_536).contains(&emitted.constant_bytes), "{}", emitted.constant_bytes);
+}
+
+#[test]
+fn a_constant_for_each_channel_is_a_table_for_each_channel() {
+    let codes = Codes { scale: 0.04, zero_point: 77 };
+    let graph = model(|model, [a, _]| {
+        let values = (0..8_u8).flat_map(|slope| f32::from(slope).to_le_bytes()).collect();
+        let slopes = model.constant(ElementType::F32, &[8, 1, 1], values);
+        let read = model.dequantize(a);
+        let value = model.node("PRelu", &[read, slopes], &[]);
+        let value = model.quantize(value, codes);
+        let flow = Flow { value, codes, shape: a.shape.clone() };
+        model.unit("Abs", &[&flow], &[], (codes, &[1, 8, 4, 4]))
+    });
+    let ops = compiled(&graph).ops.ops;
+    let tables = ops.iter().find_map(|op| match &op.kind {
+        OpKind::Channels(tables) => Some(tables.len()),
+        _ => None,
+    });
+    assert_eq!(tables, Some(8 * 256), "{ops:?}");
+    assert!(!ops.iter().any(|op| matches!(op.kind, OpKind::Table(_))), "{ops:?}");
 }

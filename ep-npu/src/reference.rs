@@ -95,9 +95,6 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let node = part.node(unit.target);
             Value::Codes(float::convolve(node, products, *groups, window, &image(0)).into_dyn())
         }
-        Kind::Product(products) if products.arithmetic.floats().is_some() => {
-            Value::Codes(float::multiply(part.node(unit.target), products, codes(0)))
-        }
         Kind::Conv { products, groups, window } => {
             let out = convolve(part, unit, products, *groups, window, &image(0));
             Value::Codes(flat(out.into_dyn()))
@@ -108,7 +105,11 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let k = products.weights.inputs;
             let flat: Vec<u8> = codes(0).iter().copied().collect();
             let rows = ArrayD::from_shape_vec(IxDyn(&[flat.len() / k, k]), flat);
-            let out = multiply(products, &rows.expect("rows of as many elements as sums have"));
+            let rows = rows.expect("rows of as many elements as sums have");
+            let out = match products.arithmetic.floats() {
+                Some(_) => float::multiply(part.node(unit.target), products, &rows),
+                None => multiply(products, &rows),
+            };
             let flat = out.iter().copied().collect();
             let out = ArrayD::from_shape_vec(IxDyn(&shape), flat).expect("as many elements");
             Value::Codes(out)

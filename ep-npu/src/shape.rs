@@ -148,13 +148,12 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         Kind::Product(products) => match *input {
             [ref rows @ .., k] if k == products.weights.inputs && !rows.is_empty() => {
                 if products.arithmetic.floats().is_some() {
-                    let &[n] = rows else {
-                        return refuse!(
-                            SHAPE,
-                            "{node} reads int8 of shape {input:?}, so the CPU runs it in float; rows of {k} are taken then"
-                        );
+                    // The CPU sees all rows as one matrix.
+                    let count = rows.iter().try_fold(1_usize, |n, &len| n.checked_mul(len));
+                    let Some(count) = count else {
+                        return refuse!(SIZE, "{node} reads {input:?}, too large for the device");
                     };
-                    order::product(node, n, products.weights.outputs, k)?;
+                    order::product(node, count, products.weights.outputs, k)?;
                 }
                 let mut shape = rows.to_vec();
                 shape.push(products.weights.outputs);

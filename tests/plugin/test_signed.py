@@ -72,14 +72,19 @@ class Signed(Layer):
 
 def compare(layer: Signed, outputs: list[tuple[str, tuple]], codes) -> None:
     """All of `outputs` as floats; everything must be taken."""
+    sessions.assert_all_on_npu(compare_what_is_taken(layer, outputs, codes))
+
+
+def compare_what_is_taken(layer: Signed, outputs: list[tuple[str, tuple]], codes):
+    """The same, of which some may stay on the CPU; gives the session."""
     ends = [layer.dequantise(*output) for output in outputs]
     values = [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in ends]
     graph = helper.make_graph(layer.nodes, "layer", [layer.x], values, layer.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8).SerializeToString()
     npu, reference = sessions.by_name(model), sessions.cpu(model)
-    sessions.assert_all_on_npu(npu)
     for _ in range(3):
         sessions.assert_same(npu, reference, layer.input(codes), "layer")
+    return npu
 
 
 def start(seed: int, salt: int) -> tuple[Signed, str, tuple]:
@@ -126,3 +131,34 @@ def test_a_mean_of_whole_images(readers, seed):
     outputs = [layer.relu(y, result) for _ in range(readers[1])]
     outputs += [layer.relu(x, codes) for _ in range(readers[0] - 1)]
     compare(layer, outputs, codes)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("rank", [2, 3, 4])
+@pytest.mark.parametrize("ends", [(1, 2), (2, 1), (2, 2)])
+def test_rows_times_a_matrix(ends, rank, seed):
+    """In float where either end is int8, whatever shape the rows have."""
+    random = np.random.default_rng([seed, 4])
+    shape = [*(int(n) for n in random.integers(1, 7, rank - 1)), int(random.choice([16, 48, int(random.integers(1, 300))]))]
+    layer = Signed(random, shape)
+    codes, result = layer.codes(0.02), layer.codes(1.0)
+    x = layer.quantise("x", codes)
+    outputs = int(random.integers(2, 90))
+    weights = layer.weights([shape[-1], outputs], 1, layer.weight_scales(outputs))
+    y = layer.quantise(layer.node("MatMul", [layer.dequantise(x, codes), weights]), result)
+    tensors = [layer.relu(x, codes) for _ in range(ends[0] - 1)] + [layer.relu(y, result) for _ in range(ends[1])]
+    compare_what_is_taken(layer, tensors, codes)
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("ends", [(1, 2), (2, 1), (2, 2)])
+def test_softmax(ends, seed):
+    random = np.random.default_rng([seed, 5])
+    layer = Signed(random, [int(random.integers(1, 40)), int(random.choice([2, 3, 17, 64, 500]))])
+    codes = layer.codes(0.05)
+    scale = random.choice([np.float32(1 / 255), np.float32(1 / 256), np.float32(random.uniform(0.003, 0.05))])
+    result = (np.float32(scale), int(random.choice([0, 0, 3, 128])))
+    x = layer.quantise("x", codes)
+    y = layer.quantise(layer.node("Softmax", [layer.dequantise(x, codes)], axis=-1), result)
+    tensors = [layer.relu(x, codes) for _ in range(ends[0] - 1)] + [layer.relu(y, result) for _ in range(ends[1])]
+    compare_what_is_taken(layer, tensors, codes)

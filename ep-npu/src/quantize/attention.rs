@@ -39,11 +39,24 @@ pub(super) fn softmax(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let axis = node.int("axis").unwrap_or(-1);
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
-    if unit.edges() != Edges::Unsigned {
-        return refuse!(
-            S8_ACTIVATIONS,
-            "{node} reads or writes int8; quantise activations as uint8"
-        );
+    match unit.edges() {
+        Edges::Unsigned => {}
+        // Beyond int8 the CPU wraps; codes that no sum of shares leaves are the same here and there.
+        Edges::Signed if whole(output) + f32::from(output.zero_point) <= 255.0 => {}
+        Edges::Signed => {
+            return refuse!(
+                S8_ACTIVATIONS,
+                "{node} writes int8 with scale {:e}, and a share of 1 is beyond its codes, where the CPU wraps; \
+                 quantise it as uint8, or for shares up to 1",
+                output.scale
+            );
+        }
+        Edges::Mixed => {
+            return refuse!(
+                S8_ACTIVATIONS,
+                "{node} reads and writes int8 and uint8, so the CPU runs it in float; quantise both as uint8"
+            );
+        }
     }
     Ok(unit.finish(value, Kind::Softmax { axis, input, output }))
 }

@@ -3,7 +3,7 @@
 
 use crate::graph::{Graph, TensorType};
 use crate::partition::{self, Plan};
-use crate::quantize::Codes;
+use crate::quantize::{Codes, Kind};
 use crate::refusal::rule;
 use crate::testing::{Flow, Model, Weighted, executable, expected, inputs, run};
 use npu_uapi::limits::Limits;
@@ -140,4 +140,55 @@ fn a_mean_from_int8_to_uint8_is_of_floats_in_the_providers_order() {
         assert!(units.units.iter().any(|unit| unit.kind.name() == "global-mean"));
         assert_exact(graph);
     }
+}
+
+/// `op` of `input`, and a second reader that keeps it int8.
+fn beside_another(input: &[usize], op: impl Fn(&mut Model, &Flow) -> Flow) -> Graph {
+    let mut model = Model::signed(7);
+    let flow = model.float_input(input, CODES);
+    let result = op(&mut model, &flow);
+    let other = model.unit("Relu", &[&flow], &[], (CODES, input));
+    model.float_output(&result);
+    model.float_output(&other);
+    model.finish()
+}
+
+#[test]
+fn rows_of_any_rank_are_multiplied_in_float() {
+    for shape in [&[1, 5, 32][..], &[3, 4, 48], &[1, 2, 3, 200], &[1, 1, 1, 24], &[7, 9]] {
+        let (&inputs, rows) = shape.split_last().unwrap();
+        let graph = beside_another(shape, |model, flow| {
+            let per_channel = inputs % 16 == 0;
+            let weighted =
+                Weighted { shape: vec![inputs, 21], axis: 1, per_channel, with_bias: false };
+            let codes = Codes { scale: 0.7, zero_point: 120 };
+            model.weighted("MatMul", flow, &weighted, &[], (codes, &[rows, &[21]].concat()))
+        });
+        assert_eq!(taken(&graph, "MatMul"), [true], "{shape:?}");
+        let units = crate::program::units(&graph).unwrap();
+        let is_float = |kind: &Kind| {
+            matches!(kind, Kind::Product(products) if products.arithmetic.floats().is_some())
+        };
+        assert!(units.units.iter().any(|unit| is_float(&unit.kind)), "{shape:?}");
+        assert_exact(graph);
+    }
+}
+
+#[test]
+fn a_softmax_of_int8_is_taken_where_no_share_is_beyond_its_codes() {
+    let of = |scale, zero_point| {
+        let codes = Codes { scale, zero_point };
+        let mut model = Model::signed(7);
+        let flow = model.code_input(&[3, 40], CODES);
+        let shares = model.unit("Softmax", &[&flow], &[], (codes, &[3, 40]));
+        model.code_output(&shares);
+        model.finish()
+    };
+    assert_eq!(taken(&of(1.0 / 255.0, 0), "Softmax"), [true]);
+    assert_exact(of(1.0 / 255.0, 0));
+    assert_exact(of(1.0 / 100.0, 155));
+    let wrapping = of(1.0 / 256.0, 0);
+    assert_eq!(taken(&wrapping, "Softmax"), [false]);
+    let plan = plan(&wrapping);
+    assert!(plan.verdicts.iter().any(|verdict| verdict.reason.contains("the CPU wraps")));
 }

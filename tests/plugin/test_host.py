@@ -1,7 +1,7 @@
 """`ep_npu::Session` with ONNX Runtime as host engine equals the plugin byte for byte, whatever the NPU takes.
 
 The command-line tool stands for every program that uses `ep_npu::Session`. With `NPU_MODELS=all` in the environment
-every model of `cargo xtask models --all` runs.
+every model of `cargo xtask models --all` runs, and so does every one with int8 activations; else of these the digits do.
 """
 
 import os
@@ -16,11 +16,14 @@ from onnx import TensorProto, helper
 
 import graphs
 import sessions
+from npu_models import signed
 from npu_models.build import ALL, SETS
 from test_doors import DEADLINE_S, save, tool  # noqa: F401
 from test_published import feeds
 
-NAMES = SETS["all" if os.environ.get("NPU_MODELS") == "all" else "quick"]
+IS_ALL = os.environ.get("NPU_MODELS") == "all"
+FILES = [(name, "qdq-pc") for name in SETS["all" if IS_ALL else "quick"]]
+FILES += [(name, kind) for name in (ALL if IS_ALL else ["digits"]) for kind in signed.KINDS]
 CAPI = Path(ort.__file__).parent / "capi"
 
 
@@ -48,9 +51,9 @@ def run(tool: str, library: Path, folder: Path, model: Path, feed: dict[str, np.
     return [np.load(folder / ("y.npy" if index == 0 else f"y.{index}.npy")) for index in range(count)], told
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_session_and_the_plugin_give_the_same_bytes(models, tool, library, tmp_path, name):  # noqa: F811
-    file = models / f"{name}.qdq-pc.onnx"
+@pytest.mark.parametrize(("name", "kind"), FILES, ids=[f"{name}.{kind}" for name, kind in FILES])
+def test_the_session_and_the_plugin_give_the_same_bytes(models, tool, library, tmp_path, name, kind):  # noqa: F811
+    file = signed.ensure(name, kind, models) if kind in signed.KINDS else models / f"{name}.{kind}.onnx"
     session = sessions.by_name(str(file))
     programs = sum(provider == sessions.EP for provider, _ in sessions.placement(session))
     on_cpu = len(sessions.operators_on(session, sessions.CPU))

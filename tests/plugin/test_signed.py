@@ -17,8 +17,8 @@ from test_layers import Layer
 NAMES = list(build.ALL) if os.environ.get("NPU_MODELS") == "all" else ["digits"]
 VARIANTS = [(name, kind) for name in NAMES for kind in signed.KINDS]
 IDS = [f"{name}.{kind}" for name, kind in VARIANTS]
-# Those of which nothing may be left to the CPU.
-WHOLE = {"digits"}
+# Those of which something may be left to the CPU: in how many subgraphs at most, and the least share of the multiplications.
+PARTLY = {"ppocrv4-det": (2, 0.73), "ppocrv4-rec": (7, 0.99), "minilm-l3": (6, 0.99)}
 
 
 @pytest.mark.parametrize(("name", "kind"), VARIANTS, ids=IDS)
@@ -36,8 +36,12 @@ def test_outputs_equal_the_cpu(models, name, kind, capsys):
         for output in sessions.assert_same(session, reference, feed, f"{name}.{kind}, input {index}"):
             seen.update(np.unique(output).tolist())
     assert len(seen) > 2, f"all outputs are of {seen}"
-    if name in WHOLE:
+    if name not in PARTLY:
         sessions.assert_all_on_npu(session)
+        return
+    most, least = PARTLY[name]
+    assert subgraphs <= most
+    assert taken >= least * sum(macs.values())
 
 
 @pytest.mark.parametrize(("name", "kind"), VARIANTS, ids=IDS)
@@ -143,16 +147,20 @@ def test_rows_times_a_matrix(ends, rank, seed):
     layer = Signed(random, shape)
     codes, result = layer.codes(0.02), layer.codes(1.0)
     x = layer.quantise("x", codes)
-    outputs = int(random.integers(2, 90))
-    weights = layer.weights([shape[-1], outputs], 1, layer.weight_scales(outputs))
+    rows, inputs, outputs = int(np.prod(shape[:-1])), shape[-1], int(random.integers(2, 90))
+    weights = layer.weights([inputs, outputs], 1, layer.weight_scales(outputs))
     y = layer.quantise(layer.node("MatMul", [layer.dequantise(x, codes), weights]), result)
     tensors = [layer.relu(x, codes) for _ in range(ends[0] - 1)] + [layer.relu(y, result) for _ in range(ends[1])]
-    compare_what_is_taken(layer, tensors, codes)
+    npu = compare_what_is_taken(layer, tensors, codes)
+    if 1 < rows < outputs and inputs <= 128:
+        # However many threads divide these columns, all of them sum in one order.
+        assert "MatMul" not in sessions.operators_on(npu, sessions.CPU)
 
 
 @pytest.mark.parametrize("seed", range(24))
 @pytest.mark.parametrize("ends", [(1, 2), (2, 1), (2, 2)])
 def test_softmax(ends, seed):
+    """Where both ends are int8 the CPU computes on codes, and wraps at their end."""
     random = np.random.default_rng([seed, 5])
     layer = Signed(random, [int(random.integers(1, 40)), int(random.choice([2, 3, 17, 64, 500]))])
     codes = layer.codes(0.05)
@@ -161,4 +169,7 @@ def test_softmax(ends, seed):
     x = layer.quantise("x", codes)
     y = layer.quantise(layer.node("Softmax", [layer.dequantise(x, codes)], axis=-1), result)
     tensors = [layer.relu(x, codes) for _ in range(ends[0] - 1)] + [layer.relu(y, result) for _ in range(ends[1])]
-    compare_what_is_taken(layer, tensors, codes)
+    npu = compare_what_is_taken(layer, tensors, codes)
+    # Of one type at both ends, and no share is beyond its codes.
+    is_taken = ends == (2, 2) and np.floor(np.float32(1) / result[0]) + result[1] <= 255
+    assert ("Softmax" not in sessions.operators_on(npu, sessions.CPU)) == is_taken

@@ -4,22 +4,24 @@
 //! 0    BundleHeader, 64 bytes; its hash covers all bytes, itself taken as zeros
 //! 64   `sections` x SectionEntry, 32 bytes each
 //! ..   section data in the table's order, each at a multiple of 64, zeros between:
-//!      LIMITS, COMPILER, GRAPH, WEIGHTS (constants of the graph),
+//!      LIMITS, COMPILER, GRAPH, WEIGHTS (constants of the graph that are not among the following),
 //!      CONSTANTS (as the device reads them, each content once), PROGRAM (one for each input shape)
 //! ```
 //!
 //! With the graph and its weights, programs for other shapes can be compiled from it; with the limits
-//! it says for which device it is. A program is a program file without its constants. Reading copies
-//! no weights: they are views of the blob.
+//! it says for which device it is. A program is a program file without its constants, with the places
+//! of the graph's weights in them. Reading copies no weights: they are views of the blob.
 
 mod error;
 mod fit;
 mod graph;
+mod packed;
 mod program;
 mod wire;
 
 pub use error::BundleError;
 pub use fit::{Fit, line};
+pub(crate) use packed::whole;
 pub use program::Ready;
 
 use crate::graph::Graph;
@@ -27,6 +29,7 @@ use bytes::Bytes;
 use error::malformed;
 use npu_uapi::limits::Limits;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -34,7 +37,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"NPUB");
 
 /// Version of the bundle; a reader refuses another.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Which compiler this is: its sources in one number.
 pub(crate) const BUILD: &str = env!("NPU_COMPILER_SOURCES");
@@ -81,7 +84,7 @@ const _: () = assert!(size_of::<SectionEntry>() == 32);
 /// A part, compiled.
 #[derive(Clone, Debug)]
 pub struct Bundle {
-    /// The part.
+    /// The part. In one that was read, weights that the programs hold are kept apart.
     pub part: Graph,
     /// The device that the programs are for.
     pub limits: Limits,
@@ -94,7 +97,6 @@ pub struct Bundle {
 impl Bundle {
     /// The blob.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let (structure, weights) = graph::write(&self.part);
         let mut contents: Vec<&Bytes> = Vec::new();
         for constants in self.programs.iter().filter_map(|program| program.constants.as_ref()) {
             if !contents.contains(&constants) {
@@ -102,11 +104,14 @@ impl Bundle {
             }
         }
         let place = |constants: &Bytes| contents.iter().position(|content| *content == constants);
+        let mut apart = BTreeSet::new();
         let programs: Vec<Vec<u8>> = self
             .programs
             .iter()
-            .map(|program| program.write(program.constants.as_ref().and_then(place)))
+            .map(|program| program.write(program.constants.as_ref().and_then(place), &mut apart))
             .collect();
+        let (structure, weights) = graph::write(&self.part, &apart);
+        let weights = graph::join(&weights);
         let mut parts: Vec<(u32, &[u8])> = vec![
             (section::LIMITS, self.limits.as_bytes()),
             (section::COMPILER, self.compiler.as_bytes()),
@@ -152,6 +157,7 @@ impl Bundle {
         while let Some(bytes) = next(section::PROGRAM) {
             programs.push(Ready::read(bytes, &constants, &part)?);
         }
+        packed::check(&part, &programs, blob.len())?;
         match sections.next() {
             Some(_) => Err(malformed("a section is of unknown kind, or out of order")),
             None => Ok(Self { part, limits, compiler, programs }),
@@ -159,9 +165,9 @@ impl Bundle {
     }
 }
 
-/// What makes `part` what it is, its constants apart, whatever it is called.
-pub(crate) fn parts(part: &Graph) -> (Vec<u8>, Vec<u8>) {
-    let (mut structure, weights) = graph::write(part);
+/// What makes `part` what it is, whatever it is called: its structure, then its constants.
+pub(crate) fn parts(part: &Graph) -> (Vec<u8>, Vec<&Bytes>) {
+    let (mut structure, weights) = graph::write(part, &BTreeSet::new());
     // The name comes first, behind its length: a runtime makes it of the model's path.
     structure.drain(..size_of::<u32>() + part.name().len());
     (structure, weights)

@@ -9,8 +9,10 @@
 
 mod command;
 mod constants;
+mod packing;
 
 pub use constants::{Chunk, Content};
+pub(crate) use packing::Packing;
 
 use crate::allocate::{Memory, Place, Space};
 use crate::lower::{Home, Ops, TensorId};

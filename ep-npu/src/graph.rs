@@ -3,6 +3,8 @@
 //! Nodes are kept in a topological order; a value knows its producer and its consumers. A graph is
 //! built through [`GraphBuilder`], which is the one place where it is validated; afterwards it is read.
 
+mod apart;
+
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;

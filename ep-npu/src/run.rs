@@ -10,6 +10,7 @@ mod cache;
 mod constants;
 mod empty;
 mod error;
+mod load;
 mod memory;
 mod stop;
 mod tensor;
@@ -21,15 +22,14 @@ pub use tensor::{GivenOutputs, Outputs, OwnedOutputs, OwnedTensor, TensorMut, Te
 use crate::bundle::{Bundle, BundleError, Fit, Ready};
 use crate::emit;
 use crate::graph::{Dim, Graph, NodeId, ValueId};
-use crate::program::{self, CompileError, Compiled, Edge};
-use crate::quantize::Units;
-use crate::shape::Assignment;
+use crate::program::{CompileError, Edge};
 use cache::Cache;
 use libnpu::{Context, Device, Done, Job, Memory, Program, Workers};
+use load::Whole;
 use memory::{Bound, Scratch};
 use npu_uapi::addr::SlotId;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// How long a device may take to end a job that is aborted.
@@ -77,9 +77,10 @@ pub struct RunReport {
 /// A part of a graph, ready to run for any batch; shared between threads by reference.
 #[derive(Debug)]
 pub struct Executable {
+    /// Its weights are kept apart when it is from a bundle.
     part: Graph,
-    /// Found when something is compiled.
-    units: OnceLock<Units>,
+    /// Made when something is compiled.
+    whole: OnceLock<Whole>,
     /// Programs that need no compiler, from a bundle.
     ready: Vec<Ready>,
     context: Context,
@@ -169,7 +170,7 @@ impl Executable {
         };
         Self {
             part,
-            units: OnceLock::new(),
+            whole: OnceLock::new(),
             ready,
             context,
             device,
@@ -177,60 +178,6 @@ impl Executable {
             options,
             scratch: Scratch::default(),
             compiling: Mutex::new(()),
-        }
-    }
-
-    /// The part with its programs for the shapes it was made with, to be loaded without a compiler.
-    ///
-    /// # Errors
-    /// As for [`Executable::new`].
-    pub fn bundle(&self) -> Result<Bundle, CompileError> {
-        let limits = self.device.limits();
-        let mut programs = self.ready.clone();
-        for shapes in self.shapes_at_once()? {
-            if programs.iter().all(|ready| ready.shapes() != shapes) {
-                let compiled = program::compile(&self.part, self.units()?, &shapes, limits)?;
-                programs.push(Ready::new(&compiled, &self.part, limits));
-            }
-        }
-        let compiler = format!("ep-npu {}", env!("CARGO_PKG_VERSION"));
-        Ok(Bundle { part: self.part.clone(), limits: *limits, compiler, programs })
-    }
-
-    /// Input shapes for which there is to be a program from the start.
-    fn shapes_at_once(&self) -> Result<Vec<Vec<Vec<usize>>>, CompileError> {
-        let inputs = self.part.inputs();
-        let is_open = |&&input: &&ValueId| {
-            let first = self.declared(input).and_then(|shape| shape.first());
-            matches!(first, Some(Dim::Symbol(_)))
-        };
-        let batches = match self.options.batches.as_slice() {
-            batches @ [_, ..] if inputs.iter().any(|input| is_open(&input)) => batches,
-            _ => &[1],
-        };
-        let mut all = Vec::new();
-        for &batch in batches {
-            let mut assignment = Assignment::ones();
-            let mut shapes = Vec::new();
-            for input in inputs {
-                let mut shape = assignment.shape(&self.part, *input)?;
-                if let Some(first) = shape.first_mut().filter(|_| is_open(&input)) {
-                    *first = batch;
-                }
-                shapes.push(shape);
-            }
-            all.push(shapes);
-        }
-        Ok(all)
-    }
-
-    fn units(&self) -> Result<&Units, CompileError> {
-        match self.units.get() {
-            Some(units) => Ok(units),
-            None => {
-                let units = program::units(&self.part)?;
-                Ok(self.units.get_or_init(|| units))
-            }
         }
     }
 
@@ -340,7 +287,7 @@ impl Executable {
         }
     }
 
-    /// The part that it runs.
+    /// The part that it runs; weights of one that was compiled before are not in it.
     pub fn part(&self) -> &Graph {
         &self.part
     }
@@ -423,87 +370,6 @@ impl Executable {
             found: tensor.shape().to_vec(),
             want: crate::graph::shape_text(self.declared(input).unwrap_or_default()),
         }
-    }
-
-    /// The program for these input shapes, compiled if need be.
-    fn program(&self, shapes: &[Vec<usize>]) -> Result<Arc<Loaded>, CompileError> {
-        if let Some(loaded) = self.cache.get(shapes) {
-            return Ok(loaded);
-        }
-        self.load(shapes)
-    }
-
-    fn load(&self, shapes: &[Vec<usize>]) -> Result<Arc<Loaded>, CompileError> {
-        let _only_one = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = self.cache.get(shapes) {
-            return Ok(loaded);
-        }
-        if let Some(ready) = self.ready.iter().find(|ready| ready.shapes() == shapes) {
-            let loaded = self.load_ready(ready)?;
-            return Ok(self.cache.insert(shapes.to_vec(), loaded));
-        }
-        let compiled = program::compile(&self.part, self.units()?, shapes, self.device.limits())?;
-        if let Some(folder) = &self.options.dump {
-            compiled.write_to(folder, &self.part, self.device.limits())?;
-        }
-        let program = self.context.load(&compiled.emitted.image.to_bytes())?;
-        let constants = self.constants(&compiled)?;
-        let node = |&index: &usize| compiled.ops.ops[index].node;
-        let nodes = compiled.emitted.op_ids.iter().map(node).collect();
-        let loaded = Loaded {
-            nodes,
-            program,
-            constants,
-            scratch_bytes: compiled.memory.scratch_bytes,
-            inputs: compiled.inputs,
-            outputs: compiled.outputs,
-        };
-        Ok(self.cache.insert(shapes.to_vec(), loaded))
-    }
-
-    /// A program of a bundle, on the device.
-    fn load_ready(&self, ready: &Ready) -> Result<Loaded, CompileError> {
-        let program = self.context.load(&ready.image())?;
-        let constants = match &ready.constants {
-            None => None,
-            Some(bytes) => {
-                let loaded = self.cache.values();
-                let mut bound = loaded.iter().filter_map(|loaded| loaded.constants.as_ref());
-                Some(match bound.find(|constants| constants.are_at(bytes)) {
-                    Some(same) => same.clone(),
-                    None => {
-                        let content = ready.content;
-                        let (device, context) = (&self.device, &self.context);
-                        Arc::new(constants::Bound::of_bundle(device, context, bytes, content)?)
-                    }
-                })
-            }
-        };
-        Ok(Loaded {
-            program,
-            constants,
-            scratch_bytes: ready.scratch_bytes(),
-            inputs: ready.inputs.clone(),
-            outputs: ready.outputs.clone(),
-            nodes: ready.nodes.clone(),
-        })
-    }
-
-    /// The constants of `compiled`: those of a program that is loaded, where they are the same.
-    fn constants(
-        &self,
-        compiled: &Compiled,
-    ) -> Result<Option<Arc<constants::Bound>>, CompileError> {
-        if compiled.emitted.constant_bytes == 0 {
-            return Ok(None);
-        }
-        let loaded = self.cache.values();
-        let mut bound = loaded.iter().filter_map(|loaded| loaded.constants.as_ref());
-        if let Some(same) = bound.find(|constants| constants.are_those_of(&compiled.emitted)) {
-            return Ok(Some(same.clone()));
-        }
-        let bound = constants::Bound::new(&self.device, &self.context, compiled)?;
-        Ok(Some(Arc::new(bound)))
     }
 }
 

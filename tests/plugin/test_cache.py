@@ -114,7 +114,7 @@ def test_the_limit_holds_and_nonsense_is_refused(tmp_path, model):
             sessions.by_name(model, {"cache_mib": value})
 
 
-def test_processes_at_once_and_the_environment(library, tmp_path):
+def test_processes_at_once_keep_one_file(library, tmp_path):
     folder = tmp_path / "cache"
     start = processes.START.format(folder=str(Path(__file__).parent), library=library)
     command = [sys.executable, "-c", start + SESSION, str(folder)]
@@ -124,3 +124,24 @@ def test_processes_at_once_and_the_environment(library, tmp_path):
         assert (child.returncode, out.strip()) == (0, "done"), err
         assert "NPU cache" not in err, err
     assert len(kept(folder)) == 1
+
+
+def test_the_environment_names_the_folder_and_an_option_overrides_it(tmp_path, capfd, monkeypatch, model):
+    named, option, home = (tmp_path / name for name in ("named", "option", "home"))
+    monkeypatch.setenv("NPU_CACHE_DIR", str(named))
+    reference = sessions.cpu(model)
+    for loaded in (0, 1):
+        session, (stages,) = stages_of(capfd, lambda: sessions.by_name(model))
+        assert stages[1:] == (loaded, 1) and (stages[0] == 0) == bool(loaded)
+        sessions.assert_same(session, reference, graphs.sample(2), f"{loaded} loaded")
+    assert len(kept(named)) == 1
+    sessions.by_name(model, {"cache_dir": str(option)})
+    assert (len(kept(named)), len(kept(option))) == (1, 1)
+    _, (stages,) = stages_of(capfd, lambda: sessions.by_name(model, {"cache_dir": "off"}))
+    assert stages[1:] == (0, 1), "off, and yet loaded"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    for value, count in (("off", 0), ("", 0), ("default", 1)):
+        monkeypatch.setenv("NPU_CACHE_DIR", value)
+        sessions.by_name(model)
+        assert len(kept(home / "onnxruntime-ep-npu")) == count, value
+    assert len(kept(named)) == 1

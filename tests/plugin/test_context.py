@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import graphs
 import processes
@@ -172,6 +172,22 @@ def test_a_damaged_blob_is_refused(tmp_path):
             sessions.by_name(str(with_blob(path, blob[:length])))
 
 
+def test_a_part_of_an_older_version_is_told_to_compile_again(tmp_path):
+    path = compiled(tmp_path, graphs.quantised().SerializeToString(), True)
+    older = bytearray(attribute(context_nodes(path)[0], "ep_cache_context"))
+    older[4] = 1
+    with pytest.raises(Exception, match="compiled part of version 1, this library reads 2: compile the model again"):
+        sessions.by_name(str(with_blob(path, bytes(older))))
+
+
+def test_weights_are_in_a_compiled_model_once(models, tmp_path):
+    file = models / "resnet18.qdq-pc.onnx"
+    path = compiled(tmp_path, str(file), True)
+    weights = sum(numpy_helper.to_array(tensor).nbytes for tensor in onnx.load(file).graph.initializer)
+    # Records of channels, tables, the program and names are beside them.
+    assert weights < path.stat().st_size < 1.2 * weights
+
+
 def test_another_device_is_told_to_compile_again(tmp_path):
     model = graphs.quantised().SerializeToString()
     path = compiled(tmp_path, model, True)
@@ -186,7 +202,7 @@ def test_the_models_line_says_whether_the_device_fits(tmp_path):
     path = compiled(tmp_path, graphs.quantised().SerializeToString(), True)
     lines = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     line = lines[f"ep_compatibility_info.{EP}"]
-    assert line.startswith("npu;bundle=1;isa=1.")
+    assert line.startswith("npu;bundle=2;isa=1.")
     from onnxruntime.capi import _pybind_state as state
 
     def verdict(text: str) -> int:

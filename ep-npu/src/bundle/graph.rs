@@ -6,6 +6,7 @@ use crate::graph::{
     Attribute, Dim, ElementType, Graph, GraphBuilder, Node, Tensor, TensorType, Value, ValueId,
 };
 use bytes::Bytes;
+use std::collections::BTreeSet;
 
 /// Constants begin at multiples of this in the weights, so that they can be read in place.
 const ALIGN: usize = 64;
@@ -17,6 +18,8 @@ mod has {
     pub(super) const TYPE: u8 = 1;
     pub(super) const SHAPE: u8 = 2;
     pub(super) const CONSTANT: u8 = 4;
+    /// The constant's bytes are in a program.
+    pub(super) const APART: u8 = 8;
 }
 
 /// Kinds of attribute.
@@ -29,13 +32,13 @@ mod kind {
     pub(super) const OTHER: u8 = 6;
 }
 
-/// The graph without its constants' bytes, and those.
-pub(super) fn write(graph: &Graph) -> (Vec<u8>, Vec<u8>) {
-    let (mut out, mut weights) = (Writer::default(), Vec::new());
+/// The graph without its constants' bytes; and those, except of constants that are kept `apart`.
+pub(super) fn write<'a>(graph: &'a Graph, apart: &BTreeSet<ValueId>) -> (Vec<u8>, Vec<&'a Bytes>) {
+    let (mut out, mut weights) = (Writer::default(), Weights::default());
     out.text(graph.name());
     out.count(graph.value_count());
     for id in (0..).map(ValueId).take(graph.value_count()) {
-        write_value(&mut out, &mut weights, graph.value(id));
+        write_value(&mut out, &mut weights, graph.value(id), apart.contains(&id));
     }
     write_ids(&mut out, graph.inputs().iter().copied().map(Some));
     out.count(graph.node_count());
@@ -52,7 +55,34 @@ pub(super) fn write(graph: &Graph) -> (Vec<u8>, Vec<u8>) {
         }
     }
     write_ids(&mut out, graph.outputs().iter().copied().map(Some));
-    (out.0, weights)
+    (out.0, weights.all)
+}
+
+/// Constants, as the section of weights holds them.
+pub(super) fn join(weights: &[&Bytes]) -> Vec<u8> {
+    let mut joined = Vec::new();
+    for bytes in weights {
+        joined.resize(joined.len().next_multiple_of(ALIGN), 0);
+        joined.extend_from_slice(bytes);
+    }
+    joined
+}
+
+/// Constants one behind the other.
+#[derive(Default)]
+struct Weights<'a> {
+    all: Vec<&'a Bytes>,
+    end: usize,
+}
+
+impl<'a> Weights<'a> {
+    /// Where `bytes` will lie.
+    fn place(&mut self, bytes: &'a Bytes) -> usize {
+        let start = self.end.next_multiple_of(ALIGN);
+        self.end = start + bytes.len();
+        self.all.push(bytes);
+        start
+    }
 }
 
 /// The graph of [`write`].
@@ -80,13 +110,14 @@ pub(super) fn read(structure: Bytes, weights: &Bytes) -> Result<Graph, BundleErr
     Ok(builder.finish()?)
 }
 
-fn write_value(out: &mut Writer, weights: &mut Vec<u8>, value: &Value) {
+fn write_value<'a>(out: &mut Writer, weights: &mut Weights<'a>, value: &'a Value, is_apart: bool) {
     let shape = value.ty.as_ref().and_then(|ty| ty.shape.as_ref());
     let flag = |there: bool, flag: u8| if there { flag } else { 0 };
     out.text(&value.name);
     out.u8(flag(value.ty.is_some(), has::TYPE)
         | flag(shape.is_some(), has::SHAPE)
-        | flag(value.constant.is_some(), has::CONSTANT));
+        | flag(value.constant.is_some(), has::CONSTANT)
+        | flag(is_apart, has::APART));
     if let Some(ty) = &value.ty {
         out.u32(ty.element.onnx());
     }
@@ -111,10 +142,10 @@ fn write_value(out: &mut Writer, weights: &mut Vec<u8>, value: &Value) {
         for &length in &constant.shape {
             out.length(length);
         }
-        weights.resize(weights.len().next_multiple_of(ALIGN), 0);
-        out.length(weights.len());
-        out.length(constant.bytes.len());
-        weights.extend_from_slice(&constant.bytes);
+        if !is_apart {
+            out.length(weights.place(&constant.bytes));
+            out.length(constant.bytes.len());
+        }
     }
 }
 
@@ -140,6 +171,10 @@ fn read_value(
     if flags & has::CONSTANT != 0 {
         let element = ElementType::from_onnx(reader.u32()?);
         let shape = reader.list(Reader::length)?;
+        if flags & has::APART != 0 {
+            builder.set_constant_apart(id, element, shape);
+            return Ok(());
+        }
         let (start, len) = (reader.length()?, reader.length()?);
         let end = start.checked_add(len).filter(|&end| end <= weights.len());
         let end = end.ok_or(malformed("a constant lies outside the weights"))?;

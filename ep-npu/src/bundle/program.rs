@@ -1,14 +1,16 @@
 //! A program with all that a device needs to run it, made by the compiler or read from a bundle.
 
 use super::error::{BundleError, malformed};
+use super::packed::{self, Packed};
 use super::wire::{Reader, Writer};
 use crate::emit::{CONSTANTS, EDGE_SLOTS_FROM, SCRATCH};
-use crate::graph::{ElementType, Graph, NodeId};
+use crate::graph::{ElementType, Graph, NodeId, ValueId};
 use crate::program::{Compiled, Edge};
 use bytes::Bytes;
 use npu_uapi::container::{Container, Io};
 use npu_uapi::image::SlotDecl;
 use npu_uapi::limits::Limits;
+use std::collections::BTreeSet;
 
 /// Number of the constants of a program that has none.
 const NO_CONSTANTS: u32 = u32::MAX;
@@ -26,6 +28,8 @@ pub struct Ready {
     pub(crate) outputs: Vec<Edge>,
     /// By `op_id`, the node that the command was compiled from.
     pub(crate) nodes: Vec<NodeId>,
+    /// Constants of the graph that are among these constants.
+    pub(super) packed: Vec<Packed>,
 }
 
 impl Ready {
@@ -33,6 +37,9 @@ impl Ready {
     pub fn new(compiled: &Compiled, part: &Graph, limits: &Limits) -> Self {
         let mut container = compiled.container(part, limits);
         let constants = container.constants.pop().map(|(_, bytes)| Bytes::from(bytes));
+        let packed = constants.as_ref().map_or_else(Vec::new, |constants| {
+            packed::find(part, &compiled.ops, &compiled.emitted.constants, constants)
+        });
         let node = |&index: &usize| compiled.ops.ops[index].node;
         Self {
             container,
@@ -41,6 +48,7 @@ impl Ready {
             inputs: compiled.inputs.clone(),
             outputs: compiled.outputs.clone(),
             nodes: compiled.emitted.op_ids.iter().map(node).collect(),
+            packed,
         }
     }
 
@@ -58,13 +66,21 @@ impl Ready {
         self.container.image.slots.get(SCRATCH.index()).map_or(0, |slot| slot.len)
     }
 
-    pub(super) fn write(&self, constants: Option<usize>) -> Vec<u8> {
+    /// What a section holds, with constants of this number. Of the graph's constants it says where those
+    /// are of which no program before it has: they go to `apart`.
+    pub(super) fn write(&self, constants: Option<usize>, apart: &mut BTreeSet<ValueId>) -> Vec<u8> {
         let mut out = Writer::default();
         let number = |index| u32::try_from(index).expect("few programs are kept");
         out.u32(constants.map_or(NO_CONSTANTS, number));
         out.count(self.nodes.len());
         for node in &self.nodes {
             out.u32(node.0);
+        }
+        let packed: Vec<&Packed> =
+            self.packed.iter().filter(|packed| apart.insert(packed.value)).collect();
+        out.count(packed.len());
+        for packed in packed {
+            packed.write(&mut out);
         }
         let file = self.container.to_bytes();
         out.length(file.len());
@@ -81,6 +97,7 @@ impl Ready {
         let mut reader = Reader::new(section);
         let index = reader.u32()?;
         let nodes = reader.list(|reader| reader.u32().map(NodeId))?;
+        let packed = reader.list(Packed::read)?;
         let len = reader.length()?;
         let file = reader.bytes(len)?;
         reader.finish()?;
@@ -107,7 +124,7 @@ impl Ready {
         if inputs.len() != part.inputs().len() || outputs.len() != part.outputs().len() {
             return Err(malformed("a program has other inputs or outputs than its part"));
         }
-        Ok(Self { container, constants, content, inputs, outputs, nodes })
+        Ok(Self { container, constants, content, inputs, outputs, nodes, packed })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Weights, channel records and tables as the device reads them.
 
+use super::packing::Packing;
 use crate::lower::{Conv, Function, OpKind, Ops};
 use npu_uapi::command::{ChannelRecord, FloatRecord, record_bytes};
 use npu_uapi::extent::SHARES_BYTES;
@@ -53,7 +54,10 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
         };
         match &operation.kind {
             OpKind::Conv(conv) => {
-                place(Content::Weights(conv.weights.kernel), Blocks::of(conv).len_bytes() as u64);
+                place(
+                    Content::Weights(conv.weights.kernel),
+                    Packing::of(conv).packed_bytes() as u64,
+                );
                 place(Content::Records, record_bytes(outputs_u32(conv)));
                 if conv.table_0.is_some() || conv.table_1.is_some() {
                     place(Content::Tables, 512);
@@ -102,7 +106,9 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
     for chunk in chunks {
         let to = &mut bytes[len(chunk.offset)..];
         match (&ops.ops[chunk.op].kind, chunk.content) {
-            (OpKind::Conv(conv), Content::Weights(_)) => pack_weights(conv, to),
+            (OpKind::Conv(conv), Content::Weights(_)) => {
+                Packing::of(conv).pack(&conv.weights.bytes, to);
+            }
             (OpKind::Conv(conv), Content::Records) => pack_records(conv, to),
             (OpKind::Conv(conv), Content::Tables) => {
                 let tables = [&conv.table_0, &conv.table_1];
@@ -141,60 +147,6 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
         }
     }
     bytes
-}
-
-/// How the weights of a convolution are cut into blocks of 16 output and 4 input channels.
-struct Blocks {
-    groups: usize,
-    outputs: usize,
-    reduction: usize,
-}
-
-impl Blocks {
-    fn of(conv: &Conv) -> Self {
-        let [rows, columns] = conv.weights.kernel;
-        let taps = rows * columns;
-        if is_depthwise(conv) {
-            let outputs = conv.weights.outputs;
-            return Self { groups: 1, outputs, reduction: taps.next_multiple_of(4) };
-        }
-        let outputs = conv.weights.outputs / conv.groups;
-        let reduction = taps * conv.weights.inputs.next_multiple_of(4);
-        Self { groups: conv.groups, outputs, reduction }
-    }
-
-    fn len_bytes(&self) -> usize {
-        self.groups * self.outputs.div_ceil(16) * self.reduction * 16
-    }
-
-    /// Where the block of `output` within `group` begins, and the lane in it.
-    fn lane(&self, group: usize, output: usize) -> usize {
-        let block = group * self.outputs.div_ceil(16) + output / 16;
-        block * self.reduction * 16 + output % 16 * 4
-    }
-}
-
-fn is_depthwise(conv: &Conv) -> bool {
-    conv.groups > 1 && conv.weights.inputs == 1 && conv.weights.outputs == conv.groups
-}
-
-fn pack_weights(conv: &Conv, to: &mut [u8]) {
-    let blocks = Blocks::of(conv);
-    let weights = &conv.weights;
-    let [rows, columns] = weights.kernel;
-    // In a depthwise convolution the reduction is over taps, else over taps and input channels.
-    let depth = if is_depthwise(conv) { 1 } else { weights.inputs.next_multiple_of(4) };
-    for output in 0..weights.outputs {
-        let (group, within) = (output / blocks.outputs, output % blocks.outputs);
-        let lane = blocks.lane(group, within);
-        for tap in 0..rows * columns {
-            for input in 0..weights.inputs {
-                let step = tap * depth + input;
-                let weight = weights.at(output, input, tap / columns, tap % columns);
-                to[lane + step / 4 * 64 + step % 4] = weight.to_le_bytes()[0];
-            }
-        }
-    }
 }
 
 fn pack_records(conv: &Conv, to: &mut [u8]) {

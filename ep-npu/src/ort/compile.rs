@@ -77,9 +77,9 @@ fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Mad
     }
     let mut found = None;
     let cached = provider.cache.as_ref().map(|cache| {
-        let content = bundle::parts(&part);
-        let key = Key::new(&content.0, &content.1, device.limits(), &options.batches);
-        found = kept(provider, cache, &key, &content);
+        let (structure, weights) = bundle::parts(&part);
+        let key = Key::new(&structure, &weights, device.limits(), &options.batches);
+        found = kept(provider, cache, &key);
         (cache, key)
     });
     if let Some(bundle) = found {
@@ -107,14 +107,9 @@ fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Mad
 }
 
 /// What the cache has for `key`; what is wrong with it is told, and it is compiled.
-fn kept(
-    provider: &Provider,
-    cache: &DiskCache,
-    key: &Key,
-    content: &(Vec<u8>, Vec<u8>),
-) -> Option<Bundle> {
+fn kept(provider: &Provider, cache: &DiskCache, key: &Key) -> Option<Bundle> {
     let path = || cache.path(key).display().to_string();
-    match cache.get(key, content) {
+    match cache.get(key) {
         Ok(Found::Part(bundle)) => return Some(*bundle),
         Ok(Found::Nothing) => {}
         Ok(Found::Damaged(error)) => {

@@ -259,11 +259,9 @@ fn check_sum(
     zero_point: u8,
 ) -> Result<(), Refusal> {
     let (below, above) = (i64::from(zero_point), i64::from(255 - zero_point));
-    let (mut low, mut high) = (0_i64, 0_i64);
-    for weight in weights.of_output(channel).map(i64::from) {
-        low += (-below * weight).min(above * weight);
-        high += (-below * weight).max(above * weight);
-    }
+    let [positive, negative] = weights.sums(channel);
+    let low = above * negative - below * positive;
+    let high = above * positive - below * negative;
     if low > i64::from(i32::MIN) && high <= i64::from(i32::MAX) {
         return Ok(());
     }

@@ -235,13 +235,48 @@ impl Weights {
     pub fn of_output(&self, output: usize) -> impl Iterator<Item = i8> + '_ {
         let [rows, columns] = self.kernel;
         (0..self.inputs).flat_map(move |input| {
-            (0..rows * columns).map(move |tap| self.at(output, input, tap / columns, tap % columns))
+            (0..rows).flat_map(move |row| {
+                (0..columns).map(move |column| self.at(output, input, row, column))
+            })
         })
     }
 
     /// The sum of an output channel's weights.
     pub fn sum(&self, output: usize) -> i64 {
-        self.of_output(output).map(i64::from).sum()
+        let [positive, negative] = self.sums(output);
+        positive + negative
+    }
+
+    /// The sum of an output channel's positive weights, and that of its negative ones.
+    pub fn sums(&self, output: usize) -> [i64; 2] {
+        let add = |[positive, negative]: [i64; 2], [more, less]: [i32; 2]| {
+            [positive + i64::from(more), negative + i64::from(less)]
+        };
+        let split = |weight: i8| [i32::from(weight.max(0)), i32::from(weight.min(0))];
+        let Some(row) = self.row(output) else {
+            return self.of_output(output).map(split).fold([0; 2], add);
+        };
+        // In 32 bits as far as they hold: a model has millions of weights, and a compiler meets each.
+        let of_chunk = |chunk: &[u8]| {
+            let weights = chunk.iter().map(|&byte| split(i8::from_le_bytes([byte])));
+            weights.fold([0; 2], |[p, n], [more, less]| [p + more, n + less])
+        };
+        row.chunks(1 << 16).map(of_chunk).fold([0; 2], add)
+    }
+
+    /// The bytes of an output channel, where they lie side by side.
+    fn row(&self, output: usize) -> Option<&[u8]> {
+        let [rows, columns] = self.kernel;
+        let [output_stride, strides @ ..] = self.strides;
+        let dense = [rows * columns, columns, 1];
+        let side_by_side =
+            |((len, stride), dense): ((usize, usize), usize)| len == 1 || stride == dense;
+        let lengths = [self.inputs, rows, columns];
+        if !lengths.into_iter().zip(strides).zip(dense).all(side_by_side) {
+            return None;
+        }
+        let start = output * output_stride;
+        self.bytes.get(start..start + self.inputs * rows * columns)
     }
 
     /// A matrix of one tap as the convolution of a whole `rows` by `columns` image, for an input
@@ -298,6 +333,36 @@ impl Kind {
             Self::GlobalAveragePool { .. } => "global-average-pool",
             Self::Reshape { .. } => "reshape",
             Self::Elementwise(_) => "elementwise",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_the_same_wherever_the_weights_lie() {
+        // More than one chunk of a row, with both ends of the range.
+        let (outputs, inputs) = (2, 70_000);
+        let rows: Vec<u8> = (0..outputs * inputs).map(|at| (at * 7 % 256) as u8).collect();
+        let columns: Vec<u8> =
+            (0..outputs * inputs).map(|at| rows[at % outputs * inputs + at / outputs]).collect();
+        let weights = |bytes: &[u8], strides| Weights {
+            bytes: Bytes::copy_from_slice(bytes),
+            outputs,
+            inputs,
+            kernel: [1, 1],
+            strides,
+        };
+        let by_row = weights(&rows, [inputs, 1, 0, 0]);
+        let by_column = weights(&columns, [1, outputs, 0, 0]);
+        assert!(by_row.row(1).is_some() && by_column.row(1).is_none());
+        for output in 0..outputs {
+            let all = || rows[output * inputs..][..inputs].iter().map(|&byte| byte as i8 as i64);
+            let want = [all().filter(|w| *w > 0).sum::<i64>(), all().filter(|w| *w < 0).sum()];
+            assert_eq!(by_row.sums(output), want);
+            assert_eq!(by_column.sums(output), want);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::exact::random_model;
 use crate::bundle::{Bundle, BundleError};
-use crate::graph::Graph;
+use crate::graph::{Graph, ValueId};
 use crate::run::{BundleLoadError, Executable, OwnedOutputs, RunError, RunOptions, TensorRef};
 use crate::testing::{executable, expected, inputs, run};
 use crate::trace;
@@ -50,6 +50,32 @@ fn a_bundle_of_a_loaded_bundle_is_the_same() {
     let (_, blob) = sample();
     let loaded = load(&blob, "sim", RunOptions::default()).unwrap();
     assert_eq!(loaded.bundle().unwrap().to_bytes(), blob);
+}
+
+#[test]
+fn weights_are_in_a_bundle_once_and_the_graph_is_made_whole_of_them() {
+    let constants = |graph: &Graph| -> Vec<Bytes> {
+        let values = (0..).map(ValueId).take(graph.value_count());
+        values.filter_map(|id| Some(graph.value(id).constant.clone()?.bytes)).collect()
+    };
+    let (mut apart_bytes, mut all_bytes) = (0, 0);
+    for seed in 0..20 {
+        let graph = random_model(seed, 4);
+        let blob = executable(graph.clone()).bundle().unwrap().to_bytes();
+        let read = read(&blob).unwrap();
+        let (held, all) = (constants(&read.part), constants(&graph));
+        for (held, all) in held.iter().zip(&all) {
+            all_bytes += all.len();
+            if held != all {
+                assert!(held.is_empty(), "kept apart or kept whole");
+                apart_bytes += all.len();
+            }
+        }
+        let whole = crate::bundle::whole(&read.part, &read.programs);
+        assert_eq!(constants(&whole), all, "seed {seed}");
+        assert_eq!(crate::dump::graph(&whole), crate::dump::graph(&graph), "seed {seed}");
+    }
+    assert!(4 * apart_bytes > all_bytes, "{apart_bytes} of {all_bytes} bytes are kept apart");
 }
 
 #[test]
@@ -156,6 +182,7 @@ proptest! {
         }
         crate::bundle::rehash(&mut blob);
         if let Ok(bundle) = read(&blob) {
+            let _ = crate::bundle::whole(&bundle.part, &bundle.programs);
             let device = Device::open("sim").unwrap();
             let context = device.create_context().unwrap();
             let _ = Executable::from_bundle(bundle, context, device, RunOptions::default());

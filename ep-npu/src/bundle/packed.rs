@@ -184,7 +184,7 @@ mod tests {
         // Neither the graph nor a program has the bytes.
         assert!(matches!(changed(Vec::clear), Err(BundleError::Graph(_))));
         let mut twice = sample();
-        let again = Ready { packed: twice.programs[0].packed.clone(), ..twice.programs[0].clone() };
+        let again = twice.programs[0].clone();
         let found = check(&twice.part, &[again.clone(), again], usize::MAX);
         assert_eq!(found, Err(malformed("packed weights are of no constant, or of one twice")));
         twice.programs[0].packed.clear();

@@ -5,6 +5,8 @@
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod depthwise_float_avx512vnni;
 mod float;
 mod scalar;
 
@@ -160,6 +162,14 @@ pub(crate) fn run(problem: &Problem, vector: bool, split: &Split<'_>) -> Result<
         if let Some(done) = unsafe { avx512vnni::run(problem, split) } {
             return done;
         }
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(float) = problem.stage.float
+        && vector
+        && depthwise_float_avx512vnni::takes(problem)
+    {
+        // SAFETY: as above.
+        return unsafe { depthwise_float_avx512vnni::run(problem, float, split) };
     }
     #[cfg(target_arch = "x86_64")]
     if vector && problem.stage.float.is_none() && depthwise_avx512vnni::takes(problem) {

@@ -10,7 +10,8 @@
 //! | 4 steps of the reduction | one cycle, `64 * P` multiply-accumulates; an array of fewer than 64 takes `64 / macs_per_cycle` | weights lie in blocks of 16 x 4 |
 //! | drain | the output stage takes 64 elements a cycle while the next block sums | a short reduction is bound by the stage |
 //!
-//! MATMUL is a 1x1 convolution of `m` rows of one pixel. POOL walks the same bands, 64 channels and one
+//! MATMUL is a 1x1 convolution of `m` rows of one pixel. `FLOAT` costs what the same command without it
+//! does: the modelled array is taken to multiply either at one rate, from codes. POOL walks the same bands, 64 channels and one
 //! tap a cycle. PRODUCT is a MATMUL for each of its matrices: the left one comes once, the right one once
 //! if it fits the weight buffer, else once a block of rows. SOFTMAX passes three times over 16 channels a
 //! cycle. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; PAIR_TABLE and

@@ -35,7 +35,7 @@
 //! sum -> quantise(sum, output_scale, zero_point), clamp -> [table 0] -> ...
 //! ```
 //!
-//! Order and arithmetic: [`crate::float_order`].
+//! Order and arithmetic: [`crate::float_order`]. The modelled clock charges what it does without `FLOAT`.
 
 mod any;
 mod lookup;

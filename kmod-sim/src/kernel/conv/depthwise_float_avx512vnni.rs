@@ -33,6 +33,9 @@ const CHANNELS: i64 = 16;
 /// Output pixels side by side.
 const PIXELS: usize = 8;
 
+/// Multiply-accumulates of a tap of so many.
+const TAP_MACS: i64 = 8 * CHANNELS;
+
 /// Most taps of a kernel.
 const MOST_TAPS: i64 = 1024;
 
@@ -169,7 +172,7 @@ impl Block {
         let start = if self.float.order.bias_first { self.bias } else { _mm512_setzero_ps() };
         let scale = _mm512_set1_ps(self.float.output_scale);
         for first in (0..p.ofm_w).step_by(PIXELS) {
-            budget.spend(PIXELS as i64 * CHANNELS * p.taps())?;
+            budget.spend(TAP_MACS * p.taps())?;
             let at = [first, 1].map(|pixels| usize_of((pixels * w.stride_w).unsigned_abs()));
             // SAFETY: rows are as long as all windows of an output row of whole `PIXELS` reach.
             let sums = unsafe { sums(&self.weights, &self.under, at, start) };

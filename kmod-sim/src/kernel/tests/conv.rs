@@ -11,7 +11,7 @@ use proptest::prelude::*;
 /// Unpacked parameters of a convolution.
 pub(super) struct Parameters {
     /// `[output][tap][input of its group]`.
-    weights: Vec<Vec<Vec<i8>>>,
+    pub(super) weights: Vec<Vec<Vec<i8>>>,
     bias: Vec<i32>,
     multiplier: Vec<f32>,
     weight_zero_point: Vec<i32>,

@@ -160,9 +160,9 @@ impl Lowering<'_> {
         };
         let weights = products.weights.over_image(kernel_h.into(), kernel_w.into());
         let floats = products.arithmetic.floats().map(|floats| {
-            let (m, n) = (rows.n as usize, products.weights.outputs);
-            let node = self.part.graph.node(node);
-            let order = order::product(node, m, n, products.weights.inputs);
+            let (n, k) = (products.weights.outputs, products.weights.inputs);
+            let m = self.part.shapes[&input].iter().product::<usize>() / k;
+            let order = order::product(self.part.graph.node(node), m, n, k);
             float_stage(products, floats, order.expect("`shape` has found the order"))
         });
         let conv = Conv {

@@ -16,6 +16,7 @@ mod elements;
 mod expression;
 mod form;
 mod functions;
+mod left;
 mod pair_table;
 mod pairs;
 mod pairwise;
@@ -23,6 +24,7 @@ mod pools;
 mod products;
 mod rearrange;
 mod reduce;
+mod resize;
 mod signed;
 mod terms;
 mod unit;
@@ -39,7 +41,8 @@ pub use codes::{Codes, Table};
 pub use pair_table::{Arithmetic2, Function2, Table2};
 pub use pairs::Operand;
 pub(crate) use rearrange::axis_of;
-pub use rearrange::{Factors, Rearrange, Step};
+pub use rearrange::{Rearrange, Step};
+pub use resize::{Coordinates, Factors, Nearest, Rounding};
 pub(crate) use signed::{becomes_unsigned, is_signed, way};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
 pub use window::{Placed, WindowSpec};
@@ -200,6 +203,7 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "Concat" => rearrange::concat,
         "Pad" => rearrange::pad,
         "Slice" => rearrange::slice_unit,
+        "Gather" => rearrange::gather,
         "Transpose" => rearrange::transpose,
         "Resize" => rearrange::resize,
         "Expand" => rearrange::expand_unit,
@@ -215,7 +219,7 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
                 "{node}: no exact form of {op} of more than two tensors, or of one and a tensor of constants"
             );
         }
-        _ => return refuse!(OPERATOR, "{node}: no exact form of {} yet", node.op),
+        _ => return refuse!(OPERATOR, "{node}: {}", left::why(node)),
     };
     if !node.is(&node.op) {
         return refuse!(

@@ -245,3 +245,18 @@ def test_what_is_not_certain_is_left_and_all_outputs_are_equal(seed):
     taken = sessions.operators_on(npu, sessions.EP).count("Elu")
     assert taken >= BRANCHES // 4, f"only {taken} of {BRANCHES} were taken"
     sessions.assert_same(npu, sessions.cpu(model), ALL_CODES, "codes")
+
+
+@pytest.mark.parametrize("exponent", [-2, -1, -0.5, 0, 0.5, 1, 1.5, 2.2, 4])
+def test_powers(exponent):
+    """By what is not multiplied out: taken where the CPU's last bits cannot change a code, and equal wherever it runs."""
+    graph = Graph(int(exponent * 10) + 30, 50)
+    for _ in range(3 * BRANCHES):
+        scale, zero = graph.codes(0.02)
+        x = graph.dequantise("x", (scale, zero if float(exponent).is_integer() else 0))
+        graph.end(graph.node("Pow", [x, graph.constant(exponent, np.float32)]), 0.05)
+    model = graph.model().SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    sessions.assert_same(npu, reference, ALL_CODES, f"to the {exponent}")
+    taken = sessions.operators_on(npu, sessions.EP).count("Pow")
+    assert taken > BRANCHES, f"{taken} of {3 * BRANCHES} taken"

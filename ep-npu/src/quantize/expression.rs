@@ -233,6 +233,11 @@ impl Reader<'_> {
         let Some(source) = dequantize.input(0) else {
             return refuse!(UNIT, "{dequantize} has no input");
         };
+        if let Some(constant) = &self.graph.value(source).constant
+            && let Some(codes) = constant.as_i32()
+        {
+            return self.wide(dequantize, constant, &codes);
+        }
         let codes = signed::codes(self.graph, dequantize, source)?;
         self.edges.push(signed::edge(self.graph, source));
         let Some(constant) = &self.graph.value(source).constant else {
@@ -261,6 +266,37 @@ impl Reader<'_> {
         }
         let (value, quantised) = number(&self.single(node, constant)?.bytes[0]);
         Ok(Term::Constant { value, quantised })
+    }
+
+    /// A constant of 32-bit codes, as quantisers make of a bias.
+    fn wide(
+        &mut self,
+        dequantize: &Node,
+        constant: &Tensor,
+        codes: &[i32],
+    ) -> Result<Term, Refusal> {
+        let scales = self.graph.constant(dequantize, 1).and_then(Tensor::as_f32);
+        let zero = self.graph.constant(dequantize, 2);
+        let is_zero = zero.is_none_or(|zero| zero.bytes.iter().all(|&byte| byte == 0));
+        let Some(&[scale]) = scales.as_deref().filter(|_| is_zero) else {
+            return refuse!(
+                SCALE,
+                "{dequantize} has int32 codes with {:?} scales or a zero point; one scale and 0 are taken",
+                scales.map(|scales| scales.len())
+            );
+        };
+        #[expect(clippy::cast_precision_loss, reason = "as DequantizeLinear rounds int32")]
+        let numbers: Vec<Number> = codes.iter().map(|&code| (code as f32 * scale, None)).collect();
+        if numbers.iter().any(|(value, _)| !value.is_finite()) {
+            return refuse!(SCALE, "{dequantize} has scale {scale:e}; finite values are taken");
+        }
+        match numbers.as_slice() {
+            &[(value, quantised)] => {
+                self.single(dequantize, constant)?;
+                Ok(Term::Constant { value, quantised })
+            }
+            _ => Ok(self.vector(constant, numbers)),
+        }
     }
 
     fn vector(&mut self, constant: &Tensor, numbers: Vec<Number>) -> Term {
@@ -347,6 +383,9 @@ impl Root {
             return refuse!(UNIT, "{name} reads NaN where its input has {place}");
         }
         let (value, error) = self.operation.apply(&operands);
+        if value.is_nan() && error.is_nan() {
+            return refuse!(UNIT, "{name} comes to NaN where its input has {place}");
+        }
         let found = quantise(value, output.scale, output.zero_point);
         // Where only a bound of the provider's error is known, both ends must have the same code.
         let ends = [value - error, value + error];

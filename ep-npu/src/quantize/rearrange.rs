@@ -1,11 +1,12 @@
-//! Units that put elements elsewhere: Slice, Transpose, Resize to the nearest, Expand, Tile,
-//! DepthToSpace, SpaceToDepth; Concat and constant Pad.
+//! Units that put elements elsewhere: Slice, Transpose, Gather, Resize to the nearest, Expand,
+//! Tile, DepthToSpace, SpaceToDepth; Concat and constant Pad.
 //!
 //! What an operator's attributes come to depends on the shape it reads; [`Rearrange::steps`] says it in
 //! five kinds of steps, which every stage below knows.
 
 use super::carry::{self, Carry};
 use super::form::Former;
+use super::resize::Nearest;
 use super::unit::{Kind, Unit};
 use crate::graph::{Node, Tensor};
 use crate::refusal::{Refusal, refuse};
@@ -27,8 +28,17 @@ pub enum Rearrange {
     },
     /// Dimensions in another order; reversed when `None`.
     Transpose(Option<Vec<i64>>),
-    /// Each element as often as these factors say, dimension by dimension.
-    Nearest(Factors),
+    /// Resize to the nearest.
+    Nearest(Nearest),
+    /// Some elements of a dimension, evenly spaced, in a shape of their own.
+    Gather {
+        /// The dimension.
+        axis: i64,
+        /// Which elements.
+        indices: Vec<i64>,
+        /// The shape of the indices, which takes the dimension's place.
+        shape: Vec<usize>,
+    },
     /// Dimensions of length 1 repeated.
     Expand(Vec<i64>),
     /// The whole repeated, dimension by dimension.
@@ -42,15 +52,6 @@ pub enum Rearrange {
     },
     /// Blocks of this many rows and columns to channels.
     SpaceToDepth(usize),
-}
-
-/// How a Resize says its factors.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Factors {
-    /// As floats.
-    Scales(Vec<f32>),
-    /// By the lengths of the result.
-    Sizes(Vec<i64>),
 }
 
 /// One step of a rearrangement.
@@ -121,7 +122,8 @@ impl Rearrange {
                 }
                 Ok(vec![Step::Permute(order)])
             }
-            Self::Nearest(factors) => nearest(node, input, factors),
+            Self::Nearest(nearest) => nearest.steps(node, input),
+            Self::Gather { axis, indices, shape } => gathered(node, input, (*axis, indices), shape),
             Self::Expand(shape) => expand(node, input, shape),
             Self::Tile(times) => {
                 if times.len() != rank {
@@ -228,44 +230,35 @@ fn count(span: i64, step: i64) -> i64 {
     if span <= 0 { 0 } else { (span - 1) / step + 1 }
 }
 
-fn nearest(node: &Node, input: &[usize], factors: &Factors) -> Result<Vec<Step>, Refusal> {
-    let whole = |axis: usize| match factors {
-        Factors::Scales(scales) => {
-            let scale = scales[axis];
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "it is whole, from 1 to 2^24"
-            )]
-            let times = scale as usize;
-            ((1.0..=16_777_216.0).contains(&scale) && scale.fract() == 0.0).then_some(times)
-        }
-        Factors::Sizes(sizes) => {
-            let size = usize::try_from(sizes[axis]).ok().filter(|&size| size > 0)?;
-            size.is_multiple_of(input[axis]).then(|| size / input[axis])
-        }
+fn gathered(
+    node: &Node,
+    input: &[usize],
+    (axis, indices): (i64, &[i64]),
+    shape: &[usize],
+) -> Result<Vec<Step>, Refusal> {
+    let Some(axis) = axis_of(axis, input.len()) else {
+        return refuse!(SHAPE, "{node} gathers from dimension {axis} of {input:?}");
     };
-    let given = match factors {
-        Factors::Scales(scales) => scales.len(),
-        Factors::Sizes(sizes) => sizes.len(),
+    let found = indices.iter().map(|&index| axis_of(index, input[axis]));
+    let Some(found) = found.collect::<Option<Vec<usize>>>() else {
+        return refuse!(SHAPE, "{node} gathers {indices:?} from dimension {axis} of {input:?}");
     };
-    if given != input.len() {
-        return refuse!(SHAPE, "{node} resizes {input:?} by {factors:?}");
-    }
-    let mut steps = Vec::new();
-    for axis in 0..input.len() {
-        match whole(axis) {
-            Some(1) => {}
-            Some(times) => steps.push(Step::RepeatEach { axis, times }),
-            None => {
-                return refuse!(
-                    ATTRIBUTE,
-                    "{node} resizes {input:?} by {factors:?}; whole factors are taken"
-                );
-            }
-        }
-    }
-    Ok(steps)
+    let Some((&start, others)) = found.split_first() else {
+        return refuse!(SHAPE, "{node} takes nothing of dimension {axis} of {input:?}");
+    };
+    let step = others.first().map_or(Some(1), |&next| next.checked_signed_diff(start));
+    let step = step.filter(|&step| {
+        step != 0 && found.windows(2).all(|pair| pair[1].checked_signed_diff(pair[0]) == Some(step))
+    });
+    let Some(step) = step else {
+        return refuse!(
+            ATTRIBUTE,
+            "{node} gathers elements that are not evenly spaced; split it into several, and join them by Concat"
+        );
+    };
+    let len = found.len();
+    let joined = [&input[..axis], shape, &input[axis + 1..]].concat();
+    Ok(vec![Step::Slice { axis, start, step, len }, Step::Reshape(joined)])
 }
 
 fn expand(node: &Node, input: &[usize], shape: &[i64]) -> Result<Vec<Step>, Refusal> {
@@ -335,41 +328,33 @@ pub(super) fn transpose(unit: Former<'_>) -> Result<Unit, Refusal> {
     rearranged(unit, Rearrange::Transpose(order))
 }
 
-/// Resize to the nearest element, where that is `position / factor`, rounded down.
+/// Resize to the nearest.
 pub(super) fn resize(unit: Former<'_>) -> Result<Unit, Refusal> {
+    let nearest = Nearest::read(&unit)?;
+    rearranged(unit, Rearrange::Nearest(nearest))
+}
+
+/// Gather of evenly spaced elements.
+pub(super) fn gather(unit: Former<'_>) -> Result<Unit, Refusal> {
     let node = unit.node();
-    let mode = node.string("mode").unwrap_or("nearest");
-    let coordinates = node.string("coordinate_transformation_mode").unwrap_or("half_pixel");
-    let rounding = node.string("nearest_mode").unwrap_or("round_prefer_floor");
-    if mode != "nearest" {
-        return refuse!(ATTRIBUTE, "{node} has mode {mode:?}; nearest is taken");
-    }
-    let is_taken = match coordinates {
-        "asymmetric" => rounding == "floor",
-        "half_pixel" | "pytorch_half_pixel" => rounding.starts_with("round_prefer_"),
-        _ => false,
-    };
-    if !is_taken {
+    if node.input(0).is_some_and(|value| unit.graph.value(value).constant.is_some()) {
         return refuse!(
-            ATTRIBUTE,
-            "{node} has {coordinates} and {rounding}; asymmetric and floor are taken, or half_pixel and a round_prefer"
+            OPERATOR,
+            "{node} looks up a constant by indices that are computed; no command of the device has indices as data"
         );
     }
-    if node.ints("axes").is_some() || node.int("antialias").is_some_and(|antialias| antialias != 0)
-    {
-        return refuse!(ATTRIBUTE, "{node} has axes or antialias; neither is taken");
-    }
-    let factors = match (node.input(3), node.input(2)) {
-        (Some(_), _) => unit.graph.constant(node, 3).and_then(Tensor::as_i64).map(Factors::Sizes),
-        (None, Some(_)) => {
-            unit.graph.constant(node, 2).and_then(Tensor::as_f32).map(Factors::Scales)
-        }
-        (None, None) => None,
+    let indices = unit.graph.constant(node, 1);
+    let numbers = indices.and_then(|tensor| {
+        tensor.as_i64().or_else(|| Some(tensor.as_i32()?.into_iter().map(i64::from).collect()))
+    });
+    let (Some(indices), Some(numbers)) = (indices, numbers) else {
+        return refuse!(
+            OPERATOR,
+            "{node} has indices that are not constant int64 or int32; no command of the device has indices as data"
+        );
     };
-    let Some(factors) = factors else {
-        return refuse!(SHAPE, "{node} has no constant scales or sizes");
-    };
-    rearranged(unit, Rearrange::Nearest(factors))
+    let (axis, shape) = (node.int("axis").unwrap_or(0), indices.shape.clone());
+    rearranged(unit, Rearrange::Gather { axis, indices: numbers, shape })
 }
 
 /// Expand.

@@ -111,6 +111,8 @@ pub(super) enum Operation {
     Min,
     Square,
     Cube,
+    /// By this exponent.
+    Power(f32),
     /// With its epsilon.
     BatchNorm(f32),
 }
@@ -199,13 +201,19 @@ pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Opera
     }
 }
 
-/// Pow by 2 and 3, which the CPU provider multiplies out.
+/// Pow by a number. The CPU provider multiplies out 2 and 3.
 fn power(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Operation), Refusal> {
     let exponent = graph.constant(node, 1).and_then(|tensor| tensor.as_f32());
     match exponent.as_deref() {
         Some(&[2.0]) => Ok((vec![0], Operation::Square)),
         Some(&[3.0]) => Ok((vec![0], Operation::Cube)),
-        found => refuse!(ATTRIBUTE, "{node} has exponent {found:?}; 2 and 3 are taken"),
+        Some(&[exponent]) if exponent.is_finite() => Ok((vec![0], Operation::Power(exponent))),
+        found => {
+            refuse!(
+                ATTRIBUTE,
+                "{node} has exponent {found:?}; one finite float32 constant is taken"
+            )
+        }
     }
 }
 
@@ -213,7 +221,15 @@ impl Operation {
     /// Whether it may feed other float operators: the CPU provider merges some into one function of
     /// its own, `x * Sigmoid(x)` for one, whose roundings are others.
     pub(super) fn may_nest(self) -> bool {
-        !matches!(self, Self::Sigmoid | Self::Tanh | Self::Erf | Self::Elu(_) | Self::BatchNorm(_))
+        !matches!(
+            self,
+            Self::Sigmoid
+                | Self::Tanh
+                | Self::Erf
+                | Self::Elu(_)
+                | Self::BatchNorm(_)
+                | Self::Power(_)
+        )
     }
 
     /// Whether its constants have a number for each channel.
@@ -277,6 +293,13 @@ impl Operation {
             Self::Min => operands.iter().copied().fold(x, f32::min),
             Self::Square => x * x,
             Self::Cube => x * x * x,
+            Self::Power(exponent) => {
+                #[expect(clippy::cast_possible_truncation, reason = "rounded as float32 is")]
+                let value = f64::from(x).powf(f64::from(exponent)) as f32;
+                // The CPU provider's is that of a C library, good to two steps of 2^-23.
+                let error = if value.is_infinite() { 0.0 } else { value.abs() * 2_f32.powi(-22) };
+                return (value, error);
+            }
             Self::BatchNorm(epsilon) => {
                 let &[_, scale, bias, mean, variance] = operands else { return (f32::NAN, 0.0) };
                 let scale = scale * (1.0 / (variance + epsilon).sqrt());

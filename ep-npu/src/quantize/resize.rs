@@ -1,0 +1,272 @@
+//! Resize to the nearest: which element each element of the result is.
+//!
+//! The CPU provider finds the element in float32, dimension by dimension. Whatever a model's coordinates
+//! and roundings are, what comes out is taken where it is a rearrangement: evenly spaced elements, each
+//! as often as the others. `0 0 1 1 2 2` and `1 3 5` are, `0 0 1 2 2 3` is not.
+
+use super::rearrange::Step;
+use crate::graph::{Node, Tensor};
+use crate::refusal::{Refusal, refuse};
+
+use super::form::Former;
+
+/// Longest dimension of a result whose elements are looked through.
+const LONGEST: usize = 1 << 20;
+/// How near a coordinate may come to where the element changes, in parts of itself, without being there.
+const NEAR: f32 = 1e-5;
+
+/// How a Resize says its factors.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Factors {
+    /// As floats.
+    Scales(Vec<f32>),
+    /// By the lengths of the result.
+    Sizes(Vec<i64>),
+}
+
+/// Where an element of the result lies in the input.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Coordinates {
+    /// `x / scale`.
+    Asymmetric,
+    /// `(x + 0.5) / scale - 0.5`.
+    HalfPixel,
+    /// The same, but 0 where the result has one element.
+    PytorchHalfPixel,
+    /// `(x + 0.5) / scale`.
+    TfHalfPixel,
+    /// First on first, last on last.
+    AlignCorners,
+}
+
+/// Which element a coordinate is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rounding {
+    /// The one below.
+    Floor,
+    /// The one above.
+    Ceil,
+    /// The nearest; the one below of two.
+    PreferFloor,
+    /// The nearest; the one above of two.
+    PreferCeil,
+}
+
+/// A Resize to the nearest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nearest {
+    /// How large the result is.
+    pub factors: Factors,
+    /// Where its elements lie.
+    pub coordinates: Coordinates,
+    /// Which they are.
+    pub rounding: Rounding,
+}
+
+impl Nearest {
+    /// As the attributes and constants of a Resize say.
+    pub(super) fn read(unit: &Former<'_>) -> Result<Self, Refusal> {
+        let node = unit.node();
+        let mode = node.string("mode").unwrap_or("nearest");
+        if mode != "nearest" {
+            return refuse!(
+                ATTRIBUTE,
+                "{node} has mode {mode:?}, for which the device has no command; nearest is taken"
+            );
+        }
+        let coordinates = match node
+            .string("coordinate_transformation_mode")
+            .unwrap_or("half_pixel")
+        {
+            "asymmetric" => Coordinates::Asymmetric,
+            "half_pixel" => Coordinates::HalfPixel,
+            "pytorch_half_pixel" => Coordinates::PytorchHalfPixel,
+            "tf_half_pixel_for_nn" => Coordinates::TfHalfPixel,
+            "align_corners" => Coordinates::AlignCorners,
+            found => {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} has coordinate_transformation_mode {found:?}; asymmetric, align_corners and the kinds of half_pixel but half_pixel_symmetric are taken"
+                );
+            }
+        };
+        let rounding = match node.string("nearest_mode").unwrap_or("round_prefer_floor") {
+            "floor" => Rounding::Floor,
+            "ceil" => Rounding::Ceil,
+            "round_prefer_floor" => Rounding::PreferFloor,
+            "round_prefer_ceil" => Rounding::PreferCeil,
+            found => {
+                return refuse!(ATTRIBUTE, "{node} has nearest_mode {found:?}, which is not ONNX");
+            }
+        };
+        let is_set = |name: &str| node.int(name).is_some_and(|found| found != 0);
+        if node.ints("axes").is_some() || is_set("antialias") {
+            return refuse!(ATTRIBUTE, "{node} has axes or antialias; neither is taken");
+        }
+        let keeps = node.string("keep_aspect_ratio_policy").unwrap_or("stretch");
+        if keeps != "stretch" {
+            return refuse!(
+                ATTRIBUTE,
+                "{node} has keep_aspect_ratio_policy {keeps:?}; stretch is taken"
+            );
+        }
+        let factors = match (node.input(3), node.input(2)) {
+            (Some(_), _) => {
+                unit.graph.constant(node, 3).and_then(Tensor::as_i64).map(Factors::Sizes)
+            }
+            (None, Some(_)) => {
+                unit.graph.constant(node, 2).and_then(Tensor::as_f32).map(Factors::Scales)
+            }
+            (None, None) => None,
+        };
+        match factors {
+            Some(factors) => Ok(Self { factors, coordinates, rounding }),
+            None => refuse!(SHAPE, "{node} has no constant scales or sizes"),
+        }
+    }
+
+    /// What `node` does to a tensor of shape `input`, step by step.
+    pub(super) fn steps(&self, node: &Node, input: &[usize]) -> Result<Vec<Step>, Refusal> {
+        let given = match &self.factors {
+            Factors::Scales(scales) => scales.len(),
+            Factors::Sizes(sizes) => sizes.len(),
+        };
+        if given != input.len() {
+            return refuse!(SHAPE, "{node} resizes {input:?} by {:?}", self.factors);
+        }
+        let mut steps = Vec::new();
+        for (axis, &len) in input.iter().enumerate() {
+            let Some((scale, result)) = self.scale(axis, len).filter(|(_, len)| *len <= LONGEST)
+            else {
+                return refuse!(SHAPE, "{node} resizes {input:?} by {:?}", self.factors);
+            };
+            // The CPU provider looks at no coordinates then.
+            if scale.to_bits() == 1.0_f32.to_bits() {
+                continue;
+            }
+            let Some(elements) = self.elements(scale, len, result) else {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} resizes {input:?} by {:?}, where float32 hardly tells which element is the nearest; choose other factors",
+                    self.factors
+                );
+            };
+            let Some((start, step, times)) = evenly_spaced(&elements) else {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} resizes {input:?} by {:?}, {:?} and {:?}, which takes elements that are not evenly spaced; whole factors with asymmetric and floor are taken, or with half_pixel and a round_prefer",
+                    self.factors,
+                    self.coordinates,
+                    self.rounding
+                );
+            };
+            let count = result / times;
+            if (start, step, count) != (0, 1, len) {
+                steps.push(Step::Slice { axis, start, step, len: count });
+            }
+            if times > 1 {
+                steps.push(Step::RepeatEach { axis, times });
+            }
+        }
+        Ok(steps)
+    }
+
+    /// The scale of dimension `axis` of length `len`, and the result's length.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "the CPU provider's own conversions, of lengths up to 2^24"
+    )]
+    fn scale(&self, axis: usize, len: usize) -> Option<(f32, usize)> {
+        const WHOLE: f32 = 16_777_216.0;
+        let known = len as f32;
+        let (scale, result) = match &self.factors {
+            Factors::Scales(scales) => (scales[axis], (known * scales[axis]).floor()),
+            Factors::Sizes(sizes) => (sizes[axis] as f32 / known, sizes[axis] as f32),
+        };
+        let is_taken = len > 0 && known < WHOLE && scale > 0.0 && (1.0..WHOLE).contains(&result);
+        is_taken.then_some((scale, result as usize))
+    }
+
+    /// For each element of the result, that of the input; `None` where float32 hardly tells.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "positions up to 2^24, floored and at least 0"
+    )]
+    fn elements(&self, scale: f32, len: usize, result: usize) -> Option<Vec<usize>> {
+        let position = |x: f32| match self.coordinates {
+            Coordinates::PytorchHalfPixel | Coordinates::AlignCorners if result == 1 => 0.0,
+            Coordinates::Asymmetric => x / scale,
+            Coordinates::HalfPixel | Coordinates::PytorchHalfPixel => (x + 0.5) / scale - 0.5,
+            Coordinates::TfHalfPixel => (x + 0.5) / scale,
+            Coordinates::AlignCorners => x * (len as f32 - 1.0) / (result as f32 - 1.0),
+        };
+        let element = |x: f32| match self.rounding {
+            Rounding::Floor => x.floor(),
+            Rounding::Ceil => x.ceil(),
+            Rounding::PreferFloor => (x - 0.5).ceil(),
+            Rounding::PreferCeil => (x + 0.5).floor(),
+        };
+        let last = len as f32 - 1.0;
+        let place = |x: usize| {
+            let x = position(x as f32);
+            let from = match self.rounding {
+                Rounding::Floor | Rounding::Ceil => x - x.round(),
+                Rounding::PreferFloor | Rounding::PreferCeil => x - x.floor() - 0.5,
+            };
+            let is_certain = from == 0.0 || from.abs() > NEAR * (1.0 + x.abs());
+            let found = element(x).clamp(0.0, last);
+            is_certain.then_some(found as usize)
+        };
+        (0..result).map(place).collect()
+    }
+}
+
+/// Start, step and how often each, when `elements` are evenly spaced and each there as often.
+fn evenly_spaced(elements: &[usize]) -> Option<(usize, isize, usize)> {
+    let &start = elements.first()?;
+    let times = elements.iter().take_while(|&&element| element == start).count();
+    let step = match elements.get(times) {
+        Some(&next) => next.checked_sub(start)?,
+        None => 1,
+    };
+    let is_even = elements.len().is_multiple_of(times)
+        && elements.iter().enumerate().all(|(i, &element)| element == start + i / times * step);
+    is_even.then_some((start, isize::try_from(step).ok()?, times))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn elements(coordinates: Coordinates, rounding: Rounding, len: usize, size: i64) -> Vec<usize> {
+        let resize = Nearest { factors: Factors::Sizes(vec![size]), coordinates, rounding };
+        let (scale, result) = resize.scale(0, len).unwrap();
+        resize.elements(scale, len, result).unwrap()
+    }
+
+    #[test]
+    fn coordinates_and_roundings_choose_as_onnx_says() {
+        use Coordinates::{AlignCorners, Asymmetric, HalfPixel, TfHalfPixel};
+        use Rounding::{Ceil, Floor, PreferCeil, PreferFloor};
+        assert_eq!(elements(Asymmetric, Floor, 3, 6), [0, 0, 1, 1, 2, 2]);
+        assert_eq!(elements(Asymmetric, Ceil, 3, 6), [0, 1, 1, 2, 2, 2]);
+        assert_eq!(elements(HalfPixel, PreferFloor, 6, 3), [0, 2, 4]);
+        assert_eq!(elements(HalfPixel, PreferCeil, 6, 3), [1, 3, 5]);
+        assert_eq!(elements(TfHalfPixel, Floor, 6, 3), [1, 3, 5]);
+        assert_eq!(elements(AlignCorners, PreferFloor, 5, 3), [0, 2, 4]);
+    }
+
+    #[test]
+    fn only_evenly_spaced_elements_are_a_rearrangement() {
+        assert_eq!(evenly_spaced(&[0, 0, 1, 1]), Some((0, 1, 2)));
+        assert_eq!(evenly_spaced(&[1, 3, 5]), Some((1, 2, 1)));
+        assert_eq!(evenly_spaced(&[2, 2]), Some((2, 1, 2)));
+        assert_eq!(evenly_spaced(&[0, 1, 1, 2]), None);
+        assert_eq!(evenly_spaced(&[0, 0, 1, 1, 2]), None);
+        assert_eq!(evenly_spaced(&[]), None);
+    }
+}

@@ -1,0 +1,31 @@
+"""Resize to the nearest by every way to choose an element, whatever of it is a rearrangement: equal to the CPU provider."""
+
+import numpy as np
+import pytest
+import sessions
+from test_operators import Case, model, numbers, resize
+
+# What ran where is asked of ONNX Runtime's own record.
+pytestmark = pytest.mark.since("1.24")
+
+# Length, factor.
+SIZES = [(7, 1 / 3), (6, 0.5), (13, 2.5), (5, 3), (8, 0.25), (4, 2), (20, 1 / 3), (3, 5)]
+# Those that are a rearrangement by whole factors, up and down.
+USUAL = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
+@pytest.mark.parametrize("coordinates", ["asymmetric", "half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "align_corners"])
+def test_resizes(coordinates, rounding):
+    attributes = {"mode": "nearest", "coordinate_transformation_mode": coordinates, "nearest_mode": rounding}
+    taken = []
+    for index, (side, factor) in enumerate(SIZES):
+        by_sizes = lambda layer, n=int(np.floor(side * factor)): ["", "", *numbers([2, 8, n, n])(layer)]  # noqa: E731
+        more = by_sizes if index % 2 else resize(factor, factor)
+        made, x = model(Case("Resize", attributes, more, [2, 8, side, side]))
+        npu, reference = sessions.by_name(made.SerializeToString()), sessions.cpu(made.SerializeToString())
+        sessions.assert_same(npu, reference, x, f"{coordinates}, {rounding}, {side} by {factor}")
+        if "Resize" in sessions.operators_on(npu, sessions.EP):
+            taken.append((side, factor))
+    if (coordinates, rounding) in USUAL:
+        assert {(6, 0.5), (5, 3), (4, 2), (3, 5)} <= set(taken), taken

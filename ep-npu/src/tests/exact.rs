@@ -23,7 +23,8 @@ proptest! {
         let graph = random_model(seed, steps);
         let plan = crate::partition::plan(&graph, &Limits::REFERENCE);
         prop_assert_eq!(plan.groups.len(), 1, "{}: {:?}", plan.summary(&graph), plan.verdicts);
-        prop_assert!(plan.verdicts.iter().all(|verdict| verdict.taken == Some(0)));
+        let is_whole = plan.verdicts.iter().all(|verdict| verdict.taken == Some(0));
+        prop_assert!(is_whole, "{}", plan.summary(&graph));
         let inputs = inputs(&graph, batch, seed);
         let want = expected(&graph, &inputs);
         let executable = executable_on(device, graph);

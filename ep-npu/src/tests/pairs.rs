@@ -63,12 +63,9 @@ fn varied(model: &mut Model, noise: &mut Noise, flow: &Flow, codes: Codes) -> Fl
     let constants: Vec<_> = (0..count).map(|_| floats(shape, 0.5)).collect();
     let read = model.dequantize(flow);
     let inputs: Vec<_> = std::iter::once(read).chain(constants).collect();
-    if *op == "BatchNormalization" {
-        model.set_type(
-            read,
-            TensorType { element: ElementType::F32, shape: Some(vec![Dim::Known(1); 4]) },
-        );
-    }
+    // How many dimensions it has says whether a constant of one element gives the result more.
+    let shape = Some(vec![Dim::Known(1); 4]);
+    model.set_type(read, TensorType { element: ElementType::F32, shape });
     let value = model.node(op, &inputs, &[]);
     Flow { value: model.quantize(value, codes), codes, shape: flow.shape.clone() }
 }

@@ -444,7 +444,12 @@ unsafe fn settle(
     let (group, within) = (block / job.blocks, block % job.blocks);
     let first_output = group * p.group_outputs + within * 16;
     let mask = mask_16(p.group_outputs - within * 16);
-    let terms = usize_of((p.taps() * 4 * job.steps).unsigned_abs());
+    let [taps, inputs_a_tap] =
+        [p.taps(), 4 * job.steps].map(|count| usize_of(count.unsigned_abs()));
+    // Taps are read side by side: without a gap, those of 512 channels would fall on two sets of the cache.
+    let gap = if inputs_a_tap.is_multiple_of(16) { 16 } else { 0 };
+    let tap_room = inputs_a_tap + gap;
+    let terms = taps * tap_room;
     let (mut addresses, mut window) = (Vec::new(), Vec::new());
     let mut inputs = vec![0f32; terms * some.len() + 16];
     let mut places = [(std::ptr::null_mut(), std::ptr::null()); ABREAST];
@@ -455,7 +460,7 @@ unsafe fn settle(
         let runs = pixels.runs(job, &mut addresses, &mut window);
         let to = isize_of(first_output);
         places[index] = (pixels.out[0].wrapping_offset(to), pixels.aux[0].wrapping_offset(to));
-        let mut at = index * terms;
+        let (room, mut at) = (&mut inputs[index * terms..], 0);
         for run in runs.addresses {
             let from = run[0].wrapping_offset(isize_of(group * p.group_inputs));
             for first in (0..4 * runs.steps).step_by(16) {
@@ -464,7 +469,8 @@ unsafe fn settle(
                 let codes = unsafe { load_codes(lanes, from.wrapping_add(first)) };
                 let floats =
                     _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero)), scale);
-                let to = inputs[at + first..at + first + 16].as_mut_ptr();
+                let to = at + first + (at + first) / inputs_a_tap * gap;
+                let to = room[to..to + 16].as_mut_ptr();
                 // SAFETY: sixteen floats of the vector; what lies behind a run is written over.
                 unsafe { _mm512_storeu_ps(to, floats) };
             }
@@ -486,11 +492,7 @@ unsafe fn settle(
     let bias_first = prepared.float.order.bias_first;
     let start = if bias_first { bias } else { _mm512_setzero_ps() };
     let weights = job.weights.wrapping_offset(isize_of(block * job.block_bytes));
-    let shape = Shape {
-        taps: usize_of(p.taps().unsigned_abs()),
-        inputs: usize_of(p.group_inputs.unsigned_abs()),
-        len,
-    };
+    let shape = Shape { taps, tap_room, inputs: usize_of(p.group_inputs.unsigned_abs()), len };
     let start = (weight_scales, start);
     let sums = if some.len() > ABREAST / 2 {
         // SAFETY: the weights of the block, and as many inputs as terms for each.
@@ -513,10 +515,11 @@ unsafe fn settle(
     Ok(())
 }
 
-/// Taps, input channels and terms of a block.
+/// Taps, floats from one to the next, input channels and terms of a block.
 #[derive(Clone, Copy)]
 struct Shape {
     taps: usize,
+    tap_room: usize,
     inputs: usize,
     len: u64,
 }
@@ -550,7 +553,7 @@ unsafe fn sums<const COUNT: usize>(
             let four = unsafe { load_64(weights.wrapping_add((tap * steps + step) * 64)) };
             let whole = _mm512_srai_epi32::<24>(_mm512_sll_epi32(four, up));
             let weight = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scales);
-            let index = tap * 4 * steps + input;
+            let index = tap * shape.tap_room + input;
             for i in 0..COUNT {
                 // SAFETY: one of the terms of the sum's inputs.
                 let x = _mm512_set1_ps(unsafe { *at[i].wrapping_add(index) });

@@ -228,12 +228,8 @@ impl Executable {
             bound.scratch(scratch, loaded.scratch_bytes)?;
         }
         let overlay = bound.overlay();
-        let done = match stop {
-            None => self.job(&loaded, overlay, workers, timeout, bound.is_in_place())?,
-            Some(flag) => {
-                self.job_until(&loaded, &overlay, workers, timeout, bound.is_in_place(), flag)?
-            }
-        };
+        let done =
+            self.job_until(&loaded, &overlay, workers, timeout, bound.is_in_place(), stop)?;
         self.scratch.give_back(scratch);
         let copied_bytes = bound.finish()?;
         Ok(RunReport { cycles: done.cycles, copied_bytes })

@@ -13,9 +13,13 @@ use std::collections::BTreeSet;
 ///
 /// This is the CPU provider's own rule, of the whole graph and of what it would be left with.
 pub(super) fn refuse(graph: &Graph, units: &mut Units, groups: &[Group]) -> bool {
+    let mut group_of = vec![None; units.units.len()];
+    for (at, group) in groups.iter().enumerate() {
+        group.units.iter().for_each(|&unit| group_of[unit] = Some(at));
+    }
     let owner = |node: NodeId| {
         let unit = units.of_node[node.0 as usize].as_ref().ok()?;
-        groups.iter().position(|group| group.units.contains(unit))
+        group_of[*unit]
     };
     let mut cuts: Vec<(ValueId, NodeId, NodeId)> = Vec::new();
     for (writer, node) in graph.nodes() {

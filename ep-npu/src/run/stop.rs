@@ -103,8 +103,8 @@ impl Drop for Watched {
 }
 
 impl Executable {
-    /// As [`Executable::job`], aborted when `flag` is set. An abort ends all jobs of the context:
-    /// those of runs that nobody asked to end are submitted again.
+    /// As [`Executable::job`], aborted when `flag` is set. An abort, also that of a run whose time is
+    /// up, ends all jobs of the context: those of runs that nobody asked to end are submitted again.
     pub(super) fn job_until(
         &self,
         loaded: &Loaded,
@@ -112,20 +112,21 @@ impl Executable {
         workers: &dyn Workers,
         timeout: Duration,
         is_in_place: bool,
-        flag: StopFlag,
+        flag: Option<StopFlag>,
     ) -> Result<Done, RunError> {
-        let _watched = Watched::new(flag, &self.context);
+        let _watched = flag.map(|flag| Watched::new(flag, &self.context));
+        let is_set = || flag.is_some_and(StopFlag::is_set);
         let started = Instant::now();
         let mut left = MOST_SUBMISSIONS;
         loop {
-            if flag.is_set() {
+            if is_set() {
                 return Err(RunError::Stopped);
             }
             let remaining = timeout.saturating_sub(started.elapsed());
             let done = self.job(loaded, overlay.to_vec(), workers, remaining, is_in_place);
             left -= 1;
             match done {
-                Err(error) if error.is_abort() && flag.is_set() => return Err(RunError::Stopped),
+                Err(error) if error.is_abort() && is_set() => return Err(RunError::Stopped),
                 Err(error) if error.is_abort() && left > 0 => {}
                 done => return done,
             }

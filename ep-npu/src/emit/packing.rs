@@ -134,7 +134,7 @@ mod tests {
         ) {
             let packing = packing([groups, outputs, inputs, rows, columns]);
             let (packed_bytes, count) = packing.checked_bytes().unwrap();
-            let tensor: Vec<u8> = (0..count).map(|at| (at % 251) as u8 + 1).collect();
+            let tensor: Vec<u8> = (1..=251).cycle().take(count).collect();
             let (mut packed, mut again) = (vec![0; packed_bytes], vec![0; count]);
             packing.pack(&tensor, &mut packed);
             packing.unpack(&packed, &mut again);

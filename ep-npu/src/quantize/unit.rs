@@ -345,7 +345,8 @@ mod tests {
     fn sums_are_the_same_wherever_the_weights_lie() {
         // More than one chunk of a row, with both ends of the range.
         let (outputs, inputs) = (2, 70_000);
-        let rows: Vec<u8> = (0..outputs * inputs).map(|at| (at * 7 % 256) as u8).collect();
+        let codes = std::iter::successors(Some(0_u8), |code| Some(code.wrapping_add(7)));
+        let rows: Vec<u8> = codes.take(outputs * inputs).collect();
         let columns: Vec<u8> =
             (0..outputs * inputs).map(|at| rows[at % outputs * inputs + at / outputs]).collect();
         let weights = |bytes: &[u8], strides| Weights {
@@ -359,7 +360,9 @@ mod tests {
         let by_column = weights(&columns, [1, outputs, 0, 0]);
         assert!(by_row.row(1).is_some() && by_column.row(1).is_none());
         for output in 0..outputs {
-            let all = || rows[output * inputs..][..inputs].iter().map(|&byte| byte as i8 as i64);
+            let all = || {
+                rows[output * inputs..][..inputs].iter().map(|byte| i64::from(byte.cast_signed()))
+            };
             let want = [all().filter(|w| *w > 0).sum::<i64>(), all().filter(|w| *w < 0).sum()];
             assert_eq!(by_row.sums(output), want);
             assert_eq!(by_column.sums(output), want);

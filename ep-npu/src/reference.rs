@@ -229,7 +229,7 @@ fn convolve(
             let channel_in = oc / outputs_a_group * weights.inputs + channel;
             for (row, column, y, x) in window::taps(&placed, [oy, ox], [h, w]) {
                 let value = i32::from(input[[n, channel_in, y, x]]) - zero;
-                sum += value * i32::from(weights.at(oc, channel, row, column));
+                sum += value * i32::from(weights.difference(oc, channel, row, column));
             }
         }
         requantise(sum, products.multipliers[oc], products.output.zero_point)
@@ -242,7 +242,8 @@ fn multiply(products: &Products, input: &ArrayD<u8>) -> ArrayD<u8> {
     ArrayD::from_shape_fn(IxDyn(&[input.shape()[0], weights.outputs]), |index| {
         let (row, output) = (index[0], index[1]);
         let products_of = |k| {
-            (i32::from(input[[row, k].as_slice()]) - zero) * i32::from(weights.at(output, k, 0, 0))
+            (i32::from(input[[row, k].as_slice()]) - zero)
+                * i32::from(weights.difference(output, k, 0, 0))
         };
         let sum = products.bias[output] + (0..weights.inputs).map(products_of).sum::<i32>();
         requantise(sum, products.multipliers[output], products.output.zero_point)

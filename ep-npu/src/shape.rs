@@ -168,14 +168,18 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         },
         Kind::MatMul { .. } => matrices(node, inputs[0], inputs[1]),
         Kind::Softmax { axis, input: from, output: to } => {
-            let last = input.len().checked_sub(1);
-            if axis_of(*axis, input.len()) != last || last.is_none() {
+            // Before version 13 of the operator set, all dimensions from that one on are summed as one:
+            // where those behind it are 1, that is the same.
+            let at = axis_of(*axis, input.len());
+            let is_last = |&at: &usize| at + 1 == input.len();
+            let is_channels = |&at: &usize| at == 1 && input[2..].iter().all(|&len| len == 1);
+            let Some(at) = at.filter(|at| is_last(at) || is_channels(at)) else {
                 return refuse!(
                     ATTRIBUTE,
-                    "{node} sums dimension {axis} of {input:?}; the last one is taken"
+                    "{node} sums dimension {axis} of {input:?}; the last one is taken, and dimension 1 where those behind it are 1"
                 );
-            }
-            let count = input[input.len() - 1];
+            };
+            let count = input[at];
             if !is_in_range(*from, *to, count) {
                 let (from, to) = (from.scale, to.scale);
                 return refuse!(

@@ -9,3 +9,4 @@ mod moves;
 mod pairs;
 mod refused;
 mod signed;
+mod weights;

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-import sessions
-from onnx import helper
+from onnx import TensorProto
 from test_layers import SEEDS, Layer, compare, start
 
 FORMS = ["int8", "uint8"]
@@ -60,5 +59,9 @@ def test_products(seed, kind, form, spread):
     w = weights(layer, shape, int(not transposed), scales, form, spread, seed % 2 == 0)
     bias = [layer.bias(outputs, codes[0], scales, 20_000)] if kind != "MatMul" and seed % 3 else []
     attributes = {"transB": 1} if transposed else {}
+    if bias and not np.ndim(scales) and outputs > 1:
+        # A bias may be a matrix of one row.
+        vector = next(c for c in layer.constants if c.data_type == TensorProto.INT32 and list(c.dims) == [outputs])
+        vector.dims[:] = [1, outputs]
     y = layer.node(kind.split(",")[0], [layer.dequantise(x, codes), w, *bias], **attributes)
     compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)

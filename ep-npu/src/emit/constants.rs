@@ -164,8 +164,8 @@ fn pack_records(conv: &Conv, to: &mut [u8]) {
         let record = ChannelRecord {
             bias: wrap(i64::from(conv.bias[output]) - zero_point * sum),
             multiplier: conv.multipliers[output],
-            weight_zero_point: 0,
-            weight_sum: wrap(sum),
+            weight_zero_point: conv.weights.zero_point(output).into(),
+            weight_sum: wrap(conv.weights.sum_as_held(output, sum)),
         };
         to.copy_from_slice(record.as_bytes());
     }

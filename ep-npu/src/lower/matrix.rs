@@ -7,9 +7,9 @@
 
 use super::place::Seen;
 use super::view::View;
-use super::{Form, Held, Home, Lowering, OpKind, natural_dims};
+use super::{Form, Held, Home, Lowering, OpKind, TensorId, natural_dims};
 use crate::graph::{NodeId, ValueId};
-use crate::quantize::{Codes, Kind, Rearrange, Step, Unit, multiplier, parts, whole};
+use crate::quantize::{Codes, Kind, Rearrange, Step, Unit, axis_of, multiplier, parts, whole};
 use npu_uapi::command::Dims;
 use npu_uapi::requantise::ShareTerms;
 
@@ -59,7 +59,8 @@ impl Lowering<'_> {
         self.part.units.iter().any(|unit| {
             let by_rows = match unit.kind {
                 Kind::Product(_) => rank > 2,
-                Kind::MatMul { .. } | Kind::Softmax { .. } => true,
+                Kind::MatMul { .. } => true,
+                Kind::Softmax { axis, .. } => axis_of(axis, rank) == rank.checked_sub(1),
                 _ => false,
             };
             by_rows && unit.inputs.contains(&value)
@@ -101,9 +102,15 @@ impl Lowering<'_> {
         out
     }
 
-    pub(super) fn softmax(&mut self, unit: &Unit, input: Codes, output: Codes) {
+    pub(super) fn softmax(&mut self, unit: &Unit, axis: i64, input: Codes, output: Codes) {
         let value = unit.inputs[0];
-        let count = self.part.shapes[&value].last().copied().unwrap_or(1);
+        let rank = self.part.shapes[&value].len();
+        if axis_of(axis, rank) != rank.checked_sub(1) {
+            // `shape` lets pass channels of images of one pixel.
+            let map = self.natural_map(value, unit.target);
+            let form = Form::map(self.dims(unit.output));
+            return self.shares(unit, map, form, input, output);
+        }
         let map = self.rows(value, unit.target);
         let form = Form::map(row_dims(&self.part.shapes[&value]));
         let map = match self.ops.tensor(map).form == form {
@@ -115,6 +122,12 @@ impl Lowering<'_> {
                 self.placed_as(value, unit.target, &seen, &shape, row_dims(&shape))
             }
         };
+        self.shares(unit, map, form, input, output);
+    }
+
+    /// The shares that channels have in the sum of their pixel.
+    fn shares(&mut self, unit: &Unit, map: TensorId, form: Form, input: Codes, output: Codes) {
+        let count = form.dims().c as usize;
         let out = self.tensor_of(unit.output, Home::Scratch, form);
         let terms = ShareTerms { scale: whole(output), zero_point: output.zero_point };
         let kind = OpKind::Softmax { parts: parts(input, count), terms };

@@ -42,7 +42,9 @@ impl Lowering<'_> {
             Kind::MatMul { first, second, result } => {
                 self.matmul(unit, [*first, *second, *result]);
             }
-            Kind::Softmax { input: from, output: to, .. } => self.softmax(unit, *from, *to),
+            Kind::Softmax { axis, input: from, output: to } => {
+                self.softmax(unit, *axis, *from, *to);
+            }
             Kind::Add { first, second, result, constant } => {
                 let terms = AddTerms::new(pair(*first), pair(*second), pair(*result));
                 self.function(unit, Function::Add(terms), constant.as_ref());

@@ -1,6 +1,6 @@
 //! The parts that every unit has: what stands before its operator and what stands behind it.
 
-use super::codes::{Codes, check_scale};
+use super::codes::{Codes, SIGN, check_scale};
 use super::signed::{self, Edge, Edges};
 use super::unit::{Kind, Unit};
 use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
@@ -19,8 +19,11 @@ pub(super) struct Former<'g> {
 
 /// Constant codes with the scale of each output channel (one for all, or one each).
 pub(super) struct Constant {
+    /// int8 where int8 was asked for, whatever the model has.
     pub(super) tensor: Tensor,
     pub(super) scales: Vec<f32>,
+    /// Zero points of `tensor`, one for all or one each; empty where all are zero.
+    pub(super) zero_points: Vec<i8>,
 }
 
 /// What an operator's result becomes.
@@ -153,29 +156,28 @@ impl<'g> Former<'g> {
                 );
             }
         }
-        let tensor = match node.input(2) {
-            None if !may_move => tensor.clone(),
-            None => differences(node, tensor, &[0], axis)?,
-            Some(_) => match self.graph.constant(node, 2) {
-                Some(zero) if zero.element != tensor.element => {
-                    return refuse!(
-                        WEIGHTS,
-                        "{node} has zero point {zero:?} of another type than its weights"
-                    );
-                }
-                Some(zero) if zero.bytes.iter().all(|&byte| byte == 0) && !may_move => {
-                    tensor.clone()
-                }
-                Some(zero) if element == ElementType::I8 => {
-                    differences(node, tensor, &zero.bytes, axis)?
-                }
-                Some(zero) => {
-                    return refuse!(WEIGHTS, "{node} has zero point {zero:?} that is not zero");
-                }
-                None => return refuse!(WEIGHTS, "{node} has a zero point that is not constant"),
-            },
+        let zero_points = match (node.input(2), self.graph.constant(node, 2)) {
+            (None, _) => Vec::new(),
+            (Some(_), Some(zero)) if zero.element == tensor.element => zero.bytes.to_vec(),
+            (Some(_), Some(zero)) => {
+                return refuse!(
+                    WEIGHTS,
+                    "{node} has zero point {zero:?} of another type than its weights"
+                );
+            }
+            (Some(_), None) => {
+                return refuse!(WEIGHTS, "{node} has a zero point that is not constant");
+            }
         };
-        Ok(Constant { tensor, scales })
+        let are_zero = zero_points.iter().all(|&byte| byte == 0);
+        if element != ElementType::I8 && !are_zero {
+            return refuse!(WEIGHTS, "{node} has zero points other than zero");
+        }
+        if are_zero && !may_move {
+            return Ok(Constant { tensor: tensor.clone(), scales, zero_points: Vec::new() });
+        }
+        let (tensor, zero_points) = signed_weights(node, tensor, &zero_points, axis)?;
+        Ok(Constant { tensor, scales, zero_points })
     }
 
     /// The codes that the operator's result becomes. A Relu or Clip in between joins the unit when
@@ -280,37 +282,39 @@ impl<'g> Former<'g> {
     }
 }
 
-/// 8-bit weights less their zero points, one for all or one for each element of dimension `axis`: what
-/// sums of products are made of.
-fn differences(
+/// 8-bit weights with one zero point for all, or one for each element of dimension `axis`, as int8.
+///
+/// Sums of products are made of the differences of the two. Where all of them fit, they are the weights;
+/// else uint8 weights and zero points both lose 128.
+fn signed_weights(
     node: &Node,
     tensor: &Tensor,
     zero_points: &[u8],
     axis: usize,
-) -> Result<Tensor, Refusal> {
+) -> Result<(Tensor, Vec<i8>), Refusal> {
     let channels = tensor.shape.get(axis).copied().unwrap_or(1);
+    let zero_points = if zero_points.is_empty() { &[0] } else { zero_points };
     if ![1, channels].contains(&zero_points.len()) {
         let found = zero_points.len();
         return refuse!(WEIGHTS, "{node} has {found} zero points for {channels} channels");
     }
     let inner: usize = tensor.shape.iter().skip(axis + 1).product();
-    let number = |byte: u8| match tensor.element {
-        ElementType::I8 => i16::from(byte.cast_signed()),
-        _ => i16::from(byte),
-    };
-    let mut bytes = Vec::with_capacity(tensor.bytes.len());
-    for (index, &byte) in tensor.bytes.iter().enumerate() {
+    let sign = if tensor.element == ElementType::U8 { SIGN } else { 0 };
+    let number = |byte: u8| (byte ^ sign).cast_signed();
+    let difference = |(index, &byte): (usize, &u8)| {
         let channel = if zero_points.len() == 1 { 0 } else { index / inner.max(1) % channels };
-        let (weight, zero) = (number(byte), number(zero_points[channel]));
-        let Ok(difference) = i8::try_from(weight - zero) else {
-            return refuse!(
-                WEIGHTS,
-                "{node} has weight {weight} and zero point {zero}; differences from -128 to 127 are taken, so quantise weights symmetrically"
-            );
-        };
-        bytes.push(difference.cast_unsigned());
-    }
-    Ok(Tensor { element: ElementType::I8, shape: tensor.shape.clone(), bytes: bytes.into() })
+        number(byte).checked_sub(number(zero_points[channel])).map(i8::cast_unsigned)
+    };
+    let weights = || tensor.bytes.iter().enumerate();
+    let (bytes, zero_points) = match weights().map(difference).collect::<Option<Vec<u8>>>() {
+        Some(differences) => (differences, Vec::new()),
+        None => {
+            let moved = tensor.bytes.iter().map(|byte| byte ^ sign).collect();
+            (moved, zero_points.iter().map(|&byte| number(byte)).collect())
+        }
+    };
+    let (element, shape) = (ElementType::I8, tensor.shape.clone());
+    Ok((Tensor { element, shape, bytes: bytes.into() }, zero_points))
 }
 
 /// Refuses a unit that reads or gives more than it says: nodes with inputs or outputs that their

@@ -43,6 +43,7 @@ pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
         inputs,
         kernel: [rows, columns],
         strides: [inputs * rows * columns, rows * columns, columns, 1],
+        zero_points: constant.zero_points,
     };
     let window = WindowSpec::read(node, Some(&space))?;
     let scales = Scales { input: input.scale, weights: constant.scales };
@@ -152,7 +153,8 @@ fn matrix(node: &Node, constant: &Constant, transposed: bool) -> Result<Weights,
         true => (columns, rows, [columns, 1, 0, 0]),
         false => (rows, columns, [1, columns, 0, 0]),
     };
-    Ok(Weights { bytes, outputs, inputs, kernel: [1, 1], strides })
+    let zero_points = constant.zero_points.clone();
+    Ok(Weights { bytes, outputs, inputs, kernel: [1, 1], strides, zero_points })
 }
 
 /// The bias, raw as the CPU provider uses it, once its scale is seen to be that of the sums.
@@ -162,7 +164,8 @@ fn bias(unit: &mut Former<'_>, outputs: usize, scales: &Scales) -> Result<Vec<i3
         return Ok(vec![0; outputs]);
     }
     let constant = unit.constant(2, ElementType::I32, 0)?;
-    if constant.tensor.shape != [outputs] {
+    let is_row = node.is("Gemm") && constant.tensor.shape == [1, outputs];
+    if constant.tensor.shape != [outputs] && !is_row {
         let shape = &constant.tensor.shape;
         return refuse!(SHAPE, "{node} has a bias of shape {shape:?}; [{outputs}] is taken");
     }
@@ -214,6 +217,13 @@ fn float(
     scales: &Scales,
     range: [u8; 2],
 ) -> Result<Products, Refusal> {
+    if !weights.zero_points.is_empty() {
+        return refuse!(
+            WEIGHTS,
+            "{} runs in float on the CPU and has weights further than 127 from their zero point; quantise them symmetrically",
+            unit.node()
+        );
+    }
     let weight_scales = (0..weights.outputs).map(|channel| scales.of(channel)).collect();
     let bias = float_bias(unit, weights.outputs)?;
     let arithmetic = Arithmetic::Float(Floats { weight_scales, bias, range });

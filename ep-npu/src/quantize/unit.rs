@@ -208,7 +208,7 @@ pub struct Products {
     pub arithmetic: Arithmetic,
 }
 
-/// Signed 8-bit weights with zero point 0, wherever the model keeps them.
+/// Signed 8-bit weights, wherever the model keeps them.
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// The bytes.
@@ -221,6 +221,8 @@ pub struct Weights {
     pub kernel: [usize; 2],
     /// From an output channel, input channel, kernel row and kernel column to the next, in bytes.
     pub strides: [usize; 4],
+    /// What is taken from each weight: one number for all, one for each output channel, or nothing.
+    pub zero_points: Vec<i8>,
 }
 
 impl Weights {
@@ -231,34 +233,48 @@ impl Weights {
         i8::from_le_bytes([self.bytes[at]])
     }
 
-    /// Every weight of an output channel.
-    pub fn of_output(&self, output: usize) -> impl Iterator<Item = i8> + '_ {
+    /// What is taken from each weight of an output channel.
+    pub fn zero_point(&self, output: usize) -> i8 {
+        let each = self.zero_points.get(output).or_else(|| self.zero_points.first());
+        each.copied().unwrap_or(0)
+    }
+
+    /// [`Weights::at`] less the zero point: what inputs are multiplied by.
+    pub fn difference(&self, output: usize, input: usize, row: usize, column: usize) -> i16 {
+        i16::from(self.at(output, input, row, column)) - i16::from(self.zero_point(output))
+    }
+
+    /// Every weight of an output channel, less the zero point.
+    pub fn differences(&self, output: usize) -> impl Iterator<Item = i16> + '_ {
         let [rows, columns] = self.kernel;
         (0..self.inputs).flat_map(move |input| {
             (0..rows).flat_map(move |row| {
-                (0..columns).map(move |column| self.at(output, input, row, column))
+                (0..columns).map(move |column| self.difference(output, input, row, column))
             })
         })
     }
 
-    /// The sum of an output channel's weights.
+    /// The sum of an output channel's weights, less the zero point each.
     pub fn sum(&self, output: usize) -> i64 {
         let [positive, negative] = self.sums(output);
         positive + negative
     }
 
-    /// The sum of an output channel's positive weights, and that of its negative ones.
+    /// The sums of what is positive and of what is negative of an output channel's weights, less the
+    /// zero point each.
     pub fn sums(&self, output: usize) -> [i64; 2] {
         let add = |[positive, negative]: [i64; 2], [more, less]: [i32; 2]| {
             [positive + i64::from(more), negative + i64::from(less)]
         };
-        let split = |weight: i8| [i32::from(weight.max(0)), i32::from(weight.min(0))];
+        let split = |weight: i32| [weight.max(0), weight.min(0)];
         let Some(row) = self.row(output) else {
-            return self.of_output(output).map(split).fold([0; 2], add);
+            return self.differences(output).map(i32::from).map(split).fold([0; 2], add);
         };
         // In 32 bits as far as they hold: a model has millions of weights, and a compiler meets each.
+        let zero_point = i32::from(self.zero_point(output));
         let of_chunk = |chunk: &[u8]| {
-            let weights = chunk.iter().map(|&byte| split(i8::from_le_bytes([byte])));
+            let weight = |&byte: &u8| split(i32::from(byte.cast_signed()) - zero_point);
+            let weights = chunk.iter().map(weight);
             weights.fold([0; 2], |[p, n], [more, less]| [p + more, n + less])
         };
         row.chunks(1 << 16).map(of_chunk).fold([0; 2], add)
@@ -279,6 +295,13 @@ impl Weights {
         self.bytes.get(start..start + self.inputs * rows * columns)
     }
 
+    /// What the weights of an output channel, as they are held, sum to where [`Weights::sum`] is `sum`.
+    pub fn sum_as_held(&self, output: usize, sum: i64) -> i64 {
+        let count = self.inputs * self.kernel[0] * self.kernel[1];
+        let count = i64::try_from(count).expect("so many bytes are in memory");
+        sum + count * i64::from(self.zero_point(output))
+    }
+
     /// A matrix of one tap as the convolution of a whole `rows` by `columns` image, for an input
     /// that was flattened from channels, rows and columns.
     pub fn over_image(&self, rows: usize, columns: usize) -> Self {
@@ -290,6 +313,7 @@ impl Weights {
             inputs: self.inputs / (rows * columns),
             kernel: [rows, columns],
             strides: [output, input * rows * columns, input * columns, input],
+            zero_points: self.zero_points.clone(),
         }
     }
 }
@@ -355,17 +379,20 @@ mod tests {
             inputs,
             kernel: [1, 1],
             strides,
+            zero_points: vec![-128, 100],
         };
         let by_row = weights(&rows, [inputs, 1, 0, 0]);
         let by_column = weights(&columns, [1, outputs, 0, 0]);
         assert!(by_row.row(1).is_some() && by_column.row(1).is_none());
         for output in 0..outputs {
-            let all = || {
-                rows[output * inputs..][..inputs].iter().map(|byte| i64::from(byte.cast_signed()))
-            };
+            let zero_point = i64::from(by_row.zero_points[output]);
+            let row = &rows[output * inputs..][..inputs];
+            let all = || row.iter().map(|&byte| i64::from(byte.cast_signed()) - zero_point);
             let want = [all().filter(|w| *w > 0).sum::<i64>(), all().filter(|w| *w < 0).sum()];
             assert_eq!(by_row.sums(output), want);
             assert_eq!(by_column.sums(output), want);
+            let held = row.iter().map(|&byte| i64::from(byte.cast_signed())).sum::<i64>();
+            assert_eq!(by_row.sum_as_held(output, by_row.sum(output)), held);
         }
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct Model {
     outputs: Vec<ValueId>,
     /// Whether activations are int8.
     signed: bool,
+    /// Whether weights are uint8, with zero points.
+    asymmetric: bool,
     pub(crate) noise: Noise,
 }
 
@@ -43,6 +45,7 @@ impl Model {
             names: 0,
             outputs: Vec::new(),
             signed: false,
+            asymmetric: false,
             noise: Noise(seed),
         }
     }
@@ -50,6 +53,11 @@ impl Model {
     /// A model whose activations are int8. Codes are still told as they are moved to unsigned.
     pub(crate) fn signed(seed: u64) -> Self {
         Self { signed: true, ..Self::new(seed) }
+    }
+
+    /// A model whose weights are uint8, with zero points.
+    pub(crate) fn asymmetric(seed: u64) -> Self {
+        Self { asymmetric: true, ..Self::new(seed) }
     }
 
     fn name(&mut self, stem: &str) -> String {
@@ -195,10 +203,12 @@ impl Model {
             (0..scales).map(|_| base * (0.5 + f32::from(self.noise.byte()) / 255.0)).collect();
         let bytes = |floats: &[f32]| floats.iter().flat_map(|f| f.to_le_bytes()).collect();
         let shape_of: &[usize] = if weighted.per_channel { &[channels] } else { &[] };
-        let weights = self.constant(ElementType::I8, &weighted.shape, weights);
+        let element = if self.asymmetric { ElementType::U8 } else { ElementType::I8 };
+        let weights = self.constant(element, &weighted.shape, weights);
         let scale = self.constant(ElementType::F32, shape_of, bytes(&scales));
-        let zeros = vec![0; scales.len()];
-        let zero_point = self.constant(ElementType::I8, shape_of, zeros);
+        let zero = |_: &f32| if self.asymmetric { self.noise.byte() / 4 + 96 } else { 0 };
+        let zero_points = scales.iter().map(zero).collect();
+        let zero_point = self.constant(element, shape_of, zero_points);
         let axis = [("axis", Attribute::Int(i64::try_from(weighted.axis).unwrap()))];
         let weights = self.node("DequantizeLinear", &[weights, scale, zero_point], &axis);
         let read = self.dequantize(input);

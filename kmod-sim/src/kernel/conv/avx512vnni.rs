@@ -13,10 +13,12 @@
 //! run over all rows and images, so small feature maps fill tiles as well as large ones.
 //!
 //! Takes: dense problems of any size, and grouped ones whose inputs a group are a multiple of 4 and
-//! outputs a multiple of 16; weight zero points of zero. Everything else is the scalar kernel's.
+//! outputs a multiple of 16. Where weights have zero points, each pixel's inputs are summed as well, once
+//! a tile. Everything else is the scalar kernel's.
 
 mod float;
 mod pixels;
+mod zero_points;
 
 use crate::kernel::Stop;
 use crate::kernel::conv::{Problem, Taps};
@@ -62,7 +64,7 @@ pub(crate) fn takes(p: &Problem) -> bool {
     !p.depthwise && groups && p.ifm.lanes >= 4 * fours && p.taps() * fours * 4 * 32 <= POLL_MACS
 }
 
-/// Runs `problem`; `None` when its weights have zero points.
+/// Runs `problem`; `None` when it sums more in floats than this kernel can.
 ///
 /// # Safety
 /// `takes(problem)`, on a processor with the vector instructions.
@@ -71,7 +73,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
         // SAFETY: the caller's promise.
         return unsafe { float::run(p, float, split) };
     }
-    let job = Job::new(p);
+    let mut job = Job::new(p);
     let outputs = usize_of(p.outputs.unsigned_abs());
     // SAFETY: the processor is the caller's promise; the records were checked, in sixteens.
     let channels = unsafe { channels(job.records, outputs, split) };
@@ -80,8 +82,9 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
         Err(stop) => return Some(Err(stop)),
     };
     if !channels.symmetric {
-        return None;
+        job.counted = Some(zero_points::counted(&job));
     }
+    let job = job;
     let plan = Plan::new(&job, split);
     Some(split.chunks(plan.chunks(), &|chunk, _| {
         // SAFETY: the caller's promise; a chunk is at most as large as `Plan::new` bounds it.
@@ -116,6 +119,8 @@ struct Job<'a> {
     contiguous_rows: bool,
     /// Present when sums are of floats.
     floats: Option<&'a float::Prepared>,
+    /// Where weights have zero points: for each byte of a run, 1 when it is a channel, 0 in pad lanes.
+    counted: Option<Vec<u8>>,
     /// A pixel of zero points; empty when no pixel of the problem is in the padding.
     padding: Vec<u8>,
 }
@@ -189,6 +194,7 @@ impl<'a> Job<'a> {
             blocks: (p.group_outputs + 15) / 16,
             contiguous_rows: p.groups == 1 && w.dilation_w == 1 && p.ifm.pixel == 4 * steps,
             floats: None,
+            counted: None,
             padding: if padded {
                 // As long as a run, from the first channel of any group on.
                 let len = 4 * steps + (p.groups - 1) * p.group_inputs;
@@ -255,10 +261,19 @@ impl Plan {
         let (mut addresses, mut window) = (Vec::new(), Vec::new());
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
             let (start, count) = span(tile, self.tiles, job.pixels);
-            let pixels = Pixels::new(job, start, count);
+            let mut pixels = Pixels::new(job, start, count);
             let mut runs = pixels.runs(job, &mut addresses, &mut window);
+            let mut summed = None;
             for panel in first_panel..(first_panel + self.panels_a_chunk).min(self.panels) {
                 let group = panel / self.panels_a_group;
+                if let Some(counted) = job.counted.as_ref().filter(|_| summed != Some(group)) {
+                    let first_input = isize_of(group * job.problem.group_inputs);
+                    // SAFETY: the runs are of these pixels.
+                    pixels.sums = Some(unsafe {
+                        zero_points::sums(&runs, pixels.count, first_input, counted)
+                    });
+                    summed = Some(group);
+                }
                 let mut block = panel % self.panels_a_group * self.blocks_a_panel;
                 let end = (block + self.blocks_a_panel).min(job.blocks);
                 // Each tile asks for a block of the weights that follow when all tiles have passed by.
@@ -364,6 +379,10 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
             // SAFETY: an element of the local array, aligned as its type is.
             unsafe { _mm512_store_si512(to.cast(), *acc) };
         }
+    }
+    if let Some(inputs) = &pixels.sums {
+        // SAFETY: the records of the blocks, and the vectors stored above.
+        unsafe { zero_points::subtract::<BLOCKS>(to, inputs, pixels.count, records) };
     }
     for i in PIXELS * BLOCKS..(PIXELS * BLOCKS).next_multiple_of(4) {
         // Any vector fills the last four.

@@ -23,6 +23,8 @@ pub(super) struct Pixels {
     pub(super) aux: [*const u8; ROOM],
     /// With sums of floats, the norm of what each window covers.
     pub(super) norms: [f32; ROOM],
+    /// Where weights have zero points, the sum of what each window covers, of one group's channels.
+    pub(super) sums: Option<[i32; ROOM]>,
     /// Pixel of the tile, block of all groups and lanes that an integer sum does not settle.
     pub(super) unsettled: RefCell<Vec<(usize, i64, u16)>>,
 }
@@ -44,6 +46,7 @@ impl Pixels {
             out: [std::ptr::null_mut(); ROOM],
             aux: [std::ptr::null(); ROOM],
             norms: [0.0; ROOM],
+            sums: None,
             unsettled: RefCell::new(Vec::new()),
         };
         // By rows of the output: within one, addresses step by a stride.

@@ -16,7 +16,7 @@ class Layer:
     """A graph of float input, QuantizeLinear, one or more units, DequantizeLinear."""
 
     def __init__(self, random: np.random.Generator, shape: list[int]):
-        self.random, self.shape = random, shape
+        self.random, self.shape, self.opset = random, shape, 14
         self.nodes, self.constants, self.count = [], [], 0
         self.x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
 
@@ -65,10 +65,10 @@ class Layer:
             return self.scale(0.01)
         return np.array([self.scale(0.01) for _ in range(count)], np.float32)
 
-    def model(self, output: str, opset: int = 14) -> ModelProto:
+    def model(self, output: str) -> ModelProto:
         y = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "layer", [self.x], [y], self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
 
     def input(self, codes) -> np.ndarray:
         """Every code, some values between codes, and a few out of range."""
@@ -76,8 +76,8 @@ class Layer:
         return (value * codes[0]).astype(np.float32)
 
 
-def compare(layer: Layer, output: str, codes, opset: int = 14) -> None:
-    model = layer.model(output, opset).SerializeToString()
+def compare(layer: Layer, output: str, codes) -> None:
+    model = layer.model(output).SerializeToString()
     npu, reference = sessions.by_name(model), sessions.cpu(model)
     sessions.assert_all_on_npu(npu)
     for _ in range(3):

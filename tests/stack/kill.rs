@@ -31,8 +31,19 @@ struct Footprint {
 }
 
 impl Footprint {
-    fn mappings(&self) -> usize {
-        self.maps.values().map(|&(count, _)| count).sum()
+    /// Whether there is nothing more than in `other`: the same, but that the C library may hold less
+    /// memory of its own, which it maps and gives back as it has it.
+    fn is_within(&self, other: &Self) -> bool {
+        let fits = |(name, &(count, bytes)): (&String, &(usize, u64))| {
+            let (most, most_bytes) = other.maps.get(name).copied().unwrap_or_default();
+            match name.ends_with("anonymous") {
+                true => count <= most && bytes <= most_bytes,
+                false => (count, bytes) == (most, most_bytes),
+            }
+        };
+        self.descriptors == other.descriptors
+            && self.threads == other.threads
+            && self.maps.iter().all(fits)
     }
 }
 
@@ -154,13 +165,12 @@ fn a_thousand_killed_clients_leave_nothing_and_disturb_nobody() {
     let mut noise = Noise::new(7);
     kill_one(&server.device(), &mut noise);
     survivors.iter().for_each(Survivor::check);
-    let least = (0..LOOKS)
+    let before: Vec<Footprint> = (0..LOOKS)
         .map(|_| {
             drop(UnixStream::connect(&path));
             at_rest(&|_| true)
         })
-        .min_by_key(Footprint::mappings);
-    let before = at_rest(&|found| Some(found) == least.as_ref());
+        .collect();
     let (accepted, in_flight) = (count("accepted"), count("ended_in_flight"));
 
     let (killed, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -198,12 +208,12 @@ fn a_thousand_killed_clients_leave_nothing_and_disturb_nobody() {
     at_rest(&|_| true);
     let in_flight = count("ended_in_flight") - in_flight;
     let clients = count("accepted") - accepted;
-    at_rest(&|found| *found == before);
+    let after = at_rest(&|found| before.iter().any(|old| found.is_within(old)));
     let (killed, checks) = (killed.into_inner(), checks.into_inner());
     println!(
         "{killed} processes killed, {clients} of them clients, {in_flight} with a job in flight; {checks} results checked"
     );
-    println!("the server as before: {before:?}");
+    println!("the server as before: {after:?}");
     assert!(in_flight >= LEAST_IN_FLIGHT, "only {in_flight} had a job in flight");
     assert!(checks > 100, "only {checks} results were checked meanwhile");
     for survivor in &survivors {

@@ -23,7 +23,7 @@ pub(crate) fn change_of_sign() -> Table {
 /// How the codes of an 8-bit tensor stand for reals: `(code - zero_point) * scale`.
 ///
 /// Codes are unsigned wherever they are here: those of an int8 tensor are moved by 128, and their zero
-/// point with them. Which tensors the model has in int8 is [`signed`](super::signed)'s matter.
+/// point with them. Which tensors the model has in int8 is the matter of `signed.rs`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Codes {
     /// Finite, above zero.

@@ -17,7 +17,7 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
             "docs/isa.md",
             structs(
                 root,
-                &["command", "command/product", "command/lookup", "command/parts"],
+                &["command", "command/product", "command/pool", "command/lookup", "command/parts"],
                 "Command set",
             )?,
         ),

@@ -15,7 +15,7 @@ def events(path: str) -> list[dict]:
 
 @pytest.mark.since("1.25")
 def test_each_run_of_each_part_is_an_event_with_its_cycles(tmp_path):
-    model = graphs.quantised("Softmax").SerializeToString()
+    model = graphs.quantised("LogSoftmax").SerializeToString()
     made = sessions.options()
     made.enable_profiling = True
     made.profile_file_prefix = str(tmp_path / "profile")

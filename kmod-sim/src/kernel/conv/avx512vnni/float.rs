@@ -53,7 +53,7 @@ use std::arch::x86_64::{
     _mm512_unpacklo_epi8, _mm512_zextsi128_si512,
 };
 
-/// Most terms of a sum: below it neither sums nor squares leave 32 bits.
+/// Most terms of a sum, lanes of padding included: below it neither sums nor squares leave 32 bits.
 const MOST_TERMS: i64 = 1 << 15;
 
 /// Sums in floats that are made side by side, to hide the latency of one another.
@@ -95,7 +95,9 @@ pub(super) struct Unsettled {
 /// As of [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) unsafe fn run(p: &Problem, float: Float, split: &Split<'_>) -> Option<Result<(), Stop>> {
-    if p.taps().saturating_mul(p.group_inputs) > MOST_TERMS {
+    if p.taps().saturating_mul(p.group_inputs.div_euclid(4).saturating_add(1).saturating_mul(4))
+        > MOST_TERMS
+    {
         return None;
     }
     let mut job = Job::new(p);

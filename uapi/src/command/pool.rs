@@ -45,7 +45,7 @@ pub struct Pool {
     pub ofm: Operand,
     /// Table 0; unused without `TABLE_0`.
     pub tables: Operand,
-    /// As in [`Conv`].
+    /// As in [`super::Conv`].
     pub quant: Operand,
     /// Dimensions of the input; images and channels of the output.
     pub ifm_dims: Dims,

@@ -24,7 +24,8 @@ pub(super) struct Pairwise {
 
 impl Pairwise {
     /// Of operands and a result of these codes, on these types; as an error, what the scales come to
-    /// when that is no number.
+    /// when that is no number, or how far codes would reach when that is beyond 32 bits: there the CPU
+    /// provider's conversion wraps to the lowest code.
     pub(super) fn new(
         operator: Operator,
         edges: Edges,
@@ -39,7 +40,12 @@ impl Pairwise {
                 vec![MulTerms::new(pair(first), pair(second), pair(result)).multiplier]
             }
         };
-        match terms.into_iter().find(|term| !term.is_finite()) {
+        let reach = match (operator, terms.as_slice()) {
+            (Operator::Mul, terms) => 255.0 * 255.0 * terms[0].abs() + 255.0,
+            (Operator::Add, terms) => terms.iter().map(|term| 255.0 * term.abs()).sum::<f32>(),
+        };
+        let broken = terms.into_iter().find(|term| !term.is_finite());
+        match broken.or((reach >= 2_147_483_648.0).then_some(reach)) {
             Some(broken) if edges != Edges::Mixed => Err(broken),
             _ => Ok(Self { operator, edges, first, second, result }),
         }

@@ -74,8 +74,10 @@ fn check(case: &Case, order: (u8, u8), kind: u8) -> Result<(), TestCaseError> {
         ..Conv::default()
     };
     if flags.contains(Flags::ADD_AUX) {
-        conv.aux = aux.operand(4);
-        conv.aux_strides = aux.strides;
+        // What is added may lie exactly where the codes go: each is read before it is overwritten.
+        let in_place = r.below(3) == 0;
+        let (slot, shape) = if in_place { (3, &ofm) } else { (4, &aux) };
+        (conv.aux, conv.aux_strides) = (shape.operand(slot), shape.strides);
     }
     if flags.intersects(Flags::TABLE_0 | Flags::TABLE_1) {
         conv.tables = Operand::new(SlotId(5), 0);

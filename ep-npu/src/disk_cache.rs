@@ -15,7 +15,6 @@ use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::num::NonZero;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,13 +63,12 @@ impl Key {
         let compiler = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
         let version = crate::bundle::VERSION.to_le_bytes();
         // What is taken in float depends on how many threads the CPU provider may have.
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let processors = (processors as u64).to_le_bytes();
+        let threads = format!("{:?}", crate::shape::threads::possible());
         let apart = [
             compiler.as_bytes(),
             crate::bundle::BUILD.as_bytes(),
             &version,
-            &processors,
+            threads.as_bytes(),
             limits.as_bytes(),
             batches.as_bytes(),
             structure,

@@ -4,6 +4,7 @@
 //! every batch is tried with two assignments that give each open dimension another number.
 
 pub(crate) mod order;
+pub(crate) mod threads;
 
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{

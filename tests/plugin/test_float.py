@@ -5,9 +5,13 @@ int8 at one of its ends.
 Scales that are powers of two put many sums on rounding ties, where an integer sum and one in floats part.
 """
 
+import os
+
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
+from processes import run_registered
 from test_layers import Layer, compare
 
 SEEDS = range(16)
@@ -108,3 +112,38 @@ def test_matrix_products_to_int8(seed):
     weight = layer.weights([inputs, outputs], 1, layer.weight_scales(outputs))
     y = layer.node("MatMul", [layer.dequantise(layer.quantise("x", codes), codes), weight])
     compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)
+
+
+IN_FLOATS_ON_SO_MANY = """
+threads = int(os.environ["NPU_CPU_THREADS"] or "0")
+made = sessions.options()
+made.intra_op_num_threads = threads or 1
+model, x = sys.argv[1], np.load(sys.argv[2])
+npu = sessions.on_npu(model, made)
+if threads:
+    made = sessions.options()
+    made.intra_op_num_threads = threads
+    sessions.assert_all_on_npu(npu)
+    cpu = ort.InferenceSession(model, made, providers=[sessions.CPU])
+    for scale in (1, 2, 3, 5, 7):
+        sessions.assert_same(npu, cpu, x * np.float32(scale), f"{threads} threads")
+print("on the CPU:", len(sessions.nodes_on(npu, sessions.CPU)))
+"""
+
+
+def test_a_sum_whose_order_follows_from_the_number_of_threads_is_taken_where_that_is_named(library, tmp_path, monkeypatch):
+    random = np.random.default_rng(7)
+    layer = Signed(random, [1, 300, 7, 7])
+    codes, result = (2.0**-6, 77), (2.0**-3, 130)
+    scales = np.full(32, 2.0**-7, np.float32)
+    weight = layer.weights([32, 300, 1, 1], 0, scales)
+    y = layer.node("Conv", [layer.dequantise(layer.quantise("x", codes), codes), weight], kernel_shape=[1, 1])
+    file, sample = tmp_path / "model.onnx", tmp_path / "x.npy"
+    onnx.save(layer.model(layer.dequantise(layer.quantise(y, result), result)), file)
+    np.save(sample, layer.input(codes))
+    for threads in ("1", "2", ""):
+        monkeypatch.setenv("NPU_CPU_THREADS", threads)
+        said, _ = run_registered(IN_FLOATS_ON_SO_MANY, library, "sim", arguments=[str(file), str(sample)])
+        # A machine of one processor has but one number of threads.
+        is_known = bool(threads) or os.cpu_count() == 1
+        assert ("on the CPU: 0" in said) == is_known, said

@@ -11,15 +11,14 @@
 //!
 //! and divides it among threads: along `n` when `n > m`, else along `m`. Each thread's part has an order
 //! of its own, so where the parts differ, or differ with the number of threads, there is no order to
-//! keep, and the node is refused. All thread counts that this machine gives a session by itself are
-//! asked. The orders are those of weights that are dequantised when the model runs, as the CPU provider
+//! keep, and the node is refused. All numbers of threads that are [possible](threads) are asked. The orders are those of weights that are dequantised when the model runs, as the CPU provider
 //! does outside its 8-bit operators.
 
+use super::threads;
 use crate::graph::Node;
 use crate::refusal::{Refusal, refuse};
 use npu_uapi::float_order::{Order, Steps};
 use std::collections::BTreeSet;
-use std::num::NonZero;
 
 /// A convolution as far as its order depends on it.
 #[derive(Clone, Copy, Debug)]
@@ -81,8 +80,19 @@ fn settled(
     k: usize,
     parts: impl Fn(usize) -> BTreeSet<Part>,
 ) -> Result<Order, Refusal> {
-    let most = std::thread::available_parallelism().map_or(1, NonZero::get).min(256);
-    let all: BTreeSet<Part> = (1..=most).flat_map(&parts).map(|part| part.as_far_as(k)).collect();
+    let counts = match threads::possible() {
+        Ok(counts) => counts,
+        Err(found) => {
+            return refuse!(
+                FLOAT_ORDER,
+                "{node} runs in float on the CPU, in an order of sums that follows from the number of \
+                 threads, and {} is `{found}`; set it to a number from 1, or unset it",
+                threads::VARIABLE
+            );
+        }
+    };
+    let (least, most) = (*counts.start(), *counts.end());
+    let all: BTreeSet<Part> = counts.flat_map(&parts).map(|part| part.as_far_as(k)).collect();
     let steps = match all.iter().collect::<Vec<_>>().as_slice() {
         [Part::Fused(block)] => Steps::Fused(*block as u64),
         [Part::Quads] => Steps::Quads,
@@ -98,7 +108,9 @@ fn settled(
             return refuse!(
                 FLOAT_ORDER,
                 "{node} runs in float on the CPU, and the order of its sums there depends on the number \
-                 of threads (up to {most}); quantise its inputs and output as uint8"
+                 of threads ({least} to {most} are possible here); quantise its inputs and output as \
+                 uint8, or name the number by {}",
+                threads::VARIABLE
             );
         }
     };

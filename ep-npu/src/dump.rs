@@ -35,7 +35,7 @@ pub fn units(graph: &Graph, units: &Units) -> String {
                 unit.kind.name(),
                 graph.node(unit.target),
                 inputs.join(", "),
-                name(graph, unit.output),
+                unit.outputs().map(|id| name(graph, id)).collect::<Vec<_>>().join(", "),
                 nodes.join(" ")
             ),
         );

@@ -8,6 +8,7 @@ mod carry;
 mod fuse;
 mod matrix;
 mod op;
+mod pick;
 mod place;
 mod unit;
 mod view;
@@ -128,22 +129,25 @@ impl Lowering<'_> {
 
     /// Gives what `unit` wrote to the outputs that want it.
     fn give(&mut self, unit: &Unit) {
-        if !self.part.outputs.contains(&unit.output) {
-            return;
+        for output in unit.outputs().filter(|output| self.part.outputs.contains(output)) {
+            self.give_one(unit, output);
         }
-        let mut tensor = self.map(unit.output, unit.target);
-        let dequantise = self.values[&unit.output].dequantise;
-        if dequantise.is_none() && is_signed(self.part.graph, unit.output) {
-            tensor = self.with_other_sign(tensor, unit.output, unit.target);
+    }
+
+    fn give_one(&mut self, unit: &Unit, output: ValueId) {
+        let mut tensor = self.map(output, unit.target);
+        let dequantise = self.values[&output].dequantise;
+        if dequantise.is_none() && is_signed(self.part.graph, output) {
+            tensor = self.with_other_sign(tensor, output, unit.target);
         }
         for index in 0..self.part.outputs.len() {
-            if self.part.outputs[index] != unit.output {
+            if self.part.outputs[index] != output {
                 continue;
             }
-            let dims = self.dims(unit.output);
+            let dims = self.dims(output);
             let element_bytes = if dequantise.is_some() { 4 } else { 1 };
             let form = Form::Host { dims, element_bytes };
-            let host = self.tensor_of(unit.output, Home::Output(index), form);
+            let host = self.tensor_of(output, Home::Output(index), form);
             let (scale, zero_point) =
                 dequantise.map_or((0.0, 0), |codes| (codes.scale, codes.zero_point));
             self.push(unit.target, vec![tensor], host, OpKind::Layout { scale, zero_point });

@@ -123,9 +123,9 @@ fn check_unit(
         }
     }
     let inputs: Vec<&[usize]> = unit.inputs.iter().map(|value| shapes[value].as_slice()).collect();
-    let output = shape::output(graph, unit, &inputs)?;
-    group::check_work(graph, unit, &inputs, &output, limits)?;
-    shapes.insert(unit.output, output);
+    let outputs = shape::outputs(graph, unit, &inputs)?;
+    group::check_work(graph, unit, &inputs, &outputs[0], limits)?;
+    shapes.extend(unit.outputs().zip(outputs));
     Ok(())
 }
 

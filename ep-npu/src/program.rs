@@ -108,7 +108,7 @@ pub fn compile(
 
 /// Compiles a part all of whose shapes are known.
 pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, CompileError> {
-    let written = |value: &ValueId| part.units.iter().any(|unit| unit.output == *value);
+    let written = |value: &ValueId| part.units.iter().any(|unit| unit.writes(*value));
     if let Some(&value) = part.outputs.iter().find(|value| !written(value)) {
         return Err(CompileError::Unwritten { value: part.graph.value(value).name.clone() });
     }
@@ -155,8 +155,8 @@ pub fn infer(part: &Graph, units: &[&Unit], mut shapes: Shapes) -> Result<Shapes
                 part.node(unit.target)
             );
         };
-        let output = shape::output(part, unit, &inputs)?;
-        shapes.insert(unit.output, output);
+        let outputs = shape::outputs(part, unit, &inputs)?;
+        shapes.extend(unit.outputs().zip(outputs));
     }
     Ok(shapes)
 }

@@ -17,15 +17,18 @@ mod expression;
 mod form;
 mod functions;
 mod left;
+mod pad;
 mod pair_table;
 mod pairs;
 mod pairwise;
+mod pick;
 mod pools;
 mod products;
 mod rearrange;
 mod reduce;
 mod resize;
 mod signed;
+mod split;
 mod terms;
 mod unit;
 mod vectors;
@@ -38,12 +41,15 @@ pub use carry::Carry;
 pub(crate) use codes::SIGN;
 pub(crate) use codes::change_of_sign;
 pub use codes::{Codes, Table};
+pub use pad::{Border, Pads};
 pub use pair_table::{Arithmetic2, Function2, Table2};
 pub use pairs::Operand;
+pub use pick::{Run, runs};
 pub(crate) use rearrange::axis_of;
 pub use rearrange::{Rearrange, Step};
 pub use resize::{Coordinates, Factors, Nearest, Rounding};
 pub(crate) use signed::{becomes_unsigned, is_signed, way};
+pub use split::{Lengths, Share, Split};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
 pub use window::{Placed, WindowSpec};
 
@@ -201,7 +207,8 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "GlobalMaxPool" => reduce::global_max_pool,
         "ReduceMax" | "ReduceMin" => reduce::extreme,
         "Concat" => rearrange::concat,
-        "Pad" => rearrange::pad,
+        "Pad" => pad::pad,
+        "Split" => split::split,
         "Slice" => rearrange::slice_unit,
         "Gather" => rearrange::gather,
         "Transpose" => rearrange::transpose,
@@ -246,12 +253,26 @@ fn quantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
             return refuse!(ELEMENT_TYPE, "{node} reads `{}`, which is not float32", value.name);
         }
         let kind = Kind::Quantize(Codes::read(graph, node)?);
-        return Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind });
+        return Ok(Unit {
+            target: id,
+            nodes: vec![id],
+            inputs: vec![input],
+            output,
+            others: Vec::new(),
+            kind,
+        });
     };
     let before = graph.node(producer);
     if carry::from_an_input(graph, before) {
         let kind = Kind::Quantize(Codes::read(graph, node)?);
-        return Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind });
+        return Ok(Unit {
+            target: id,
+            nodes: vec![id],
+            inputs: vec![input],
+            output,
+            others: Vec::new(),
+            kind,
+        });
     }
     if !is_dequantize(before) {
         return refuse!(
@@ -278,5 +299,5 @@ fn dequantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         return refuse!(UNIT, "{node} feeds no unit and no graph output");
     }
     let kind = Kind::Dequantize(signed::codes(graph, node, input)?);
-    Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, kind })
+    Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, others: Vec::new(), kind })
 }

@@ -11,7 +11,8 @@ mod window;
 
 use crate::graph::{Graph, ValueId};
 use crate::quantize::{
-    Codes, Kind, Operand, Products, Table, Unit, Units, WindowSpec, axis_of, is_signed,
+    Carry, Codes, Kind, Operand, Products, Share, Table, Unit, Units, WindowSpec, axis_of,
+    is_signed,
 };
 use crate::shape;
 use ndarray::{Array4, ArrayD, Axis, Ix4, IxDyn};
@@ -50,8 +51,20 @@ pub fn run(part: &Graph, units: &Units, inputs: &[Value]) -> Vec<Value> {
         inputs.map(|(&id, value)| (id, at_border(part, id, value))).collect();
     for unit in &units.units {
         let inputs: Vec<&Value> = unit.inputs.iter().map(|value| &values[value]).collect();
-        let output = evaluate(part, unit, &inputs);
-        values.insert(unit.output, output);
+        let outputs = match &unit.kind {
+            Kind::Split { how, shares } => {
+                let codes = inputs[0].codes();
+                let part_of = |share: &Share| {
+                    let step = how.step(part.node(unit.target), codes.shape(), share.index);
+                    let step = step.expect("the shape was checked when the part was planned");
+                    through(share.table.as_ref(), rearrange::step(codes.clone(), &step))
+                };
+                shares.iter().map(|share| Value::Codes(part_of(share))).collect()
+            }
+            Kind::Carry(how) => carried(part, unit, how, inputs[0]),
+            _ => vec![evaluate(part, unit, &inputs)],
+        };
+        values.extend(unit.outputs().zip(outputs));
     }
     part.outputs().iter().map(|&output| at_border(part, output, &values[&output])).collect()
 }
@@ -77,13 +90,6 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         _ => out,
     };
     match &unit.kind {
-        Kind::Carry(how) => {
-            let Value::Floats(floats) = inputs[0] else { panic!("floats are carried") };
-            let shape = shape::output(part, unit, &[floats.shape()]);
-            let shape = shape.expect("the shape was checked when the part was planned");
-            let steps = how.steps(part.node(unit.target), floats.shape(), &shape);
-            Value::Floats(steps.iter().fold(floats.clone(), rearrange::step))
-        }
         Kind::Quantize(to) => {
             let Value::Floats(floats) = inputs[0] else { panic!("quantisation reads floats") };
             Value::Codes(floats.mapv(|value| quantise(value, to.scale, to.zero_point)))
@@ -147,8 +153,15 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             Value::Codes(rearrange::joined(&parts.collect::<Vec<_>>(), *axis))
         }
         Kind::Pad { pads, code, table } => {
-            let inner = through(table.as_ref(), codes(0).clone());
-            Value::Codes(rearrange::padded(&inner, pads, *code))
+            let (steps, pads) = pads
+                .cut(part.node(unit.target), codes(0).shape())
+                .expect("the shape was checked when the part was planned");
+            let inner = steps.iter().fold(codes(0).clone(), rearrange::step);
+            let inner = through(table.as_ref(), inner);
+            Value::Codes(rearrange::padded(&inner, &pads, *code))
+        }
+        Kind::Carry(_) | Kind::Split { .. } => {
+            panic!("what may write several tensors is evaluated by its own")
         }
         Kind::Extreme { axes, least, table, .. } => {
             let shape = shape::output(part, unit, &[codes(0).shape()]);
@@ -182,6 +195,19 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::Elementwise(table) => Value::Codes(through(Some(table), codes(0).clone())),
     }
+}
+
+/// Floats elsewhere, for each tensor that `unit` writes.
+fn carried(part: &Graph, unit: &Unit, how: &Carry, input: &Value) -> Vec<Value> {
+    let Value::Floats(floats) = input else { panic!("floats are carried") };
+    let shapes = shape::outputs(part, unit, &[floats.shape()]);
+    let shapes = shapes.expect("the shape was checked when the part was planned");
+    let node = part.node(unit.target);
+    let one = |(nth, shape): (usize, &Vec<usize>)| {
+        let steps = how.steps(node, floats.shape(), shape, nth);
+        Value::Floats(steps.iter().fold(floats.clone(), rearrange::step))
+    };
+    shapes.iter().enumerate().map(one).collect()
 }
 
 /// `function` of two tensors element by element, the smaller one repeated.

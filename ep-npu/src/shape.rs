@@ -8,7 +8,7 @@ pub(crate) mod threads;
 
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{
-    Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Unit, WindowSpec, axis_of,
+    Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Split, Unit, WindowSpec, axis_of,
     is_in_range,
 };
 use crate::refusal::{Refusal, refuse};
@@ -74,13 +74,37 @@ impl Assignment {
 
 /// The shape that `unit` writes for inputs of these shapes.
 pub fn output(graph: &Graph, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec<usize>, Refusal> {
+    let mut outputs = outputs(graph, unit, inputs)?;
+    Ok(outputs.swap_remove(0))
+}
+
+/// The shapes of all tensors that `unit` writes for inputs of these shapes, in their order.
+pub fn outputs(
+    graph: &Graph,
+    unit: &Unit,
+    inputs: &[&[usize]],
+) -> Result<Vec<Vec<usize>>, Refusal> {
     let node = graph.node(unit.target);
     for shape in inputs {
         check_size(node, shape)?;
     }
-    let output = output_unchecked(node, unit, inputs)?;
-    check_size(node, &output)?;
-    Ok(output)
+    let part = |how: &Split, index: usize| {
+        let step = how.step(node, inputs[0], index)?;
+        Ok(step.shape(inputs[0].to_vec()))
+    };
+    let outputs = match &unit.kind {
+        Kind::Split { how, shares } => {
+            shares.iter().map(|share| part(how, share.index)).collect::<Result<_, _>>()?
+        }
+        Kind::Carry(Carry::Split { how, indices }) => {
+            indices.iter().map(|&index| part(how, index)).collect::<Result<_, _>>()?
+        }
+        _ => vec![output_unchecked(node, unit, inputs)?],
+    };
+    for output in &outputs {
+        check_size(node, output)?;
+    }
+    Ok(outputs)
 }
 
 /// Refuses a tensor that is empty, or too long for the device's strides.
@@ -234,14 +258,12 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         }
         Kind::Concat { axis, .. } => joined(node, inputs, *axis),
         Kind::Pad { pads, .. } => {
-            if pads.len() != 2 * input.len() {
-                return refuse!(SHAPE, "{node} pads {input:?} by {pads:?}");
-            }
-            let (before, after) = pads.split_at(input.len());
+            let (cut, [before, after]) = pads.cut(node, input)?;
+            let input = cut.iter().fold(input.to_vec(), |shape, step| step.shape(shape));
             let sum = |((&len, &a), &b): ((&usize, &usize), &usize)| {
                 len.checked_add(a).and_then(|len| len.checked_add(b))
             };
-            match input.iter().zip(before).zip(after).map(sum).collect() {
+            match input.iter().zip(&before).zip(&after).map(sum).collect() {
                 Some(shape) => Ok(shape),
                 None => refuse!(SIZE, "{node} pads {input:?} by {pads:?}"),
             }
@@ -290,6 +312,9 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         }
         Kind::Reshape { shape, .. } | Kind::Carry(Carry::Reshape(shape)) => {
             reshaped(node, shape, input)
+        }
+        Kind::Split { .. } | Kind::Carry(Carry::Split { .. }) => {
+            unreachable!("`outputs` has the shapes of what is parted")
         }
     }
 }

@@ -22,9 +22,9 @@ impl Sizes {
         let mut shapes = Shapes::new();
         let mut assignment = Assignment::ones();
         for unit in &units.units {
-            if let Some(output) = unit_shape(graph, unit, &mut shapes, &mut assignment) {
-                macs[unit.target.0 as usize] = Some(unit_macs(unit, &output, &shapes));
-                shapes.insert(unit.output, output);
+            if let Some(outputs) = unit_shapes(graph, unit, &mut shapes, &mut assignment) {
+                macs[unit.target.0 as usize] = Some(unit_macs(unit, &outputs[0], &shapes));
+                shapes.extend(unit.outputs().zip(outputs));
             }
         }
         Self { macs, shapes }
@@ -62,19 +62,19 @@ impl Sizes {
     }
 }
 
-fn unit_shape(
+fn unit_shapes(
     graph: &Graph,
     unit: &Unit,
     shapes: &mut Shapes,
     assignment: &mut Assignment,
-) -> Option<Vec<usize>> {
+) -> Option<Vec<Vec<usize>>> {
     for &value in &unit.inputs {
         if let Entry::Vacant(unknown) = shapes.entry(value) {
             unknown.insert(assignment.shape(graph, value).ok()?);
         }
     }
     let inputs: Vec<&[usize]> = unit.inputs.iter().map(|value| shapes[value].as_slice()).collect();
-    shape::output(graph, unit, &inputs).ok()
+    shape::outputs(graph, unit, &inputs).ok()
 }
 
 fn unit_macs(unit: &Unit, output: &[usize], shapes: &Shapes) -> u64 {

@@ -51,12 +51,13 @@ impl Lowering<'_> {
     /// The part's input that `value` comes from, and what is done with it on the way.
     fn path(&self, value: ValueId) -> (ValueId, Vec<(ValueId, Vec<Step>)>) {
         let (mut source, mut path) = (value, Vec::new());
-        let writer = |value| self.part.units.iter().find(move |unit| unit.output == value);
+        let writer = |value| self.part.units.iter().find(move |unit| unit.writes(value));
         while let Some((unit, Kind::Carry(how))) = writer(source).map(|unit| (unit, &unit.kind)) {
             let before = unit.inputs[0];
             let node = self.part.graph.node(unit.target);
             let shapes = [before, source].map(|value| self.part.shapes[&value].as_slice());
-            path.push((before, how.steps(node, shapes[0], shapes[1])));
+            let nth = unit.outputs().position(|output| output == source).unwrap_or(0);
+            path.push((before, how.steps(node, shapes[0], shapes[1], nth)));
             source = before;
         }
         path.reverse();

@@ -7,7 +7,7 @@ use super::{
     Fixed, Form, Function, Held, Home, Lowering, Move, OpKind, Pool, TensorId, natural_dims,
 };
 use crate::graph::{NodeId, ValueId};
-use crate::quantize::{Operand, Rearrange, Step, Table, Unit, axis_of};
+use crate::quantize::{Operand, Pads, Rearrange, Step, Table, Unit, axis_of};
 use crate::shape::reduced_axes;
 use npu_uapi::command::{Dims, Strides, Window};
 use std::sync::Arc;
@@ -84,7 +84,13 @@ impl Lowering<'_> {
     }
 
     /// A feature map of shape `shape`, which is also that of what is `seen`.
-    fn place(&mut self, value: ValueId, node: NodeId, seen: &Seen, shape: &[usize]) -> TensorId {
+    pub(super) fn place(
+        &mut self,
+        value: ValueId,
+        node: NodeId,
+        seen: &Seen,
+        shape: &[usize],
+    ) -> TensorId {
         let form = Form::map(natural_dims(shape));
         let out = self.tensor_of(value, Home::Scratch, form);
         let to = View::of(form, shape).expect("the dimensions are of that shape");
@@ -119,16 +125,9 @@ impl Lowering<'_> {
         let shape = self.part.shapes[&input].clone();
         let steps = how.steps(self.part.graph.node(node), &shape);
         let steps = steps.expect("`shape` has taken these steps before");
-        let mut seen = self.seen(input, node);
-        let mut view = seen.view.clone().after(&steps);
-        if view.is_none() {
-            self.natural_map(input, node);
-            seen = self.seen(input, node);
-            view = seen.view.after(&steps);
-        }
-        let view = view.expect("a dimension with one stride takes every step");
+        let seen = self.viewed(input, node, &steps);
         let table = both(seen.table.as_ref(), table);
-        let held = Held { view: Some(view), table, ..Held::plain(seen.tensor) };
+        let held = Held { view: Some(seen.view), table, ..Held::plain(seen.tensor) };
         self.values.insert(unit.output, held);
     }
 
@@ -146,17 +145,22 @@ impl Lowering<'_> {
         self.moved(unit, reads, OpKind::Move { fill: None, parts });
     }
 
-    pub(super) fn pad(&mut self, unit: &Unit, pads: &[usize], code: u8, table: Option<&Table>) {
-        let input = unit.inputs[0];
+    pub(super) fn pad(&mut self, unit: &Unit, pads: &Pads, code: u8, table: Option<&Table>) {
+        let (input, node) = (unit.inputs[0], unit.target);
         let (inner, shape) =
             (self.part.shapes[&input].clone(), self.part.shapes[&unit.output].clone());
+        let cut = pads.cut(self.part.graph.node(node), &inner);
+        let (steps, [before, _]) = cut.expect("`shape` has cut this before");
+        let inner = steps.iter().fold(inner, |shape, step| step.shape(shape));
         let to = self.cut(&shape, |view| {
-            let mut axes = inner.iter().zip(pads).enumerate();
+            let mut axes = inner.iter().zip(&before).enumerate();
             axes.try_fold(view, |view, (axis, (&len, &before))| view.sliced(axis, before, 1, len))
         });
-        let mut reads = Vec::new();
-        let parts = self.part_of(&mut reads, input, unit.target, &to, table);
-        self.moved(unit, reads, OpKind::Move { fill: Some(code), parts });
+        let seen = self.viewed(input, node, &steps);
+        let table = both(seen.table.as_ref(), table);
+        let parts = seen.view.moves(0, &to, table.as_ref());
+        let parts = parts.expect("dimensions of a feature map have one stride each");
+        self.moved(unit, vec![seen.tensor], OpKind::Move { fill: Some(code), parts });
     }
 
     /// Part of a feature map of shape `shape`.
@@ -400,7 +404,7 @@ fn opposite() -> Table {
 }
 
 /// One table behind the other, where there are any.
-fn both(first: Option<&Table>, second: Option<&Table>) -> Option<Table> {
+pub(super) fn both(first: Option<&Table>, second: Option<&Table>) -> Option<Table> {
     match (first, second) {
         (Some(first), Some(second)) => Some(then(first, second)),
         (first, second) => first.or(second).cloned(),

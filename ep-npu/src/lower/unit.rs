@@ -58,6 +58,7 @@ impl Lowering<'_> {
             }
             Kind::Rearrange { how, table } => self.rearrange(unit, how, table.as_ref()),
             Kind::Concat { axis, tables } => self.concat(unit, *axis, tables),
+            Kind::Split { how, shares } => self.split(unit, how, shares),
             Kind::Pad { pads, code, table } => self.pad(unit, pads, *code, table.as_ref()),
             Kind::Extreme { axes, least, table, .. } => {
                 self.extreme(unit, axes.as_deref(), *least, table.as_ref());

@@ -54,6 +54,8 @@ impl View {
             Step::Slice { axis, start, step, len } => {
                 return self.sliced(*axis, *start, *step, *len);
             }
+            // Only places of their own can say it.
+            Step::Pick { .. } => return None,
             Step::RepeatEach { axis, times } => {
                 self.axes[*axis].push(Part { count: *times, stride: 0 });
             }

@@ -55,7 +55,7 @@ fn refuse_carries(graph: &Graph, units: &mut Units) -> bool {
         let is_left = |&node: &NodeId| units.of_node[node.0 as usize].is_err();
         units.of_node[unit.target.0 as usize].is_ok()
             && matches!(unit.kind, Kind::Carry(_))
-            && graph.value(unit.output).consumers.iter().any(is_left)
+            && unit.outputs().any(|value| graph.value(value).consumers.iter().any(is_left))
     };
     let found: Vec<usize> =
         (0..units.units.len()).filter(|&unit| leaks(&units.units[unit])).collect();
@@ -77,7 +77,7 @@ fn refuse_open_edges(graph: &Graph, units: &mut Units, groups: &[Group]) -> bool
     let mut found = false;
     for group in groups {
         let written: BTreeSet<ValueId> =
-            group.units.iter().map(|&unit| units.units[unit].output).collect();
+            group.units.iter().flat_map(|&unit| units.units[unit].outputs()).collect();
         for &unit in &group.units {
             let mut edges =
                 units.units[unit].inputs.iter().filter(|input| !written.contains(input));
@@ -155,7 +155,7 @@ fn connected(graph: &Graph, units: &Units) -> Vec<Group> {
                 root[a.max(b)] = a.min(b);
             }
         }
-        written.insert(units.units[unit].output, source);
+        written.extend(units.units[unit].outputs().map(|value| (value, source)));
     }
     collect(units, &mut root)
 }
@@ -198,7 +198,7 @@ fn is_island(graph: &Graph, members: &[&Unit]) -> bool {
     let has_weights = |unit: &&Unit| matches!(unit.kind, Kind::Conv { .. } | Kind::Product(_));
     let is_edge = |unit: &&Unit| {
         let is_fed = unit.inputs.iter().any(|&input| graph.value(input).producer.is_none());
-        is_fed || graph.is_output(unit.output)
+        is_fed || unit.outputs().any(|output| graph.is_output(output))
     };
     let work = members.iter().filter(|unit| unit.kind.is_work()).count();
     work <= 2 && !members.iter().any(has_weights) && !members.iter().any(is_edge)
@@ -215,7 +215,8 @@ fn check_gain(
     let count = |shape: &[usize]| shape.iter().fold(1_u64, |n, &len| n.saturating_mul(len as u64));
     let mut work = Work::default();
     for unit in members {
-        let elements = shapes.get(&unit.output).map_or(0, |shape| count(shape));
+        let elements = unit.outputs().filter_map(|output| shapes.get(&output));
+        let elements = elements.fold(0_u64, |n, shape| n.saturating_add(count(shape)));
         let depth = match &unit.kind {
             Kind::Conv { products, .. } | Kind::Product(products) => {
                 let [rows, columns] = products.weights.kernel;
@@ -267,7 +268,7 @@ fn check(
         let outside = |node: &NodeId| !inside.contains(node);
         graph.is_output(*value) || graph.value(*value).consumers.iter().any(outside)
     };
-    let written: BTreeSet<ValueId> = members.iter().map(|unit| unit.output).collect();
+    let written: BTreeSet<ValueId> = members.iter().flat_map(|unit| unit.outputs()).collect();
     let read: BTreeSet<ValueId> = members.iter().flat_map(|unit| unit.inputs.clone()).collect();
     let inputs: Vec<ValueId> = read.difference(&written).copied().collect();
     let outputs: Vec<ValueId> = written.iter().copied().filter(leaves).collect();

@@ -2,7 +2,7 @@
 //! provider has a value of its own there, and no program would write it.
 
 use super::refuse_unit;
-use crate::graph::Graph;
+use crate::graph::{Graph, ValueId};
 use crate::quantize::Units;
 use crate::refusal::{Refusal, rule};
 use crate::shape::Shapes;
@@ -11,10 +11,10 @@ use crate::shape::Shapes;
 pub(super) fn refuse(graph: &Graph, units: &mut Units, one: &Shapes, other: &Shapes) {
     for index in 0..units.units.len() {
         let unit = &units.units[index];
-        let is_open = |value| one.get(value) != other.get(value);
+        let is_open = |value: &ValueId| one.get(value) != other.get(value);
         if units.of_node[unit.target.0 as usize].is_ok()
             && unit.inputs.iter().any(is_open)
-            && !is_open(&unit.output)
+            && unit.outputs().any(|output| !is_open(&output))
         {
             let node = graph.node(unit.target);
             let reason = format!(

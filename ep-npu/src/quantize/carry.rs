@@ -6,6 +6,7 @@
 
 use super::form::is_quantize;
 use super::rearrange::{Rearrange, Step};
+use super::split::Split;
 use super::unit::ShapeChange;
 use crate::graph::{ElementType, Graph, Node, ValueId};
 
@@ -19,20 +20,32 @@ pub enum Carry {
     Rearrange(Rearrange),
     /// Nowhere: the shape changes.
     Reshape(ShapeChange),
+    /// To several tensors.
+    Split {
+        /// How it is parted.
+        how: Split,
+        /// Which part each of the tensors is.
+        indices: Vec<usize>,
+    },
 }
 
 impl Carry {
-    /// The steps from a tensor of shape `input` to one of shape `output`.
+    /// The steps from a tensor of shape `input` to one of shape `output`, the `nth` that the unit
+    /// writes.
     ///
     /// # Panics
     ///
     /// When `shape` has not taken these steps before.
-    pub fn steps(&self, node: &Node, input: &[usize], output: &[usize]) -> Vec<Step> {
+    pub fn steps(&self, node: &Node, input: &[usize], output: &[usize], nth: usize) -> Vec<Step> {
         match self {
             Self::Rearrange(how) => {
                 how.steps(node, input).expect("`shape` has taken these steps before")
             }
             Self::Reshape(_) => vec![Step::Reshape(output.to_vec())],
+            Self::Split { how, indices } => {
+                let step = how.step(node, input, indices[nth]);
+                vec![step.expect("`shape` has taken this step before")]
+            }
         }
     }
 }
@@ -42,6 +55,15 @@ impl Carry {
 pub(super) fn ends(graph: &Graph, node: &Node) -> Option<(ValueId, ValueId)> {
     let is_carried = from_an_input(graph, node) && feeds_conversions(graph, node, DEPTH);
     is_carried.then_some((node.input(0)?, node.output(0)?))
+}
+
+/// The same of a node with several outputs, of which each that is read has its number with it.
+pub(super) fn parts(graph: &Graph, node: &Node) -> Option<(ValueId, Vec<(usize, ValueId)>)> {
+    let is_carried = from_an_input(graph, node) && feeds_conversions(graph, node, DEPTH);
+    let outputs = node.outputs.iter().enumerate();
+    let outputs = outputs.filter_map(|(index, &output)| Some((index, output?)));
+    let read = outputs.filter(|(_, value)| !graph.value(*value).consumers.is_empty());
+    is_carried.then_some((node.input(0)?, read.collect()))
 }
 
 /// Whether `node` carries floats that come from a graph input and were only carried before.
@@ -63,17 +85,21 @@ pub(super) fn from_an_input(graph: &Graph, node: &Node) -> bool {
 }
 
 fn feeds_conversions(graph: &Graph, node: &Node, depth: usize) -> bool {
-    let Some(output) = node.output(0).filter(|_| depth > 0) else { return false };
-    let goes_on = |reader: &Node| {
+    let goes_on = |output: ValueId, reader: &Node| {
         let is_first = reader.input(0) == Some(output);
         is_first
             && (is_quantize(reader)
                 || may_carry(reader) && feeds_conversions(graph, reader, depth - 1))
     };
-    let consumers = &graph.value(output).consumers;
-    !graph.is_output(output)
-        && !consumers.is_empty()
-        && consumers.iter().all(|&id| goes_on(graph.node(id)))
+    let readers = |output: ValueId| &graph.value(output).consumers;
+    let mut outputs = node.outputs.iter().flatten();
+    let is_read = outputs.clone().any(|&output| !readers(output).is_empty());
+    depth > 0
+        && is_read
+        && outputs.all(|&output| {
+            !graph.is_output(output)
+                && readers(output).iter().all(|&id| goes_on(output, graph.node(id)))
+        })
 }
 
 fn may_carry(node: &Node) -> bool {
@@ -86,6 +112,7 @@ fn may_carry(node: &Node) -> bool {
         "Unsqueeze",
         "DepthToSpace",
         "SpaceToDepth",
+        "Split",
     ];
     names.iter().any(|name| node.is(name))
 }

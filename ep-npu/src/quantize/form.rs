@@ -183,7 +183,18 @@ impl<'g> Former<'g> {
     /// The codes that the operator's result becomes. A Relu or Clip in between joins the unit when
     /// the codes leave it nothing to do, as the CPU provider has it.
     pub(super) fn result(&mut self) -> Result<(ValueId, Codes), Refusal> {
-        let CutResult { output: value, codes, cut } = self.cut_result()?;
+        let result = self.cut_result()?;
+        self.uncut(result)
+    }
+
+    /// The same of output `index`, of an operator that may have several.
+    pub(super) fn result_at(&mut self, index: usize) -> Result<(ValueId, Codes), Refusal> {
+        let result = self.cut_result_at(index)?;
+        self.uncut(result)
+    }
+
+    fn uncut(&self, result: CutResult<'g>) -> Result<(ValueId, Codes), Refusal> {
+        let CutResult { output: value, codes, cut } = result;
         if let Some((activation, _)) = cut {
             let (node, quantize) = (self.node(), self.graph.value(value).producer);
             let quantize = quantize.map_or("it".into(), |id| self.graph.node(id).to_string());
@@ -199,12 +210,25 @@ impl<'g> Former<'g> {
 
     /// The same, where a Relu or Clip may cut codes off: with it, the range of codes that it leaves.
     pub(super) fn cut_result(&mut self) -> Result<CutResult<'g>, Refusal> {
-        let graph = self.graph;
         let node = self.node();
         if node.outputs.iter().skip(1).any(Option::is_some) {
             return refuse!(UNIT, "{node} has more than one output; only the first is taken");
         }
-        let Some(mut value) = node.output(0) else {
+        self.cut_result_at(0)
+    }
+
+    /// Whether somebody reads output `index`.
+    pub(super) fn is_read(&self, index: usize) -> bool {
+        let graph = self.graph;
+        self.node()
+            .output(index)
+            .is_some_and(|value| graph.is_output(value) || !graph.value(value).consumers.is_empty())
+    }
+
+    fn cut_result_at(&mut self, index: usize) -> Result<CutResult<'g>, Refusal> {
+        let graph = self.graph;
+        let node = self.node();
+        let Some(mut value) = node.output(index) else {
             return refuse!(UNIT, "{node} has no output");
         };
         let mut next = self.only_consumer(value)?;
@@ -239,7 +263,16 @@ impl<'g> Former<'g> {
     pub(super) fn finish(mut self, output: ValueId, kind: Kind) -> Unit {
         self.nodes.sort_unstable();
         self.nodes.dedup();
-        Unit { target: self.target, nodes: self.nodes, inputs: self.inputs, output, kind }
+        let (target, nodes, inputs, others) = (self.target, self.nodes, self.inputs, Vec::new());
+        Unit { target, nodes, inputs, output, others, kind }
+    }
+
+    /// The unit, which writes all of these.
+    pub(super) fn finish_all(self, outputs: &[ValueId], kind: Kind) -> Result<Unit, Refusal> {
+        let Some((&output, others)) = outputs.split_first() else {
+            return refuse!(UNIT, "nobody reads what {} writes", self.node());
+        };
+        Ok(Unit { others: others.to_vec(), ..self.finish(output, kind) })
     }
 
     /// The DequantizeLinear that input `index` comes from, and what that reads.
@@ -332,7 +365,7 @@ pub(super) fn closed(graph: &Graph, unit: Unit) -> Result<Unit, Refusal> {
                 return refuse!(UNIT, "{node} reads `{}`, which it has no use for", value.name);
             }
         }
-        for &output in node.outputs.iter().flatten().filter(|&&output| output != unit.output) {
+        for &output in node.outputs.iter().flatten().filter(|&&value| !unit.writes(value)) {
             let value = graph.value(output);
             if graph.is_output(output) || !value.consumers.iter().all(inside) {
                 return refuse!(UNIT, "{node} writes `{}`, which others read", value.name);

@@ -1,16 +1,17 @@
 //! Units that put elements elsewhere: Slice, Transpose, Gather, Resize to the nearest, Expand,
-//! Tile, DepthToSpace, SpaceToDepth; Concat and constant Pad.
+//! Tile, DepthToSpace, SpaceToDepth; Concat.
 //!
 //! What an operator's attributes come to depends on the shape it reads; [`Rearrange::steps`] says it in
-//! five kinds of steps, which every stage below knows.
+//! six kinds of steps, which every stage below knows.
 
 use super::carry::{self, Carry};
 use super::form::Former;
+use super::pad::{Border, Pads};
+use super::pick;
 use super::resize::Nearest;
 use super::unit::{Kind, Unit};
 use crate::graph::{Node, Tensor};
 use crate::refusal::{Refusal, refuse};
-use npu_uapi::requantise::quantise;
 
 /// An operator that rearranges one tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +31,7 @@ pub enum Rearrange {
     Transpose(Option<Vec<i64>>),
     /// Resize to the nearest.
     Nearest(Nearest),
-    /// Some elements of a dimension, evenly spaced, in a shape of their own.
+    /// Some elements of a dimension, in a shape of their own.
     Gather {
         /// The dimension.
         axis: i64,
@@ -38,6 +39,13 @@ pub enum Rearrange {
         indices: Vec<i64>,
         /// The shape of the indices, which takes the dimension's place.
         shape: Vec<usize>,
+    },
+    /// A border of elements of the tensor.
+    Pad {
+        /// How wide.
+        pads: Pads,
+        /// Which elements.
+        border: Border,
     },
     /// Dimensions of length 1 repeated.
     Expand(Vec<i64>),
@@ -86,6 +94,13 @@ pub enum Step {
         /// How often.
         times: usize,
     },
+    /// Any elements of a dimension.
+    Pick {
+        /// The dimension.
+        axis: usize,
+        /// Which, in order.
+        elements: Vec<usize>,
+    },
 }
 
 impl Step {
@@ -95,6 +110,7 @@ impl Step {
             Self::Reshape(shape) => return shape.clone(),
             Self::Permute(order) => return order.iter().map(|&axis| shape[axis]).collect(),
             Self::Slice { axis, len, .. } => shape[*axis] = *len,
+            Self::Pick { axis, elements } => shape[*axis] = elements.len(),
             Self::RepeatEach { axis, times } | Self::RepeatAll { axis, times } => {
                 shape[*axis] *= times;
             }
@@ -124,6 +140,7 @@ impl Rearrange {
             }
             Self::Nearest(nearest) => nearest.steps(node, input),
             Self::Gather { axis, indices, shape } => gathered(node, input, (*axis, indices), shape),
+            Self::Pad { pads, border } => pads.steps(node, *border, input),
             Self::Expand(shape) => expand(node, input, shape),
             Self::Tile(times) => {
                 if times.len() != rank {
@@ -243,22 +260,19 @@ fn gathered(
     let Some(found) = found.collect::<Option<Vec<usize>>>() else {
         return refuse!(SHAPE, "{node} gathers {indices:?} from dimension {axis} of {input:?}");
     };
-    let Some((&start, others)) = found.split_first() else {
+    if found.is_empty() {
         return refuse!(SHAPE, "{node} takes nothing of dimension {axis} of {input:?}");
-    };
-    let step = others.first().map_or(Some(1), |&next| next.checked_signed_diff(start));
-    let step = step.filter(|&step| {
-        step != 0 && found.windows(2).all(|pair| pair[1].checked_signed_diff(pair[0]) == Some(step))
-    });
-    let Some(step) = step else {
+    }
+    let Some(mut steps) = pick::steps(axis, input[axis], found) else {
         return refuse!(
-            ATTRIBUTE,
-            "{node} gathers elements that are not evenly spaced; split it into several, and join them by Concat"
+            SIZE,
+            "{node} gathers {} elements without a pattern, which takes too many commands; split it into several, and join them by Concat",
+            indices.len()
         );
     };
-    let len = found.len();
     let joined = [&input[..axis], shape, &input[axis + 1..]].concat();
-    Ok(vec![Step::Slice { axis, start, step, len }, Step::Reshape(joined)])
+    steps.push(Step::Reshape(joined));
+    Ok(steps)
 }
 
 fn expand(node: &Node, input: &[usize], shape: &[i64]) -> Result<Vec<Step>, Refusal> {
@@ -282,7 +296,7 @@ fn expand(node: &Node, input: &[usize], shape: &[i64]) -> Result<Vec<Step>, Refu
 }
 
 /// The unit of a node with one input that flows.
-fn rearranged(mut unit: Former<'_>, how: Rearrange) -> Result<Unit, Refusal> {
+pub(super) fn rearranged(mut unit: Former<'_>, how: Rearrange) -> Result<Unit, Refusal> {
     if let Some((input, output)) = carry::ends(unit.graph, unit.node()) {
         unit.reads(input);
         return Ok(unit.finish(output, Kind::Carry(Carry::Rearrange(how))));
@@ -293,7 +307,11 @@ fn rearranged(mut unit: Former<'_>, how: Rearrange) -> Result<Unit, Refusal> {
 }
 
 /// Constant int64 input `index`, or attribute `name` where the operator has it so.
-fn numbers(unit: &Former<'_>, index: usize, name: &str) -> Result<Option<Vec<i64>>, Refusal> {
+pub(super) fn numbers(
+    unit: &Former<'_>,
+    index: usize,
+    name: &str,
+) -> Result<Option<Vec<i64>>, Refusal> {
     let node = unit.node();
     if node.input(index).is_none() {
         return Ok(node.ints(name).map(<[i64]>::to_vec));
@@ -304,7 +322,7 @@ fn numbers(unit: &Former<'_>, index: usize, name: &str) -> Result<Option<Vec<i64
     }
 }
 
-fn required(unit: &Former<'_>, index: usize, name: &str) -> Result<Vec<i64>, Refusal> {
+pub(super) fn required(unit: &Former<'_>, index: usize, name: &str) -> Result<Vec<i64>, Refusal> {
     match numbers(unit, index, name)? {
         Some(numbers) => Ok(numbers),
         None => refuse!(ATTRIBUTE, "{} has no {name}", unit.node()),
@@ -334,7 +352,7 @@ pub(super) fn resize(unit: Former<'_>) -> Result<Unit, Refusal> {
     rearranged(unit, Rearrange::Nearest(nearest))
 }
 
-/// Gather of evenly spaced elements.
+/// Gather of constant elements.
 pub(super) fn gather(unit: Former<'_>) -> Result<Unit, Refusal> {
     let node = unit.node();
     if node.input(0).is_some_and(|value| unit.graph.value(value).constant.is_some()) {
@@ -400,32 +418,8 @@ pub(super) fn concat(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     Ok(unit.finish(value, Kind::Concat { axis, tables }))
 }
 
-/// Pad with a constant.
-pub(super) fn pad(mut unit: Former<'_>) -> Result<Unit, Refusal> {
-    let node = unit.node();
-    let mode = node.string("mode").unwrap_or("constant");
-    if mode != "constant" {
-        return refuse!(ATTRIBUTE, "{node} has mode {mode:?}; constant is taken");
-    }
-    let pads = required(&unit, 1, "pads")?;
-    let pads = pads.iter().map(|&pad| usize::try_from(pad).ok()).collect::<Option<Vec<usize>>>();
-    let Some(pads) = pads.filter(|_| node.input(3).is_none()) else {
-        return refuse!(ATTRIBUTE, "{node} has axes or negative pads; neither is taken");
-    };
-    let real = match node.input(2) {
-        None => node.float("value").unwrap_or(0.0),
-        Some(_) => match constant_float(&unit, 2) {
-            Some(value) => value,
-            None => return refuse!(ATTRIBUTE, "{node} has a value that is not constant"),
-        },
-    };
-    let input = unit.activation(0)?;
-    let (value, output) = unit.result()?;
-    let code = quantise(real, output.scale, output.zero_point);
-    Ok(unit.finish(value, Kind::Pad { pads, code, table: input.requantise(output) }))
-}
-
-fn constant_float(unit: &Former<'_>, index: usize) -> Option<f32> {
+/// The one number of constant input `index`.
+pub(super) fn constant_float(unit: &Former<'_>, index: usize) -> Option<f32> {
     match unit.graph.constant(unit.node(), index)?.as_f32()?.as_slice() {
         &[value] => Some(value),
         _ => None,

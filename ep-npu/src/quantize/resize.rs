@@ -1,9 +1,10 @@
 //! Resize to the nearest: which element each element of the result is.
 //!
 //! The CPU provider finds the element in float32, dimension by dimension. Whatever a model's coordinates
-//! and roundings are, what comes out is taken where it is a rearrangement: evenly spaced elements, each
-//! as often as the others. `0 0 1 1 2 2` and `1 3 5` are, `0 0 1 2 2 3` is not.
+//! and roundings are, what comes out is taken where it is a pattern of few runs: `0 0 1 1 2 2`, `1 3 5`
+//! and `0 0 1 2 2 3` are.
 
+use super::pick;
 use super::rearrange::Step;
 use crate::graph::{Node, Tensor};
 use crate::refusal::{Refusal, refuse};
@@ -151,22 +152,16 @@ impl Nearest {
                     self.factors
                 );
             };
-            let Some((start, step, times)) = evenly_spaced(&elements) else {
+            let Some(more) = pick::steps(axis, len, elements) else {
                 return refuse!(
                     ATTRIBUTE,
-                    "{node} resizes {input:?} by {:?}, {:?} and {:?}, which takes elements that are not evenly spaced; whole factors with asymmetric and floor are taken, or with half_pixel and a round_prefer",
+                    "{node} resizes {input:?} by {:?}, {:?} and {:?}, which takes elements without a pattern; whole factors with asymmetric and floor are taken, or with half_pixel and a round_prefer",
                     self.factors,
                     self.coordinates,
                     self.rounding
                 );
             };
-            let count = result / times;
-            if (start, step, count) != (0, 1, len) {
-                steps.push(Step::Slice { axis, start, step, len: count });
-            }
-            if times > 1 {
-                steps.push(Step::RepeatEach { axis, times });
-            }
+            steps.extend(more);
         }
         Ok(steps)
     }
@@ -225,19 +220,6 @@ impl Nearest {
     }
 }
 
-/// Start, step and how often each, when `elements` are evenly spaced and each there as often.
-fn evenly_spaced(elements: &[usize]) -> Option<(usize, isize, usize)> {
-    let &start = elements.first()?;
-    let times = elements.iter().take_while(|&&element| element == start).count();
-    let step = match elements.get(times) {
-        Some(&next) => next.checked_sub(start)?,
-        None => 1,
-    };
-    let is_even = elements.len().is_multiple_of(times)
-        && elements.iter().enumerate().all(|(i, &element)| element == start + i / times * step);
-    is_even.then_some((start, isize::try_from(step).ok()?, times))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,15 +240,5 @@ mod tests {
         assert_eq!(elements(HalfPixel, PreferCeil, 6, 3), [1, 3, 5]);
         assert_eq!(elements(TfHalfPixel, Floor, 6, 3), [1, 3, 5]);
         assert_eq!(elements(AlignCorners, PreferFloor, 5, 3), [0, 2, 4]);
-    }
-
-    #[test]
-    fn only_evenly_spaced_elements_are_a_rearrangement() {
-        assert_eq!(evenly_spaced(&[0, 0, 1, 1]), Some((0, 1, 2)));
-        assert_eq!(evenly_spaced(&[1, 3, 5]), Some((1, 2, 1)));
-        assert_eq!(evenly_spaced(&[2, 2]), Some((2, 1, 2)));
-        assert_eq!(evenly_spaced(&[0, 1, 1, 2]), None);
-        assert_eq!(evenly_spaced(&[0, 0, 1, 1, 2]), None);
-        assert_eq!(evenly_spaced(&[]), None);
     }
 }

@@ -6,9 +6,11 @@
 use super::arithmetic::Arithmetic;
 use super::carry::Carry;
 use super::codes::{Codes, Table};
+use super::pad::Pads;
 use super::pair_table::Function2;
 use super::pairs::Operand;
 use super::rearrange::Rearrange;
+use super::split::{Share, Split};
 use super::window::WindowSpec;
 use crate::graph::{NodeId, ValueId};
 use bytes::Bytes;
@@ -25,6 +27,8 @@ pub struct Unit {
     pub inputs: Vec<ValueId>,
     /// The tensor it writes: 8-bit, but for [`Kind::Dequantize`] and [`Kind::Carry`].
     pub output: ValueId,
+    /// More of them, for an operator with several results.
+    pub others: Vec<ValueId>,
     /// What it computes.
     pub kind: Kind,
 }
@@ -121,10 +125,18 @@ pub enum Kind {
         /// For each input, from its codes to the output's, where they differ.
         tables: Vec<Option<Table>>,
     },
+    /// A tensor in several parts, each through a table where its codes differ: a part for each tensor
+    /// that the unit writes.
+    Split {
+        /// How it is parted.
+        how: Split,
+        /// The parts.
+        shares: Vec<Share>,
+    },
     /// A tensor with a border of one code.
     Pad {
-        /// Elements before, for each dimension, then elements behind.
-        pads: Vec<usize>,
+        /// How wide.
+        pads: Pads,
         /// The code, one of the output's.
         code: u8,
         /// From the input's codes to the output's, where they differ.
@@ -223,6 +235,18 @@ pub struct Weights {
     pub strides: [usize; 4],
     /// What is taken from each weight: one number for all, one for each output channel, or nothing.
     pub zero_points: Vec<i8>,
+}
+
+impl Unit {
+    /// All tensors that it writes.
+    pub fn outputs(&self) -> impl Iterator<Item = ValueId> + '_ {
+        std::iter::once(self.output).chain(self.others.iter().copied())
+    }
+
+    /// Whether `value` is one of them.
+    pub fn writes(&self, value: ValueId) -> bool {
+        self.outputs().any(|output| output == value)
+    }
 }
 
 impl Weights {
@@ -329,6 +353,7 @@ impl Kind {
                 | Self::Reshape { .. }
                 | Self::Rearrange { .. }
                 | Self::Concat { .. }
+                | Self::Split { .. }
                 | Self::Pad { .. }
         )
     }
@@ -350,6 +375,7 @@ impl Kind {
             Self::Extreme { least: true, .. } => "reduce-min",
             Self::Rearrange { .. } => "rearrange",
             Self::Concat { .. } => "concat",
+            Self::Split { .. } => "split",
             Self::Pad { .. } => "pad",
             Self::MaxPool { .. } => "max-pool",
             Self::AveragePool { .. } => "average-pool",

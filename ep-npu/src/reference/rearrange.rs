@@ -25,6 +25,9 @@ pub(super) fn step<T: Copy>(elements: ArrayD<T>, step: &Step) -> ArrayD<T> {
             let index = start.checked_add_signed(step * at[*axis].cast_signed());
             along(at, *axis, index.expect("the slice lies in the tensor"))
         }),
+        Step::Pick { axis, elements: picked } => {
+            from(shape, &|at| along(at, *axis, picked[at[*axis]]))
+        }
         Step::RepeatEach { axis, times } => from(shape, &|at| along(at, *axis, at[*axis] / times)),
         Step::RepeatAll { axis, .. } => {
             let len = elements.shape()[*axis];
@@ -41,8 +44,11 @@ pub(super) fn joined(parts: &[ArrayD<u8>], axis: i64) -> ArrayD<u8> {
 }
 
 /// `inner` with a border of `code`.
-pub(super) fn padded(inner: &ArrayD<u8>, pads: &[usize], code: u8) -> ArrayD<u8> {
-    let (before, after) = pads.split_at(inner.ndim());
+pub(super) fn padded(
+    inner: &ArrayD<u8>,
+    [before, after]: &[Vec<usize>; 2],
+    code: u8,
+) -> ArrayD<u8> {
     let sides = inner.shape().iter().zip(before).zip(after);
     let shape: Vec<usize> = sides.map(|((len, before), after)| len + before + after).collect();
     let mut out = ArrayD::from_elem(IxDyn(&shape), code);

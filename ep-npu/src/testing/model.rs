@@ -117,21 +117,37 @@ impl Model {
         inputs: &[ValueId],
         attributes: &[(&str, Attribute)],
     ) -> ValueId {
+        self.nodes(op, inputs, 1, attributes)[0]
+    }
+
+    /// A node with several outputs.
+    pub(crate) fn nodes(
+        &mut self,
+        op: &str,
+        inputs: &[ValueId],
+        count: usize,
+        attributes: &[(&str, Attribute)],
+    ) -> Vec<ValueId> {
         let name = self.name(&op.to_lowercase());
-        let output = self.builder.value(&format!("{name}.out"));
+        let label = |index: usize| match count {
+            1 => format!("{name}.out"),
+            _ => format!("{name}.out{index}"),
+        };
+        let outputs = (0..count).map(|index| self.builder.value(&label(index)));
+        let outputs: Vec<ValueId> = outputs.collect();
         let node = Node {
             name,
             op: op.to_owned(),
             domain: String::new(),
             inputs: inputs.iter().copied().map(Some).collect(),
-            outputs: vec![Some(output)],
+            outputs: outputs.iter().copied().map(Some).collect(),
             attributes: attributes
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), value.clone()))
                 .collect(),
         };
         self.builder.add_node(node).expect("inputs exist");
-        output
+        outputs
     }
 
     /// QuantizeLinear.

@@ -127,7 +127,9 @@ fn step(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
             _ => model.unit("Add", &[flow, flow], &[], (codes, &flow.shape)),
         };
     }
-    match noise.below(15) {
+    match noise.below(17) {
+        16 => super::moves::parted(model, noise, flow),
+        15 => super::moves::gathered(model, noise, flow),
         14 => super::pairs::pair(model, noise, flow),
         10 | 11 => super::moves::rearranged(model, noise, flow),
         12 => super::moves::joined(model, noise, flow),

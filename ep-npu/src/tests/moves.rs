@@ -56,13 +56,25 @@ pub(super) fn rearranged(model: &mut Model, noise: &mut Noise, flow: &Flow) -> F
             unit(model, "Slice", flow, &given, &[], (codes, &shape))
         }
         2 => {
-            let pads = [0; 8].map(|_| noise.below(3));
-            let mut pads: Vec<i64> = pads.into_iter().map(size).collect();
+            // What is reflected lies within the tensor, and something is always left.
+            let mut pads = [0; 8];
+            for (at, pad) in pads.iter_mut().enumerate() {
+                *pad = size(noise.below(flow.shape[at % 4].min(3)));
+                if flow.shape[at % 4] >= 3 && noise.below(5) == 0 {
+                    *pad = -1;
+                }
+            }
             (pads[0], pads[4]) = (0, 0);
-            let grown = |axis: usize| flow.shape[axis] + noise_sum(&pads, axis);
+            let is_cut = (0..4).any(|axis| pads[axis] < 0 || pads[axis + 4] < 0);
+            let grown = |axis: usize| {
+                usize::try_from(size(flow.shape[axis]) + pads[axis] + pads[axis + 4]).unwrap()
+            };
             let shape = [n, grown(1), grown(2), grown(3)];
             let pads = numbers(model, &pads);
-            unit(model, "Pad", flow, &[pads], &[], (codes, &shape))
+            let modes = ["constant", "edge", "wrap", "reflect"];
+            let mode = modes[noise.below(if is_cut { 3 } else { 4 })];
+            let attributes = [("mode", Attribute::String(mode.into()))];
+            unit(model, "Pad", flow, &[pads], &attributes, (codes, &shape))
         }
         3 if h * w < 400 => {
             let times = [1, 1, noise.below(2) + 1, noise.below(3) + 1];
@@ -83,8 +95,43 @@ pub(super) fn rearranged(model: &mut Model, noise: &mut Noise, flow: &Flow) -> F
     }
 }
 
-fn noise_sum(pads: &[i64], axis: usize) -> usize {
-    usize::try_from(pads[axis] + pads[axis + 4]).unwrap()
+/// A tensor in two parts, joined the other way around.
+pub(super) fn parted(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
+    let axes: Vec<usize> = (1..4).filter(|&axis| flow.shape[axis] > 1).collect();
+    if axes.is_empty() {
+        return joined(model, noise, flow);
+    }
+    let axis = noise.pick(&axes);
+    let first = noise.below(flow.shape[axis] - 1) + 1;
+    let lengths = [first, flow.shape[axis] - first];
+    let given = numbers(model, &lengths.map(size));
+    let input = model.dequantize(flow);
+    let parts = model.nodes("Split", &[input, given], 2, &[("axis", int(axis))]);
+    let parts: Vec<Flow> = parts
+        .into_iter()
+        .zip(lengths)
+        .map(|(part, len)| {
+            let codes = codes(model, noise, flow);
+            let mut shape = flow.shape.clone();
+            shape[axis] = len;
+            Flow { value: model.quantize(part, codes), codes, shape }
+        })
+        .collect();
+    let codes = codes(model, noise, flow);
+    let order = [&parts[1], &parts[0]];
+    model.unit("Concat", &order, &[("axis", int(axis))], (codes, &flow.shape))
+}
+
+/// Some elements of a dimension, anywhere in it.
+pub(super) fn gathered(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
+    let axis = noise.below(3) + 1;
+    let indices: Vec<i64> =
+        (0..noise.below(12) + 1).map(|_| size(noise.below(flow.shape[axis]))).collect();
+    let given = numbers(model, &indices);
+    let mut shape = flow.shape.clone();
+    shape[axis] = indices.len();
+    let codes = codes(model, noise, flow);
+    unit(model, "Gather", flow, &[given], &[("axis", int(axis))], (codes, &shape))
 }
 
 /// What a rearrangement made of `flow`, and `flow` itself, one behind the other where that works.

@@ -1,17 +1,13 @@
 //! Finding, checking, starting and resetting a device.
 
+use crate::registers::Registers;
 use libnpu::transport::inproc::InProcess;
-use libnpu::{
-    Access, Caller, Device, DmaMemory, Error, Loss, Memory, Transport, TransportError,
-    TransportExt, Workers,
-};
+use libnpu::{Caller, Device, Error, Loss, Memory, Transport, TransportExt};
 use npu_tests::{HANG, over_each_transport};
-use npu_uapi::addr::Iova;
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{self, AbiRange, FaultHead, HeartbeatLow, Kick, Magic, Scratch, state};
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 over_each_transport! {
     a_write_that_the_register_map_forbids_is_dropped_and_recorded,
@@ -21,74 +17,10 @@ over_each_transport! {
     counters_count_what_was_done,
 }
 
-/// A device whose driver reads `value` at `offset` of BAR0, whatever is there.
-#[derive(Debug)]
-struct Lying {
-    device: InProcess,
-    offset: u32,
-    value: u32,
-}
-
-impl Transport for Lying {
-    fn read32(&self, offset: u32) -> Result<u32, TransportError> {
-        if offset == self.offset { Ok(self.value) } else { self.device.read32(offset) }
-    }
-    fn write32(&self, offset: u32, value: u32) -> Result<(), TransportError> {
-        self.device.write32(offset, value)
-    }
-    fn config_read(&self, offset: u32) -> Result<u32, TransportError> {
-        self.device.config_read(offset)
-    }
-    fn config_write(&self, offset: u32, value: u32) -> Result<(), TransportError> {
-        self.device.config_write(offset, value)
-    }
-    fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {
-        self.device.map(memory, at, access)
-    }
-    fn unmap(&self, at: Iova) -> Result<(), TransportError> {
-        self.device.unmap(at)
-    }
-    fn iova_ranges(&self) -> Vec<Range<u64>> {
-        self.device.iova_ranges()
-    }
-    fn reaches_process_memory(&self) -> bool {
-        self.device.reaches_process_memory()
-    }
-    fn runs_by_itself(&self) -> bool {
-        self.device.runs_by_itself()
-    }
-    fn interrupts(&self, vector: u16) -> u64 {
-        self.device.interrupts(vector)
-    }
-    fn wait(
-        &self,
-        vector: u16,
-        seen: u64,
-        deadline: Instant,
-        workers: &dyn Workers,
-    ) -> Result<u64, TransportError> {
-        self.device.wait(vector, seen, deadline, workers)
-    }
-    fn wake(&self, vector: u16) {
-        self.device.wake(vector);
-    }
-    fn reset(&self) -> Result<(), TransportError> {
-        self.device.reset()
-    }
-    fn is_gone(&self) -> bool {
-        self.device.is_gone()
-    }
-    fn threads(&self) -> Option<usize> {
-        self.device.threads()
-    }
-    fn describe(&self) -> String {
-        self.device.describe()
-    }
-}
-
 fn open_lying(offset: u32, value: u32) -> Error {
-    let device = InProcess::new("").unwrap();
-    Device::over("lying", Arc::new(Lying { device, offset, value })).unwrap_err()
+    let read =
+        move |device: &InProcess, at| if at == offset { Ok(value) } else { device.read32(at) };
+    Device::over("lying", Arc::new(Registers::new(read))).unwrap_err()
 }
 
 #[test]

@@ -1,17 +1,14 @@
 //! A device that lies in what it answers, in memory and in its registers: the driver ends with success
 //! or a typed error, in bounded time.
 
+use crate::registers::Registers;
 use libnpu::transport::inproc::InProcess;
 use libnpu::transport::vfio_user::VfioUser;
-use libnpu::{
-    Access, Caller, Device, DmaMemory, Error, Memory, Transport, TransportError, Workers,
-};
+use libnpu::{Caller, Device, Error, Memory, Transport};
 use npu_tests::liar::{self, Lie, Plan};
 use npu_tests::{Noise, Simulator};
-use npu_uapi::addr::Iova;
 use std::collections::BTreeMap;
 use std::net::Shutdown;
-use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,95 +103,29 @@ fn whatever_a_device_answers_or_writes_the_driver_ends_in_time_with_a_typed_erro
     device.create_context().unwrap().nop().unwrap().wait(&Caller, npu_tests::HANG).unwrap();
 }
 
-/// A device in this process, some of whose registers read as something else.
-#[derive(Debug)]
-struct LyingRegisters {
-    device: InProcess,
-    noise: Mutex<Noise>,
-    honest: AtomicU64,
-}
-
-impl Transport for LyingRegisters {
-    fn read32(&self, offset: u32) -> Result<u32, TransportError> {
-        let value = self.device.read32(offset)?;
-        if self
-            .honest
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-            .is_ok()
-        {
-            return Ok(value);
-        }
-        let mut noise = self.noise.lock().unwrap();
-        Ok(match noise.below(8) {
-            0 => noise.word(),
-            1 => value ^ 1 << noise.below(32),
-            2 => u32::MAX,
-            3 => 0,
-            _ => value,
-        })
-    }
-    fn write32(&self, offset: u32, value: u32) -> Result<(), TransportError> {
-        self.device.write32(offset, value)
-    }
-    fn config_read(&self, offset: u32) -> Result<u32, TransportError> {
-        self.device.config_read(offset)
-    }
-    fn config_write(&self, offset: u32, value: u32) -> Result<(), TransportError> {
-        self.device.config_write(offset, value)
-    }
-    fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {
-        self.device.map(memory, at, access)
-    }
-    fn unmap(&self, at: Iova) -> Result<(), TransportError> {
-        self.device.unmap(at)
-    }
-    fn iova_ranges(&self) -> Vec<Range<u64>> {
-        self.device.iova_ranges()
-    }
-    fn reaches_process_memory(&self) -> bool {
-        self.device.reaches_process_memory()
-    }
-    fn runs_by_itself(&self) -> bool {
-        self.device.runs_by_itself()
-    }
-    fn interrupts(&self, vector: u16) -> u64 {
-        self.device.interrupts(vector)
-    }
-    fn wait(
-        &self,
-        vector: u16,
-        seen: u64,
-        deadline: Instant,
-        workers: &dyn Workers,
-    ) -> Result<u64, TransportError> {
-        self.device.wait(vector, seen, deadline, workers)
-    }
-    fn wake(&self, vector: u16) {
-        self.device.wake(vector);
-    }
-    fn reset(&self) -> Result<(), TransportError> {
-        self.device.reset()
-    }
-    fn is_gone(&self) -> bool {
-        self.device.is_gone()
-    }
-    fn threads(&self) -> Option<usize> {
-        self.device.threads()
-    }
-    fn describe(&self) -> String {
-        self.device.describe()
-    }
-}
-
 #[test]
 fn whatever_registers_read_the_driver_ends_in_time_with_a_typed_error() {
     let ends = all_seeds(|seed| {
         let mut noise = Noise::new(seed);
-        let honest = AtomicU64::new(if seed % 8 == 0 { u64::MAX } else { noise.below(16) });
         let is_honest = seed % 8 == 0;
-        let device = InProcess::new("").unwrap();
-        let noise = Mutex::new(noise);
-        let result = exercise(Arc::new(LyingRegisters { device, noise, honest }));
+        let honest = if is_honest { u64::MAX } else { noise.below(16) };
+        let state = Mutex::new((noise, honest));
+        let read = move |device: &InProcess, offset| {
+            let value = device.read32(offset)?;
+            let (noise, honest) = &mut *state.lock().unwrap();
+            if *honest > 0 {
+                *honest -= 1;
+                return Ok(value);
+            }
+            Ok(match noise.below(8) {
+                0 => noise.word(),
+                1 => value ^ 1 << noise.below(32),
+                2 => u32::MAX,
+                3 => 0,
+                _ => value,
+            })
+        };
+        let result = exercise(Arc::new(Registers::new(read)));
         assert!(!is_honest || result.is_ok(), "nothing is wrong, but {result:?}");
         (if is_honest { "honest" } else { "lies" }.to_owned(), result)
     });

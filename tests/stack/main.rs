@@ -32,4 +32,6 @@ mod process;
 #[cfg(test)]
 mod queue;
 #[cfg(test)]
+mod registers;
+#[cfg(test)]
 mod sharing;

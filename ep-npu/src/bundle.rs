@@ -37,7 +37,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"NPUB");
 
 /// Version of the bundle; a reader refuses another.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Which compiler this is: its sources in one number.
 pub(crate) const BUILD: &str = env!("NPU_COMPILER_SOURCES");

@@ -52,6 +52,8 @@ pub struct NodeReport {
     pub macs: Option<u64>,
     /// The cut that it is in, when it is not taken.
     pub cut: Option<usize>,
+    /// By how many codes its results can differ from the CPU provider's on the same inputs.
+    pub bound_codes: u8,
 }
 
 /// Explains `plan`, which is of `graph`.
@@ -101,6 +103,7 @@ fn report(graph: &Graph, verdict: &Verdict, macs: Option<u64>) -> NodeReport {
         change: change::change(node, verdict),
         macs,
         cut: None,
+        bound_codes: verdict.bound_codes,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod apart;
 
+use crate::exactness::Exactness;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -122,6 +123,7 @@ pub struct Graph {
     values: Vec<Value>,
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
+    exactness: Exactness,
 }
 
 /// Why a description is not a graph.
@@ -171,6 +173,21 @@ impl Graph {
     /// Every node with its id, in topological order.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         (0..).map(NodeId).zip(&self.nodes)
+    }
+
+    /// How near to the CPU provider's its results must be: what every stage goes by.
+    pub fn exactness(&self) -> Exactness {
+        self.exactness
+    }
+
+    /// Asks for results so near.
+    pub fn set_exactness(&mut self, exactness: Exactness) {
+        self.exactness = exactness;
+    }
+
+    /// Declares `values` graph outputs, too.
+    pub(crate) fn expose(&mut self, values: impl IntoIterator<Item = ValueId>) {
+        self.outputs.extend(values);
     }
 
     /// Number of nodes.
@@ -290,6 +307,7 @@ impl GraphBuilder {
             values: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            exactness: Exactness::default(),
         };
         Self { graph: Some(graph), by_name: BTreeMap::new() }
     }

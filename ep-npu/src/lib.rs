@@ -10,6 +10,7 @@
 //! | module | what it settles |
 //! |---|---|
 //! | [`graph`] | the model, as every importer leaves it |
+//! | [`mod@exactness`] | how near to the CPU provider's its results must be |
 //! | `import` | ONNX files to [`graph`] |
 //! | [`quantize`] | which nodes are one 8-bit operator together, and with which arithmetic |
 //! | [`shape`] | shapes between units, for one batch |
@@ -29,6 +30,7 @@ pub mod bundle;
 pub mod disk_cache;
 pub mod dump;
 pub mod emit;
+pub mod exactness;
 pub mod explain;
 pub mod graph;
 #[cfg(feature = "onnx")]
@@ -47,6 +49,7 @@ pub mod session;
 pub mod shape;
 pub mod trace;
 
+pub use exactness::Exactness;
 pub use libnpu::Device;
 pub use run::{OwnedTensor, RunReport, TensorMut, TensorRef};
 #[cfg(feature = "onnx")]

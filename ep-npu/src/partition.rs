@@ -6,6 +6,7 @@
 //! A plan depends on the graph and the device's limits alone. It tries everything that compiling a
 //! group will do with shapes, so that compiling cannot refuse later for a reason known now.
 
+mod bounds;
 mod cut;
 mod group;
 mod layout;
@@ -17,6 +18,7 @@ use crate::graph::{Graph, NodeId};
 use crate::quantize::{self, Unit, Units};
 use crate::refusal::{Refusal, rule};
 use crate::shape::{self, Assignment, Shapes};
+use bounds::Assigned;
 use npu_uapi::limits::Limits;
 use std::collections::btree_map::Entry;
 use std::time::Duration;
@@ -41,6 +43,10 @@ pub struct Verdict {
     pub rule: &'static str,
     /// What was found and what would be accepted; empty when taken.
     pub reason: String,
+    /// By how many codes its results can differ from the CPU provider's on the same inputs. Not 0 only
+    /// with [`crate::Exactness::Bounded`]; of a node that is not taken, because a cut beside it has the CPU
+    /// provider compute it otherwise.
+    pub bound_codes: u8,
 }
 
 /// What a plan shall look at beside what is exact.
@@ -65,17 +71,21 @@ pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
     let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
     vanish::refuse(graph, &mut units, &shapes, &distinct);
     layout::refuse(graph, &mut units);
-    let groups = group::groups(graph, &mut units, &shapes, limits, options);
+    let assigned = Assigned { one: &shapes, other: &distinct };
+    let groups = group::groups(graph, &mut units, assigned, limits, options);
+    let borders = cut::borders(graph, &units, &groups, assigned);
+    let bounds = bounds::of_nodes(graph, &units, &borders.values, &borders.bounded, assigned);
     let verdicts = graph
         .nodes()
         .zip(&units.of_node)
-        .map(|((node, _), verdict)| match verdict {
+        .zip(bounds)
+        .map(|(((node, _), verdict), bound_codes)| match verdict {
             Ok(unit) => {
                 let taken = groups.iter().position(|group| group.units.contains(unit));
-                Verdict { node, taken, rule: "", reason: String::new() }
+                Verdict { node, taken, rule: "", reason: String::new(), bound_codes }
             }
             Err(Refusal { rule, reason }) => {
-                Verdict { node, taken: None, rule, reason: reason.clone() }
+                Verdict { node, taken: None, rule, reason: reason.clone(), bound_codes }
             }
         })
         .collect();
@@ -83,6 +93,11 @@ pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
 }
 
 impl Plan {
+    /// Whether every node gives what the CPU provider gives for the whole model, bit for bit.
+    pub fn is_exact(&self) -> bool {
+        self.verdicts.iter().all(|verdict| verdict.bound_codes == 0)
+    }
+
     /// One line: how much is taken, and what is left for which reason.
     pub fn summary(&self, graph: &Graph) -> String {
         summary::line(self, graph)

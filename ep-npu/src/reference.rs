@@ -99,7 +99,8 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::Conv { products, groups, window } if products.arithmetic.floats().is_some() => {
             let node = part.node(unit.target);
-            Value::Codes(float::convolve(node, products, *groups, window, &image(0)).into_dyn())
+            let out = float::convolve(part, node, products, *groups, window, &image(0));
+            Value::Codes(flat(out.into_dyn()))
         }
         Kind::Conv { products, groups, window } => {
             let out = convolve(part, unit, products, *groups, window, &image(0));
@@ -113,7 +114,7 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let rows = ArrayD::from_shape_vec(IxDyn(&[flat.len() / k, k]), flat);
             let rows = rows.expect("rows of as many elements as sums have");
             let out = match products.arithmetic.floats() {
-                Some(_) => float::multiply(part.node(unit.target), products, &rows),
+                Some(_) => float::multiply(part, part.node(unit.target), products, &rows),
                 None => multiply(products, &rows),
             };
             let flat = out.iter().copied().collect();

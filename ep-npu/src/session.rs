@@ -32,6 +32,7 @@ pub use compare::{Comparison, Difference, Reference};
 pub use error::{RefusedNode, SessionError};
 pub use host::{Fallback, HostEngine, HostError, LibraryError, OrtOptions, Shown};
 
+use crate::exactness::Exactness;
 use crate::explain::{self, Explanation};
 use crate::graph::{Dim, ElementType, Graph, ValueId, shape_text};
 use crate::import;
@@ -114,6 +115,7 @@ pub struct Builder {
     fallback: Fallback,
     ort: OrtOptions,
     plan_options: PlanOptions,
+    exactness: Exactness,
 }
 
 /// A model on a device; see the module.
@@ -176,6 +178,12 @@ impl Builder {
         self
     }
 
+    /// How near to the CPU provider's results must be; the same bits if not set.
+    pub fn exactness(mut self, exactness: Exactness) -> Self {
+        self.exactness = exactness;
+        self
+    }
+
     /// Which ONNX Runtime [`Session::compare_cpu`] compares with, when the host engine is none.
     pub fn ort(mut self, ort: OrtOptions) -> Self {
         self.ort = ort;
@@ -199,8 +207,8 @@ impl Builder {
     }
 
     fn from(self, source: Source) -> Result<Session, SessionError> {
-        let Self { device, options, threads, fallback, ort, plan_options } = self;
-        let (graph, shown, host) = match (&fallback, &source) {
+        let Self { device, options, threads, fallback, ort, plan_options, exactness } = self;
+        let (mut graph, shown, host) = match (&fallback, &source) {
             (Fallback::Deny, Source::File(path)) => (import::file(path)?, None, ort),
             (Fallback::Deny, Source::Bytes(bytes)) => (import::bytes(bytes.clone())?, None, ort),
             (Fallback::Host(HostEngine::Ort(host)), source) => {
@@ -212,6 +220,7 @@ impl Builder {
                 (graph, Some(shown), host.clone())
             }
         };
+        graph.set_exactness(exactness);
         let plan = partition::plan_with(&graph, device.limits(), plan_options);
         error::check_refused(&graph, &plan, &fallback)?;
         let context = SessionContext::open(&device)?;
@@ -263,6 +272,7 @@ impl Session {
             fallback: Fallback::Deny,
             ort: OrtOptions::default(),
             plan_options: PlanOptions::default(),
+            exactness: Exactness::default(),
         }
     }
 
@@ -368,12 +378,11 @@ impl Session {
         Binding::new(self, shapes)
     }
 
-    /// Whether all results are what ONNX Runtime's CPU provider computes, bit for bit. So it is with every
-    /// engine that there is: what the NPU takes is exact, and the rest is computed by that provider itself.
+    /// Whether all results are what ONNX Runtime's CPU provider computes, bit for bit. So it is unless
+    /// [`Exactness::Bounded`] was asked for and some node needed it: with every engine that there is, what the
+    /// NPU takes is exact otherwise, and the rest is computed by that provider itself.
     pub fn is_exact(&self) -> bool {
-        match &self.engine {
-            Engine::Npu(_) | Engine::Shared(_) => true,
-        }
+        self.plan.is_exact()
     }
 
     /// Version of the ONNX Runtime that runs a part of the model, if one does.

@@ -3,9 +3,11 @@
 //! A program is compiled for numbers; a model may leave its batch open. Whether a graph stands for
 //! every batch is tried with two assignments that give each open dimension another number.
 
+pub(crate) mod bounded;
 pub(crate) mod order;
 pub(crate) mod threads;
 
+use crate::exactness::Exactness;
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{
     Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Split, Unit, WindowSpec, axis_of,
@@ -99,7 +101,7 @@ pub fn outputs(
         Kind::Carry(Carry::Split { how, indices }) => {
             indices.iter().map(|&index| part(how, index)).collect::<Result<_, _>>()?
         }
-        _ => vec![output_unchecked(node, unit, inputs)?],
+        _ => vec![output_unchecked(graph, unit, inputs)?],
     };
     for output in &outputs {
         check_size(node, output)?;
@@ -121,7 +123,7 @@ fn check_size(node: &Node, shape: &[usize]) -> Result<(), Refusal> {
 }
 
 /// What the order of a convolution's sums follows from, for an input of so many images, rows and columns.
-pub(crate) fn convolution(
+fn convolution(
     products: &Products,
     groups: usize,
     placed: &Placed,
@@ -143,7 +145,27 @@ pub(crate) fn convolution(
     }
 }
 
-fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec<usize>, Refusal> {
+/// How a convolution in floats is summed.
+pub(crate) fn summed_over(
+    graph: &Graph,
+    node: &Node,
+    products: &Products,
+    groups: usize,
+    window: &WindowSpec,
+    placed: &Placed,
+    input: [usize; 3],
+) -> Result<bounded::Summed, Refusal> {
+    let shape = convolution(products, groups, placed, input);
+    // Of rows, the order is not known.
+    bounded::convolution(graph, node, products, (!window.is_row()).then_some(&shape))
+}
+
+fn output_unchecked(
+    graph: &Graph,
+    unit: &Unit,
+    inputs: &[&[usize]],
+) -> Result<Vec<usize>, Refusal> {
+    let node = graph.node(unit.target);
     let Some(&input) = inputs.first() else {
         return refuse!(SHAPE, "{node} has no input; at least one is needed");
     };
@@ -160,13 +182,7 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
             }
             let placed = window.place(node, [h, w])?;
             if products.arithmetic.floats().is_some() {
-                if window.is_row() {
-                    return refuse!(
-                        S8_ACTIVATIONS,
-                        "{node} lies over {input:?} and runs in float on the CPU; quantise activations as uint8"
-                    );
-                }
-                order::convolution(node, &convolution(products, *groups, &placed, [n, h, w]))?;
+                summed_over(graph, node, products, *groups, window, &placed, [n, h, w])?;
             }
             Ok(over(window, [n, products.weights.outputs], &placed))
         }
@@ -178,7 +194,7 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
                     let Some(count) = count else {
                         return refuse!(SIZE, "{node} reads {input:?}, too large for the device");
                     };
-                    order::product(node, count, products.weights.outputs, k)?;
+                    bounded::product(graph, node, products, count)?;
                 }
                 let mut shape = rows.to_vec();
                 shape.push(products.weights.outputs);
@@ -217,14 +233,8 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         }
         Kind::Add { constant: Some(constant), first, second, result } => {
             let shape = with_constant(node, input, constant)?;
-            if constant.is_first
-                && constant.tensor.shape != shape
-                && !order_is_the_same(*first, *second, *result)
-            {
-                return refuse!(
-                    SCALE,
-                    "{node} repeats a constant as its first operand, and the CPU adds in an order that depends on what surrounds it; exchange the operands"
-                );
+            if constant.is_first && constant.tensor.shape != shape {
+                check_order(graph, node, [*first, *second, *result])?;
             }
             Ok(shape)
         }
@@ -232,13 +242,8 @@ fn output_unchecked(node: &Node, unit: &Unit, inputs: &[&[usize]]) -> Result<Vec
         | Kind::Pair { constant: Some(constant), .. } => with_constant(node, input, constant),
         Kind::Add { first, second, result, .. } => {
             let shape = repeated(node, inputs[0], inputs[1])?;
-            if first_is_innermost_repeated(inputs[0], inputs[1])
-                && !order_is_the_same(*first, *second, *result)
-            {
-                return refuse!(
-                    SCALE,
-                    "{node} repeats its first operand, and the CPU adds in an order that depends on what surrounds it; exchange the operands"
-                );
+            if first_is_innermost_repeated(inputs[0], inputs[1]) {
+                check_order(graph, node, [*first, *second, *result])?;
             }
             Ok(shape)
         }
@@ -426,18 +431,42 @@ fn first_is_innermost_repeated(first: &[usize], second: &[usize]) -> bool {
     pairs.find(|pair| *pair != (&1, &1)).is_some_and(|(&a, &b)| a == 1 && b > 1)
 }
 
-/// Whether all sums of two codes are the same with the operands exchanged.
+/// Refuses a sum whose first operand is repeated, where its order matters: by more than a code, where a
+/// code is borne.
+fn check_order(graph: &Graph, node: &Node, codes: [Codes; 3]) -> Result<(), Refusal> {
+    let borne = u8::from(graph.exactness() == Exactness::Bounded);
+    if codes_between_orders(codes) <= borne {
+        return Ok(());
+    }
+    refuse!(
+        SCALE,
+        "{node} repeats its first operand, and the CPU adds in an order that depends on what surrounds it; exchange the operands"
+    )
+}
+
+/// By how many codes the CPU provider's sum can differ from the given order's.
+fn codes_of_add(unit: &Unit, inputs: &[&[usize]]) -> u8 {
+    let Kind::Add { first, second, result, constant } = &unit.kind else { return 0 };
+    let is_repeated = match (constant, inputs) {
+        (Some(constant), [input, ..]) => constant.is_first && constant.tensor.shape != *input,
+        (None, [a, b, ..]) => first_is_innermost_repeated(a, b),
+        _ => false,
+    };
+    if is_repeated { codes_between_orders([*first, *second, *result]) } else { 0 }
+}
+
+/// By how many codes the sums of two codes differ at most with the operands exchanged.
 ///
 /// The CPU provider exchanges them when the first is a single number for a whole run, and which runs
 /// there are depends on the layout that it chose for the operators around.
-fn order_is_the_same(first: Codes, second: Codes, result: Codes) -> bool {
+fn codes_between_orders(codes: [Codes; 3]) -> u8 {
     use npu_uapi::requantise::{AddTerms, add};
-    let [first, second, result] =
-        [first, second, result].map(|codes| (codes.scale, codes.zero_point));
+    let [first, second, result] = codes.map(|codes| (codes.scale, codes.zero_point));
     let (given, exchanged) =
         (AddTerms::new(first, second, result), AddTerms::new(second, first, result));
-    let same = |a: u8, b: u8| add(a, b, given) == add(b, a, exchanged);
-    (0..=255).all(|a| (0..=255).all(|b| same(a, b)))
+    let apart = |a: u8, b: u8| add(a, b, given).abs_diff(add(b, a, exchanged));
+    let pairs = (0..=255).flat_map(|a| (0..=255).map(move |b| (a, b)));
+    pairs.map(|(a, b)| apart(a, b)).max().unwrap_or(0)
 }
 
 fn joined(node: &Node, inputs: &[&[usize]], axis: i64) -> Result<Vec<usize>, Refusal> {

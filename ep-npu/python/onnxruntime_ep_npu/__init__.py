@@ -112,22 +112,23 @@ def run(session: Any, output_names: Sequence[str] | None, feeds: dict[str, Any],
     return results
 
 
-def explain(model: Any, device: str | None = None, batch: int = 1) -> dict[str, Any]:
+def explain(model: Any, device: str | None = None, batch: int = 1, exactness: str = "require") -> dict[str, Any]:
     """Says of each node of `model` whether the NPU takes it, by which rule not, what that costs, and what would change it.
 
-    `model` is a path, the bytes of a model, or an `onnx.ModelProto`. The report is that of `npu explain --json`.
+    `model` is a path, the bytes of a model, or an `onnx.ModelProto`; `exactness` is the session's option. The report is
+    that of `npu explain --json`.
     """
     if isinstance(model, str | os.PathLike):
-        return _explain(Path(model), device, batch)
+        return _explain(Path(model), device, batch, exactness)
     content = model if isinstance(model, bytes | bytearray) else model.SerializeToString()
     with tempfile.TemporaryDirectory(prefix="npu-explain-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(content)
-        return _explain(path, device, batch)
+        return _explain(path, device, batch, exactness)
 
 
-def _explain(model: Path, device: str | None, batch: int) -> dict[str, Any]:
-    command = [str(_FOLDER / "npu"), "explain", "--json", "--batch", str(batch)]
+def _explain(model: Path, device: str | None, batch: int, exactness: str) -> dict[str, Any]:
+    command = [str(_FOLDER / "npu"), "explain", "--json", "--batch", str(batch), "--exactness", exactness]
     if device is not None:
         command += ["--device", device]
     command += ["--", str(model)]

@@ -2,6 +2,7 @@
 
 use super::error::{BundleError, malformed};
 use super::wire::{Reader, Writer};
+use crate::exactness::Exactness;
 use crate::graph::{
     Attribute, Dim, ElementType, Graph, GraphBuilder, Node, Tensor, TensorType, Value, ValueId,
 };
@@ -55,6 +56,10 @@ pub(super) fn write<'a>(graph: &'a Graph, apart: &BTreeSet<ValueId>) -> (Vec<u8>
         }
     }
     write_ids(&mut out, graph.outputs().iter().copied().map(Some));
+    out.u8(match graph.exactness() {
+        Exactness::Require => 0,
+        Exactness::Bounded => 1,
+    });
     (out.0, weights.all)
 }
 
@@ -106,8 +111,15 @@ pub(super) fn read(structure: Bytes, weights: &Bytes) -> Result<Graph, BundleErr
     for output in read_given(&mut reader, count)? {
         builder.add_output(output);
     }
+    let exactness = match reader.u8()? {
+        0 => Exactness::Require,
+        1 => Exactness::Bounded,
+        _ => return Err(malformed("an exactness is neither `require` nor `bounded`")),
+    };
     reader.finish()?;
-    Ok(builder.finish()?)
+    let mut graph = builder.finish()?;
+    graph.set_exactness(exactness);
+    Ok(graph)
 }
 
 fn write_value<'a>(out: &mut Writer, weights: &mut Weights<'a>, value: &'a Value, is_apart: bool) {

@@ -88,7 +88,8 @@ mod tests {
         };
         let told = |rule: &'static str, reason: &str| {
             let reason = reason.to_owned();
-            change(&node, &Verdict { node: NodeId(0), taken: None, rule, reason }).unwrap()
+            change(&node, &Verdict { node: NodeId(0), taken: None, rule, reason, bound_codes: 0 })
+                .unwrap()
         };
         for &rule in rule::ALL {
             let found = told(rule, "no advice here");

@@ -5,7 +5,7 @@ use super::matrix::row_dims;
 use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool};
 use crate::graph::{NodeId, ValueId};
 use crate::quantize::{Codes, Floats, Kind, Products, Table, Unit, WindowSpec};
-use crate::shape::{convolution, order};
+use crate::shape::{bounded, summed_over};
 use npu_uapi::command::{Dims, Window};
 use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{AddTerms, MulTerms, global_average_multiplier};
@@ -32,9 +32,11 @@ impl Lowering<'_> {
                 let Dims { n, h, w, .. } = self.dims(input);
                 let shape = [n, h, w].map(|len| len as usize);
                 let floats = products.arithmetic.floats().map(|floats| {
-                    let shape = convolution(products, *groups, &placed, shape);
-                    let order = order::convolution(self.part.graph.node(node), &shape);
-                    float_stage(products, floats, order.expect("`shape` has found the order"))
+                    let (graph, target) = (self.part.graph, self.part.graph.node(node));
+                    let summed =
+                        summed_over(graph, target, products, *groups, window, &placed, shape);
+                    let summed = summed.expect("`shape` has found the order");
+                    float_stage(products, floats, summed.order)
                 });
                 self.conv(unit, products, *groups, placed.window, floats);
             }
@@ -163,10 +165,10 @@ impl Lowering<'_> {
         };
         let weights = products.weights.over_image(kernel_h.into(), kernel_w.into());
         let floats = products.arithmetic.floats().map(|floats| {
-            let (n, k) = (products.weights.outputs, products.weights.inputs);
-            let m = self.part.shapes[&input].iter().product::<usize>() / k;
-            let order = order::product(self.part.graph.node(node), m, n, k);
-            float_stage(products, floats, order.expect("`shape` has found the order"))
+            let m = self.part.shapes[&input].iter().product::<usize>() / products.weights.inputs;
+            let graph = self.part.graph;
+            let summed = bounded::product(graph, graph.node(node), products, m);
+            float_stage(products, floats, summed.expect("`shape` has found the order").order)
         });
         let conv = Conv {
             weights,

@@ -32,7 +32,8 @@ pub(crate) fn claim(
     if claim_compiled(provider, &nodes, claims)? {
         return Ok(());
     }
-    let imported = import::whole(graph)?;
+    let mut imported = import::whole(graph)?;
+    imported.set_exactness(provider.options.exactness);
     let mut options = PlanOptions::default();
     options.min_gain = provider.options.min_gain;
     let plan = partition::plan_with(&imported, provider.device.limits(), options);

@@ -2,6 +2,7 @@
 
 use crate::bundle::{self, Bundle, Fit};
 use crate::disk_cache::{DiskCache, Found, Key};
+use crate::exactness::Exactness;
 use crate::program::CompileError;
 use crate::run::{BundleLoadError, Executable, RunOptions};
 
@@ -66,7 +67,8 @@ struct Made {
 }
 
 fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Made, Failure> {
-    let part = import::part(graph, fused)?;
+    let mut part = import::part(graph, fused)?;
+    part.set_exactness(provider.options.exactness);
     let (context, device) = (provider.context.context().clone(), provider.device.clone());
     let options = run_options(provider);
     let keeps = provider.cache.is_some() || provider.compiled.is_enabled;
@@ -143,6 +145,14 @@ fn load(
 ) -> Result<(Executable, Bytes), Failure> {
     let (bundle, blob) = ep_context::read(&provider.compiled, graph, node)?;
     check_edges(&bundle, node, fused)?;
+    if (bundle.part.exactness(), provider.options.exactness)
+        == (Exactness::Bounded, Exactness::Require)
+    {
+        return Err(Failure::invalid_graph(
+            "the model was compiled with `exactness=bounded`, so its results may differ from the CPU's by a code, \
+             and this session requires equal ones; set `exactness=bounded` here too, or compile it again",
+        ));
+    }
     if Fit::of(&bundle.limits, provider.device.limits()) == Fit::Runs {
         provider.logger.log(
             Severity::Warning,

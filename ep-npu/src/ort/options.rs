@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::disk_cache;
+use crate::exactness::Exactness;
 
 use super::status::Failure;
 
@@ -27,7 +28,7 @@ const MOST_CACHE_MIB: u64 = 1 << 20;
 const DEFAULT_DEVICE: &str = "sim";
 
 /// Name, and what it takes.
-const KNOWN: [(&str, &str); 12] = [
+const KNOWN: [(&str, &str); 13] = [
     ("device", "a device string such as `sim`"),
     ("threads", "a number from 1 to 1024"),
     ("timeout_ms", "a number of milliseconds, at least 1"),
@@ -37,6 +38,7 @@ const KNOWN: [(&str, &str); 12] = [
     ("batches", "numbers from 1 to 65536 with commas between, such as `1,4`"),
     ("compile_missing", "0 or 1"),
     ("min_gain", "a number of microseconds"),
+    ("exactness", "`require` or `bounded`"),
     ("cache_dir", "a folder for compiled parts, `default` for the user's cache, or `off`"),
     ("cache_mib", "a number of mebibytes from 1 to 1048576"),
     // ONNX Runtime's own key for choosing among the devices of a provider; there is one.
@@ -64,6 +66,8 @@ pub(crate) struct Options {
     pub(crate) compile_missing: bool,
     /// What a group must save to be taken.
     pub(crate) min_gain: Option<Duration>,
+    /// How near to the CPU provider's results must be.
+    pub(crate) exactness: Exactness,
     /// Where compiled parts are kept for other sessions; nowhere by default.
     pub(crate) cache: Option<PathBuf>,
     /// Bytes that they may take there.
@@ -83,6 +87,7 @@ impl Options {
             batches: Vec::new(),
             compile_missing: true,
             min_gain: None,
+            exactness: Exactness::default(),
             cache: None,
             cache_bytes: disk_cache::LIMIT_BYTES,
         };
@@ -117,6 +122,7 @@ impl Options {
                 let micros: u32 = value.parse().map_err(|_| bad())?;
                 self.min_gain = Some(Duration::from_micros(micros.into()));
             }
+            "exactness" => self.exactness = value.parse().map_err(|_| bad())?,
             "compile_missing" => self.compile_missing = switch(value).ok_or_else(bad)?,
             "cache_dir" if value.is_empty() => return Err(bad()),
             "cache_dir" => self.cache = cache(value),
@@ -240,6 +246,7 @@ mod tests {
             ("ep.npuexecutionprovider.batches", "1, 4"),
             ("ep.npuexecutionprovider.compile_missing", "0"),
             ("ep.npuexecutionprovider.min_gain", "15"),
+            ("ep.npuexecutionprovider.exactness", "bounded"),
             ("ep.npuexecutionprovider.device_id", "0"),
         ])
         .unwrap();
@@ -249,6 +256,7 @@ mod tests {
         assert!(options.strict && options.deny_copy && !options.compile_missing);
         assert_eq!(options.batches, [1, 4]);
         assert_eq!(options.min_gain, Some(Duration::from_micros(15)));
+        assert_eq!(options.exactness, Exactness::Bounded);
         assert_eq!(options.dump, Some(PathBuf::from("programs")));
     }
 
@@ -257,6 +265,7 @@ mod tests {
         let options = parse(&[]).unwrap();
         assert_eq!(options.device, device_by_default());
         assert_eq!((options.threads, options.timeout, options.strict), (None, None, false));
+        assert_eq!(options.exactness, Exactness::Require);
     }
 
     #[test]
@@ -282,6 +291,7 @@ mod tests {
             ("deny_copy", "2"),
             ("compile_missing", ""),
             ("min_gain", "-1"),
+            ("exactness", "near"),
             ("batches", ""),
             ("batches", "1,,2"),
             ("batches", "0"),

@@ -1,18 +1,49 @@
 //! int8 tensors at the border of a group: parted, they stay int8, which may change what the CPU provider
 //! computes around them, and with it what is to be equalled.
 
+use super::bounds::{Assigned, Parted};
 use super::group::Group;
 use super::refuse_unit;
+use crate::exactness::Exactness;
 use crate::graph::{Graph, Node, NodeId, ValueId};
 use crate::quantize::{self, Units};
 use crate::refusal::{Refusal, rule};
 use std::collections::BTreeSet;
 
+/// The int8 tensors at borders of groups that would have become uint8, and what they change.
+pub(super) struct Borders {
+    /// The tensors.
+    pub(super) values: BTreeSet<ValueId>,
+    /// Operators that are computed otherwise beside them, each within one code.
+    pub(super) bounded: BTreeSet<NodeId>,
+    /// Units that would have to go for others.
+    refused: Vec<(usize, Refusal)>,
+}
+
 /// Refuses units that stand at such a border, where the arithmetic of an operator on either side would
 /// be another. Gives whether there were any.
+pub(super) fn refuse(
+    graph: &Graph,
+    units: &mut Units,
+    groups: &[Group],
+    shapes: Assigned<'_>,
+) -> bool {
+    let refused = borders(graph, units, groups, shapes).refused;
+    for (unit, refusal) in &refused {
+        refuse_unit(units, *unit, refusal);
+    }
+    !refused.is_empty()
+}
+
+/// Looks at the borders of `groups`.
 ///
 /// This is the CPU provider's own rule, of the whole graph and of what it would be left with.
-pub(super) fn refuse(graph: &Graph, units: &mut Units, groups: &[Group]) -> bool {
+pub(super) fn borders(
+    graph: &Graph,
+    units: &Units,
+    groups: &[Group],
+    shapes: Assigned<'_>,
+) -> Borders {
     let mut group_of = vec![None; units.units.len()];
     for (at, group) in groups.iter().enumerate() {
         group.units.iter().for_each(|&unit| group_of[unit] = Some(at));
@@ -32,22 +63,33 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units, groups: &[Group]) -> bool
         }
     }
     let values: BTreeSet<ValueId> = cuts.iter().map(|&(value, ..)| value).collect();
-    let mut found = Vec::new();
+    let (mut bounded, mut refused) = (BTreeSet::new(), Vec::new());
+    let mut parted = None;
     for &(value, writer, reader) in &cuts {
-        let changed = beside(graph, writer, reader).into_iter().find(|&operator| {
+        let changes = |&operator: &NodeId| {
             let whole = quantize::way(graph, operator, &|_| false);
             whole != quantize::way(graph, operator, &|value| values.contains(&value))
-        });
-        let Some(operator) = changed else { continue };
+        };
+        let mut is_borne = |operator: &NodeId| {
+            if graph.exactness() == Exactness::Require {
+                return false;
+            }
+            let whole = units.units.iter().find(|unit| unit.target == *operator);
+            let parted = parted.get_or_insert_with(|| Parted::new(graph, &values));
+            whole.is_some_and(|whole| parted.is_within_a_code(whole, shapes))
+        };
+        let changed: Vec<NodeId> =
+            beside(graph, writer, reader).into_iter().filter(changes).collect();
+        let Some(&operator) = changed.iter().find(|operator| !is_borne(operator)) else {
+            bounded.extend(changed);
+            continue;
+        };
         let taken = [reader, writer].into_iter().find(|&node| owner(node).is_some());
         let taken = taken.expect("a cut has a group on one side at least");
         let unit = units.of_node[taken.0 as usize].as_ref().copied();
-        found.extend(unit.map(|unit| (unit, reason(graph, value, operator))));
+        refused.extend(unit.map(|unit| (unit, reason(graph, value, operator))));
     }
-    for (unit, refusal) in &found {
-        refuse_unit(units, *unit, refusal);
-    }
-    !found.is_empty()
+    Borders { values, bounded, refused }
 }
 
 /// The operators on either side of `writer`, a QuantizeLinear, and `reader`, a DequantizeLinear.
@@ -71,7 +113,8 @@ fn reason(graph: &Graph, value: ValueId, operator: NodeId) -> Refusal {
         rule::S8_ACTIVATIONS,
         format!(
             "`{name}` is int8, and its ends are not both taken; the CPU turns it into uint8 only when it has both, \
-             and computes {node} otherwise if not; quantise activations as uint8"
+             and computes {node} otherwise if not; quantise activations as uint8, or set `exactness=bounded`, which bears \
+             what stays within one code"
         ),
     )
 }

@@ -1,5 +1,6 @@
 //! Groups of units: convex, connected, worth the way, and within what one program may hold.
 
+use super::bounds::Assigned;
 use super::price::{PROGRAM_NS, Work};
 use super::{PlanOptions, cut, no_work, refuse_unit};
 use crate::graph::{Graph, NodeId, ValueId};
@@ -24,18 +25,18 @@ pub(super) struct Group {
 pub(super) fn groups(
     graph: &Graph,
     units: &mut Units,
-    shapes: &Shapes,
+    shapes: Assigned<'_>,
     limits: &Limits,
     options: PlanOptions,
 ) -> Vec<Group> {
     loop {
         let mut settled = !refuse_carries(graph, units);
         let groups = connected(graph, units);
-        if cut::refuse(graph, units, &groups) || refuse_open_edges(graph, units, &groups) {
+        if cut::refuse(graph, units, &groups, shapes) || refuse_open_edges(graph, units, &groups) {
             continue;
         }
         for group in &groups {
-            if let Err(refusal) = check(graph, units, group, shapes, limits, options) {
+            if let Err(refusal) = check(graph, units, group, shapes.one, limits, options) {
                 settled = false;
                 for &unit in &group.units {
                     refuse_unit(units, unit, &refusal);

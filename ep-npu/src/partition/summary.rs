@@ -15,6 +15,19 @@ pub(super) fn line(plan: &Plan, graph: &Graph) -> String {
     let plural = if groups == 1 { "" } else { "s" };
     let all = graph.node_count();
     let mut line = format!("NPU takes {taken} of {all} nodes in {groups} group{plural}");
+    // Writing to a string does not fail.
+    let bounded = plan.verdicts.iter().filter(|verdict| verdict.bound_codes > 0);
+    let (count, of_npu) = bounded.fold((0, 0), |(count, of_npu), verdict| {
+        (count + 1, of_npu + usize::from(verdict.taken.is_some()))
+    });
+    if count > 0 {
+        let exact = taken - of_npu;
+        let _ = write!(line, "; {of_npu} within 1 code of the CPU's, {exact} exact");
+        if count > of_npu {
+            let beside = count - of_npu;
+            let _ = write!(line, "; {beside} on the CPU within 1 code of the whole model's");
+        }
+    }
     let mut left: BTreeMap<(bool, &str, &str), (usize, &str)> = BTreeMap::new();
     for verdict in plan.verdicts.iter().filter(|verdict| verdict.taken.is_none()) {
         let op = graph.node(verdict.node).op.as_str();
@@ -29,7 +42,6 @@ pub(super) fn line(plan: &Plan, graph: &Graph) -> String {
         let lead = if index == 0 { "; left to the CPU: " } else { ", " };
         let short: String = reason.chars().take(REASON_CHARS).collect();
         let dots = if short.len() < reason.len() { "…" } else { "" };
-        // Writing to a string does not fail.
         let _ = write!(line, "{lead}{op} x{count} ({short}{dots})");
     }
     line

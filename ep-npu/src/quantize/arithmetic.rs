@@ -22,6 +22,8 @@ pub struct Floats {
     pub bias: Option<Vec<f32>>,
     /// Lowest and highest code that an activation behind the sums leaves.
     pub range: [u8; 2],
+    /// Whether the order in which the CPU provider sums follows from the shapes.
+    pub order_is_known: bool,
 }
 
 impl Arithmetic {

@@ -7,6 +7,7 @@ use super::form::{Constant, CutResult, Former};
 use super::signed::Edges;
 use super::unit::{Kind, Products, Unit, Weights};
 use super::window::WindowSpec;
+use crate::exactness::Exactness;
 use crate::graph::{ElementType, Node};
 use crate::refusal::{Refusal, refuse};
 
@@ -71,7 +72,6 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let weights = matrix(node, &constant, transposed)?;
     let alpha = node.float("alpha").unwrap_or(1.0);
     let scales = Scales { input: input.scale, weights: constant.scales };
-    let bias = bias(&mut unit, weights.outputs, &scales)?;
     let beta = node.float("beta").unwrap_or(1.0);
     if node.input(2).is_some() && !(is_one(alpha) && is_one(beta)) {
         return refuse!(
@@ -82,6 +82,18 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     if !(alpha.is_finite() && alpha > 0.0) {
         return refuse!(ATTRIBUTE, "{node} has alpha {alpha}; it must be finite and above zero");
     }
+    if unit.graph.exactness() == Exactness::Bounded {
+        let mut floats = unit.clone();
+        let CutResult { output: value, codes: output, cut } = floats.cut_result()?;
+        if cut.is_some() || floats.outer_edges() == Edges::Mixed {
+            let range = cut.map_or([0, 255], |(_, range)| range);
+            let scales =
+                Scales { weights: scales.weights.iter().map(|s| alpha * s).collect(), ..scales };
+            let products = float(&mut floats, input, output, weights, &scales, range)?;
+            return Ok(floats.finish(value, Kind::Product(products)));
+        }
+    }
+    let bias = bias(&mut unit, weights.outputs, &scales)?;
     let (value, output) = unit.result()?;
     integer(&unit, &[Edges::Unsigned, Edges::Signed])?;
     let products = products(node, input, output, weights, bias, &scales, Some(alpha))?;
@@ -224,9 +236,11 @@ fn float(
             unit.node()
         );
     }
+    // A Gemm in floats is another call of the matrix library than a MatMul.
+    let order_is_known = !unit.node().is("Gemm");
     let weight_scales = (0..weights.outputs).map(|channel| scales.of(channel)).collect();
     let bias = float_bias(unit, weights.outputs)?;
-    let arithmetic = Arithmetic::Float(Floats { weight_scales, bias, range });
+    let arithmetic = Arithmetic::Float(Floats { weight_scales, bias, range, order_is_known });
     let (bias, multipliers) = (Vec::new(), Vec::new());
     Ok(Products { input, output, weights, bias, multipliers, arithmetic })
 }

@@ -257,6 +257,11 @@ impl Weights {
         i8::from_le_bytes([self.bytes[at]])
     }
 
+    /// Products in the sum of one output.
+    pub fn terms(&self) -> usize {
+        self.inputs * self.kernel[0] * self.kernel[1]
+    }
+
     /// What is taken from each weight of an output channel.
     pub fn zero_point(&self, output: usize) -> i8 {
         let each = self.zero_points.get(output).or_else(|| self.zero_points.first());

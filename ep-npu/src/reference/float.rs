@@ -1,14 +1,15 @@
 //! Sums of dequantised operands, in the CPU provider's order.
 
 use super::window;
-use crate::graph::Node;
+use crate::graph::{Graph, Node};
 use crate::quantize::{Floats, Products, WindowSpec};
-use crate::shape::{convolution, order};
+use crate::shape::{bounded, summed_over};
 use ndarray::{Array4, ArrayD, IxDyn};
 use npu_uapi::float_order::{Order, Place, Sum, weight};
 use npu_uapi::requantise::{dequantise, quantise};
 
 pub(super) fn convolve(
+    graph: &Graph,
     node: &Node,
     products: &Products,
     groups: usize,
@@ -17,8 +18,8 @@ pub(super) fn convolve(
 ) -> Array4<u8> {
     let (n, _, h, w) = input.dim();
     let placed = window.place(node, [h, w]).expect("the window was checked");
-    let order = order::convolution(node, &convolution(products, groups, &placed, [n, h, w]));
-    let order = order.expect("the order was checked when the part was planned");
+    let summed = summed_over(graph, node, products, groups, window, &placed, [n, h, w]);
+    let order = summed.expect("the order was checked when the part was planned").order;
     let weights = &products.weights;
     let outputs_a_group = weights.outputs / groups;
     let [rows, columns] = weights.kernel;
@@ -39,11 +40,16 @@ pub(super) fn convolve(
     })
 }
 
-pub(super) fn multiply(node: &Node, products: &Products, input: &ArrayD<u8>) -> ArrayD<u8> {
+pub(super) fn multiply(
+    graph: &Graph,
+    node: &Node,
+    products: &Products,
+    input: &ArrayD<u8>,
+) -> ArrayD<u8> {
     let weights = &products.weights;
     let (rows, outputs) = (input.shape()[0], weights.outputs);
-    let order = order::product(node, rows, outputs, weights.inputs);
-    let order = order.expect("the order was checked when the part was planned");
+    let summed = bounded::product(graph, node, products, rows);
+    let order = summed.expect("the order was checked when the part was planned").order;
     ArrayD::from_shape_fn(IxDyn(&[rows, outputs]), |index| {
         let (row, output) = (index[0], index[1]);
         let place = Place::of(output as u64, outputs as u64);
@@ -62,7 +68,7 @@ fn code(
     terms: impl Iterator<Item = (u8, i8)>,
 ) -> u8 {
     let floats = products.arithmetic.floats();
-    let Floats { weight_scales, bias, range: [low, high] } =
+    let Floats { weight_scales, bias, range: [low, high], .. } =
         floats.expect("asked for sums of floats only");
     let bias = bias.as_ref().map_or(0.0, |bias| bias[output]);
     let (from, to) = (products.input, products.output);

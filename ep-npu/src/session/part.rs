@@ -55,7 +55,9 @@ impl Part {
             let id = id(&mut builder, write)?;
             builder.add_output(id);
         }
-        Ok(Self { graph: builder.finish()?, reads, writes })
+        let mut part = builder.finish()?;
+        part.set_exactness(graph.exactness());
+        Ok(Self { graph: part, reads, writes })
     }
 }
 

@@ -14,6 +14,7 @@
 //! keep, and the node is refused. All numbers of threads that are [possible](threads) are asked. The orders are those of weights that are dequantised when the model runs, as the CPU provider
 //! does outside its 8-bit operators.
 
+use super::bounded::{self, Unsettled};
 use super::threads;
 use crate::graph::Node;
 use crate::refusal::{Refusal, refuse};
@@ -74,6 +75,29 @@ pub(crate) fn product(node: &Node, m: usize, n: usize, k: usize) -> Result<Order
     })
 }
 
+/// An order near that of a convolution of `shape`, where none is settled.
+pub(crate) fn convolution_about(shape: &Convolution) -> Unsettled {
+    let k = shape.inputs * shape.kernel[0] * shape.kernel[1];
+    about(k, |threads| shape.parts(k, threads))
+}
+
+/// An order near that of a product, where none is settled.
+pub(crate) fn product_about(m: usize, n: usize, k: usize) -> Unsettled {
+    about(k, |threads| product_parts(m, n, k, threads))
+}
+
+/// The order with all threads, if it is one that the device has.
+fn about(k: usize, parts: impl Fn(usize) -> BTreeSet<Part>) -> Unsettled {
+    let roundings = |part: &Part| part.order().map_or(k, |order| bounded::roundings(order, k));
+    // `settled` has refused what names no number.
+    let counts = threads::possible().unwrap_or(1..=1);
+    let by_default = parts(*counts.end()).into_iter().find(|part| matches!(part, Part::Fused(_)));
+    let order = by_default.and_then(|part| part.as_far_as(k).order());
+    let order = order.unwrap_or_else(|| bounded::own_order(k));
+    let all: BTreeSet<Part> = counts.flat_map(&parts).collect();
+    Unsettled { order, roundings: all.iter().map(roundings).max().unwrap_or(k) }
+}
+
 /// The one order that all parts have with any number of threads.
 fn settled(
     node: &Node,
@@ -93,31 +117,38 @@ fn settled(
     };
     let (least, most) = (*counts.start(), *counts.end());
     let all: BTreeSet<Part> = counts.flat_map(&parts).map(|part| part.as_far_as(k)).collect();
-    let steps = match all.iter().collect::<Vec<_>>().as_slice() {
-        [Part::Fused(block)] => Steps::Fused(*block as u64),
-        [Part::Quads] => Steps::Quads,
-        [Part::Lanes] => Steps::Lanes,
-        [Part::Other] => {
-            return refuse!(
+    match all.iter().collect::<Vec<_>>().as_slice() {
+        [part] => match part.order() {
+            Some(order) => Ok(order),
+            None => refuse!(
                 FLOAT_ORDER,
                 "{node} runs in float on the CPU, in an order of sums that the device does not have; \
-                 quantise its inputs and output as uint8"
-            );
-        }
-        _ => {
-            return refuse!(
-                FLOAT_ORDER,
-                "{node} runs in float on the CPU, and the order of its sums there depends on the number \
-                 of threads ({least} to {most} are possible here); quantise its inputs and output as \
-                 uint8, or name the number by {}",
-                threads::VARIABLE
-            );
-        }
-    };
-    Ok(Order { steps, bias_first: false })
+                 quantise its inputs and output as uint8, or set `exactness=bounded`, which takes it \
+                 within one code"
+            ),
+        },
+        _ => refuse!(
+            FLOAT_ORDER,
+            "{node} runs in float on the CPU, and the order of its sums there depends on the number \
+             of threads ({least} to {most} are possible here); quantise its inputs and output as \
+             uint8, name the number by {}, or set `exactness=bounded`, which takes it within one code",
+            threads::VARIABLE
+        ),
+    }
 }
 
 impl Part {
+    /// The order, if the device has it.
+    fn order(self) -> Option<Order> {
+        let steps = match self {
+            Self::Fused(block) => Steps::Fused(block as u64),
+            Self::Quads => Steps::Quads,
+            Self::Lanes => Steps::Lanes,
+            Self::Other => return None,
+        };
+        Some(Order { steps, bias_first: false })
+    }
+
     /// Blocks longer than all terms are all alike.
     fn as_far_as(self, k: usize) -> Self {
         match self {

@@ -35,7 +35,7 @@ pub(crate) struct Args {
 }
 
 /// Version of the JSON form.
-const SCHEMA: u16 = 2;
+const SCHEMA: u16 = 3;
 
 /// The report, as JSON has it.
 #[derive(Serialize)]
@@ -48,6 +48,10 @@ struct Report {
     graph: String,
     graph_note: String,
     summary: String,
+    /// How near to the CPU provider's results were asked to be.
+    exactness: &'static str,
+    /// Nodes whose results can differ from it.
+    nodes_bounded: usize,
     nodes_total: usize,
     nodes_taken: usize,
     programs: usize,
@@ -94,6 +98,8 @@ struct Node {
     cycles: Option<u64>,
     /// Place in `cuts`.
     cut: Option<usize>,
+    /// By how many codes its results can differ from the CPU provider's on the same inputs.
+    bound_codes: u8,
 }
 
 /// Explains as `args` say.
@@ -165,6 +171,7 @@ impl Report {
                     macs: node.macs,
                     cycles: priced.copied(),
                     cut: node.cut,
+                    bound_codes: node.bound_codes,
                 }
             })
             .collect();
@@ -176,6 +183,8 @@ impl Report {
             graph: String::new(),
             graph_note: String::new(),
             summary: explained.summary.clone(),
+            exactness: args.model.exactness.name(),
+            nodes_bounded: nodes.iter().filter(|node| node.bound_codes > 0).count(),
             nodes_total: planned.graph.node_count(),
             nodes_taken: nodes.iter().filter(|node| node.taken).count(),
             programs: programs.len(),
@@ -216,6 +225,21 @@ impl Report {
             let _ = writeln!(out, "  {count:>5} node(s) left by rule {rule}");
         }
         let _ = writeln!(out, "{}", self.graph_note);
+        if self.nodes_bounded > 0 {
+            let _ = writeln!(
+                out,
+                "{} node(s) can differ from the CPU by a code, on the same inputs (exactness={}):",
+                self.nodes_bounded, self.exactness
+            );
+        }
+        // Conversions follow their operators.
+        let is_operator =
+            |node: &&Node| !matches!(node.op.as_str(), "QuantizeLinear" | "DequantizeLinear");
+        for node in self.nodes.iter().filter(|node| node.bound_codes > 0).filter(is_operator) {
+            let place = if node.taken { "npu " } else { "host" };
+            let (op, name, most) = (&node.op, node.shown_name(), node.bound_codes);
+            let _ = writeln!(out, "{place}    {op:<18} {name:<40} at most {most} code");
+        }
         for (index, cut) in self.cuts.iter().enumerate() {
             let _ = writeln!(out, "\ncut {index}: {}", cut.text());
             for &place in &cut.nodes {

@@ -5,7 +5,7 @@ use ep_npu::graph::Graph;
 use ep_npu::partition::{self, Plan, PlanOptions};
 use ep_npu::program::{self, Compiled};
 use ep_npu::session;
-use ep_npu::{Device, import};
+use ep_npu::{Device, Exactness, import};
 use kmod_sim::timing;
 use npu_uapi::container::Container;
 use npu_uapi::image::slot_kind;
@@ -29,6 +29,10 @@ pub(crate) struct ModelArgs {
     /// Leave to the host what is estimated to save fewer microseconds on the NPU than this.
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) min_gain: Option<u32>,
+    /// How near results must be to those of ONNX Runtime's CPU provider: `require` for the same bits, or
+    /// `bounded` for at most one code of each unit's output beside them.
+    #[arg(long, default_value_t)]
+    pub(crate) exactness: Exactness,
     #[command(flatten)]
     pub(crate) progress: Progress,
 }
@@ -63,7 +67,8 @@ impl ModelArgs {
     }
 
     /// Plans `graph`, which is of this model.
-    pub(crate) fn plan_of(&self, graph: Graph) -> Result<Planned> {
+    pub(crate) fn plan_of(&self, mut graph: Graph) -> Result<Planned> {
+        graph.set_exactness(self.exactness);
         let limits = *self.open()?.limits();
         let mut options = PlanOptions::default();
         options.min_gain = self.min_gain();

@@ -47,6 +47,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (device, progress) = (args.model.open()?, args.model.progress);
     let builder = Session::builder(&device).ort(args.ort.options());
+    let builder = builder.exactness(args.model.exactness);
     let mut builder = builder.fallback(args.host.fallback(&args.ort));
     if let Some(gain) = args.model.min_gain() {
         builder = builder.min_gain(gain);
@@ -174,14 +175,23 @@ fn placement(session: &Session) -> String {
         operators.iter().map(|(op, count)| format!("{op} x{count}")).collect();
     let npu = explained.nodes.len() - on_host.len();
     let groups = explained.groups;
-    match session.host_version() {
+    let bounded = explained.nodes.iter().filter(|node| node.bound_codes > 0).count();
+    let near = match bounded {
+        0 => String::new(),
+        count => {
+            format!("not exact: {count} nodes within 1 code of the CPU's, on the same inputs\n")
+        }
+    };
+    let exact = if session.is_exact() { ", exact" } else { "" };
+    let placed = match session.host_version() {
         Some(version) if !on_host.is_empty() => format!(
-            "NPU: {npu} nodes in {groups} program(s); host (ONNX Runtime {version}, exact): {} nodes: {}\n",
+            "NPU: {npu} nodes in {groups} program(s); host (ONNX Runtime {version}{exact}): {} nodes: {}\n",
             on_host.len(),
             listed.join(", ")
         ),
         _ => format!("NPU: all {npu} nodes in {groups} program(s)\n"),
-    }
+    };
+    placed + &near
 }
 
 /// The arrays that `--input` names, in the order of the model's inputs.

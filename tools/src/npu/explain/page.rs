@@ -27,6 +27,7 @@ pub(super) fn page(report: &Report, planned: &Planned, programs: &[Program]) -> 
     );
     out += &summary(report, planned);
     out += &cuts(report);
+    out += &bounded(report);
     // Writing to a string cannot fail.
     let _ = write!(out, "<section><h2>Graph</h2>{}</section>", graph::draw(report, &planned.graph));
     for (index, program) in programs.iter().enumerate() {
@@ -52,8 +53,13 @@ fn summary(report: &Report, planned: &Planned) -> String {
     let micros = report.cycles.saturating_mul(1000) / clock_khz;
     let clock = format!("at {} MHz", clock_khz / 1000);
     let mut out = "<section class=\"figures\">".to_owned();
+    let exact = match report.nodes_bounded {
+        0 => ("all".to_owned(), "equal to the CPU's"),
+        count => (count.to_string(), "nodes within 1 code of the CPU's"),
+    };
     for (figure, what) in [
         (format!("{} / {}", report.nodes_taken, report.nodes_total), "nodes on the NPU"),
+        exact,
         (report.share_text(), "of the multiplications"),
         (report.programs.to_string(), "programs"),
         (grouped(report.cycles), "modelled cycles"),
@@ -108,6 +114,33 @@ fn cuts(report: &Report) -> String {
         out += "</table></details>";
     }
     out + "</section>"
+}
+
+/// The operators whose results can differ from the CPU provider's.
+fn bounded(report: &Report) -> String {
+    let is_listed = |node: &&super::Node| {
+        node.bound_codes > 0 && !matches!(node.op.as_str(), "QuantizeLinear" | "DequantizeLinear")
+    };
+    let mut nodes = report.nodes.iter().filter(is_listed).peekable();
+    if nodes.peek().is_none() {
+        return String::new();
+    }
+    let mut out = "<section id=\"bounded\"><h2>Not exact</h2><details class=\"cut\"><summary>On the same \
+                   inputs at most so many codes beside the CPU's</summary><table><tr><th>node</th><th>runs on</th>\
+                   <th>codes</th></tr>"
+        .to_owned();
+    for node in nodes {
+        // Writing to a string cannot fail.
+        let _ = write!(
+            out,
+            "<tr><td><code>{}</code><br>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&node.op),
+            escape(&shortened(node.shown_name(), 48)),
+            if node.taken { "the NPU" } else { "the host" },
+            node.bound_codes
+        );
+    }
+    out + "</table></details></section>"
 }
 
 /// `1,234,567`

@@ -2,6 +2,7 @@
 
 mod any;
 mod attention;
+mod bounded;
 mod bundled;
 pub(crate) mod exact;
 mod golden;

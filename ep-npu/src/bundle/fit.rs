@@ -122,15 +122,15 @@ mod tests {
         assert_eq!(Fit::of_line(&line(&DEVICE), &DEVICE), Fit::Same);
         let good = line(&DEVICE);
         let cut = &good[..good.len() - 1];
-        let newer = good.replace("bundle=2", "bundle=3");
+        let newer = good.replace("bundle=3", "bundle=4");
         for bad in [
             "",
             "npu",
-            "npu;bundle=2",
-            "other;bundle=2;limits=00",
+            "npu;bundle=3",
+            "other;bundle=3;limits=00",
             cut,
             &newer,
-            "npu;bundle=2;limits=ü",
+            "npu;bundle=3;limits=ü",
         ] {
             assert!(matches!(Fit::of_line(bad, &DEVICE), Fit::No(_)), "{bad}");
         }

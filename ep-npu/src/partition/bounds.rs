@@ -117,7 +117,7 @@ pub(super) fn of_nodes(
     let parted = Parted::new(graph, values);
     for unit in &units.units {
         let is_taken = units.of_node[unit.target.0 as usize].is_ok();
-        let own = is_taken.then(|| bound(&parted, unit, shapes)).unwrap_or(0);
+        let own = if is_taken { bound(&parted, unit, shapes) } else { 0 };
         let bound = own.max(u8::from(beside.contains(&unit.target)));
         for node in &unit.nodes {
             let of_node = &mut bounds[node.0 as usize];

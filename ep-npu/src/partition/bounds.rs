@@ -46,7 +46,7 @@ impl Parted {
         [shapes.one, shapes.other].into_iter().all(|shapes| {
             let inputs = parted.inputs.iter().map(|value| shapes.get(value).map(Vec::as_slice));
             inputs.collect::<Option<Vec<_>>>().is_some_and(|inputs| {
-                shape::output(&self.graph, parted, &inputs).is_ok()
+                shape::outputs(&self.graph, parted, &inputs).is_ok()
                     && codes_apart(&self.graph, whole, parted, &inputs) < 1.0
             })
         })

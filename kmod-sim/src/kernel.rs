@@ -12,6 +12,7 @@
 //! | `stage` | the output stage, one scalar at a time |
 //! | `conv` | CONV and MATMUL |
 //! | `product`, `softmax` | PRODUCT and SOFTMAX |
+//! | `rows` | REDUCE and NORM |
 //! | `binary`, `pool`, `table`, `layout`, `copy` | the other commands |
 //! | `lookup` | PAIR_TABLE and CHANNEL_TABLE |
 //! | `vector` | AVX-512 building blocks that the vector kernels share |
@@ -30,6 +31,7 @@ pub(crate) mod lookup;
 pub(crate) mod operand;
 pub(crate) mod pool;
 pub(crate) mod product;
+pub(crate) mod rows;
 pub(crate) mod softmax;
 pub(crate) mod split;
 pub(crate) mod stage;
@@ -43,9 +45,10 @@ mod tests;
 pub use control::{Control, Engine};
 
 use crate::memory::Extent;
-use npu_uapi::command::{Command, Dims, Flags};
+use npu_uapi::command::{Command, Dims, Flags, norm_kind};
 use npu_uapi::extent::{Access, accesses, feature_maps};
 use npu_uapi::float_order::Order;
+use npu_uapi::rows::{MOST_ELEMENTS as MOST_ELEMENTS_OF_A_ROW, Order as SumOrder};
 use npu_uapi::status::Status;
 use npu_uapi::workers::Workers;
 use operand::Slots;
@@ -156,6 +159,8 @@ pub fn execute(
         Command::MatMul(c) => conv::run(&conv::Problem::of_matmul(c, slots), vector, &split),
         Command::Product(c) => product::run(c, slots, vector, &split),
         Command::Softmax(c) => softmax::run(c, slots, vector, &split),
+        Command::Reduce(c) => rows::reduce(c, slots, vector, &split),
+        Command::Norm(c) => rows::norm(c, slots, vector, &split),
         Command::Add(c) => binary::add(c, slots, vector, &split),
         Command::Mul(c) => binary::mul(c, slots, vector, &split),
         Command::Pool(c) => pool::run(c, slots, vector, &split),
@@ -204,6 +209,9 @@ fn check(command: &Command, slots: &[Option<Extent>]) -> Result<(), Stop> {
     {
         return Err(refused("groups"));
     }
+    if rows_are_wrong(command) {
+        return Err(refused("kind"));
+    }
     // With strides of zero, dimensions are not bounded by memory; products of them must fit.
     if elements(command).is_none_or(|count| count > MOST_ELEMENTS) {
         return Err(refused("dims"));
@@ -220,6 +228,22 @@ fn check(command: &Command, slots: &[Option<Extent>]) -> Result<(), Stop> {
         }
     }
     Ok(())
+}
+
+/// Whether a command on rows of floats has orders or lengths that decoding would have refused.
+fn rows_are_wrong(command: &Command) -> bool {
+    let orders: &[u8] = match command {
+        Command::Reduce(c) => &[c.order],
+        Command::Norm(c) if c.kind == norm_kind::STAGED => &[c.order, c.square_order],
+        _ => &[],
+    };
+    let (length, shortest) = match command {
+        Command::Reduce(c) => (c.dims.c, 1),
+        Command::Norm(c) => (c.dims.c, if c.kind == norm_kind::LAYER { 8 } else { 1 }),
+        _ => return false,
+    };
+    orders.iter().any(|&order| SumOrder::decode(order).is_none())
+        || !(shortest..=MOST_ELEMENTS_OF_A_ROW).contains(&length)
 }
 
 /// Most elements of a tensor that a command computes on: far above any, and sums of products fit.

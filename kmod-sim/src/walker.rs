@@ -9,8 +9,8 @@ use crate::timing::{
 };
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
-    Add, ChannelTable, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, PairTable, Pool,
-    Product, Softmax, Table, Window, element, lanes, pool_kind, record_bytes,
+    Add, ChannelTable, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, Norm, PairTable,
+    Pool, Product, Reduce, Softmax, Table, Window, element, lanes, pool_kind, record_bytes,
 };
 use npu_uapi::limits::Limits;
 
@@ -23,6 +23,8 @@ pub fn walk(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bool
         Command::Pool(c) => walk.pool(c),
         Command::Product(c) => walk.product(c),
         Command::Softmax(c) => walk.softmax(c),
+        Command::Reduce(c) => walk.reduce(c),
+        Command::Norm(c) => walk.norm(c),
         Command::Add(c) => walk.add(c),
         Command::Mul(c) => walk.mul(c),
         Command::Table(c) => walk.table(c),
@@ -270,6 +272,29 @@ impl Walk<'_> {
         }
     }
 
+    fn reduce(&mut self, c: &Reduce) {
+        for _pixel in 0..u64::from(c.dims.n) * u64::from(c.dims.h) * u64::from(c.dims.w) {
+            for _chunk in (0..c.dims.c).step_by(16) {
+                self.cycles += 1;
+            }
+            self.read(c.src, lanes(c.dims.c, c.src_strides.pixel).into());
+            self.write(c.dst, lanes(1, c.dst_strides.pixel).into());
+        }
+    }
+
+    fn norm(&mut self, c: &Norm) {
+        self.read(c.terms, c.terms_bytes());
+        for _pixel in 0..u64::from(c.dims.n) * u64::from(c.dims.h) * u64::from(c.dims.w) {
+            for _pass in 0..3 {
+                for _chunk in (0..c.dims.c).step_by(16) {
+                    self.cycles += 1;
+                }
+            }
+            self.read(c.src, lanes(c.dims.c, c.src_strides.pixel).into());
+            self.write(c.dst, lanes(c.dims.c, c.dst_strides.pixel).into());
+        }
+    }
+
     fn add(&mut self, c: &Add) {
         self.once(&c.header, c.tables, c.quant);
         self.each_pixel(&c.dims, |walk| {
@@ -500,7 +525,7 @@ mod tests {
     prop_compose! {
         fn element_wise()(
             header in header(), slots in [operand(), operand(), operand(), operand()], dims in dims(),
-            strides in [strides(), strides(), strides()], kind in 0u8..11,
+            strides in [strides(), strides(), strides()], kind in 0u8..13,
             types in (1u8..3, 1u8..3), len in 1u64..100_000, outer in 0u32..4,
         ) -> Command {
             let [a, b, out, tables] = slots;
@@ -532,6 +557,15 @@ mod tests {
                     a, b, out, tables, outer: dims.n, batch: 1 + outer, m: dims.h, n: dims.c,
                     k: dims.w * types.0 as u32 * 40,
                     ..Product::default()
+                }),
+                11 => Command::Reduce(Reduce {
+                    src: a, dst: b, dims, src_strides: a_strides, dst_strides: b_strides,
+                    ..Reduce::default()
+                }),
+                12 => Command::Norm(Norm {
+                    src: a, dst: b, terms: out, dims, src_strides: a_strides,
+                    dst_strides: b_strides, kind: types.0, period: 1 + outer,
+                    ..Norm::default()
                 }),
                 7 => Command::Softmax(Softmax {
                     src: a, dst: b, table: out, dims,

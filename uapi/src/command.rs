@@ -42,12 +42,14 @@ mod lookup;
 mod parts;
 mod pool;
 mod product;
+mod rows;
 
 pub use any::Command;
 pub use lookup::{ChannelTable, PAIR_TABLE_BYTES, PairTable};
 pub use parts::{ChannelRecord, Dims, FloatRecord, Header, Stage, Strides, Strides4, Window};
 pub use pool::{Pool, pool_kind};
 pub use product::{Product, Softmax};
+pub use rows::{Norm, Reduce, norm_kind};
 
 use crate::addr::Operand;
 use bitflags::bitflags;
@@ -63,7 +65,8 @@ pub const UNIT_BYTES: usize = 64;
 /// |---|---|
 /// | 1.1 | MUL; inputs of ADD and MUL repeated over pixels; the outer dimension and the table of LAYOUT |
 /// | 1.2 | `FLOAT` of CONV and MATMUL; PRODUCT; SOFTMAX; PAIR_TABLE; CHANNEL_TABLE |
-pub const ISA_VERSION: u32 = 1 << 16 | 2;
+/// | 1.3 | REDUCE; NORM |
+pub const ISA_VERSION: u32 = 1 << 16 | 3;
 
 /// Numbers of the commands. Zero is none, so that zeroed memory is not a program.
 pub mod opcode {
@@ -87,8 +90,12 @@ pub mod opcode {
     pub const POOL: u8 = 0x21;
     /// [`super::Mul`]
     pub const MUL: u8 = 0x22;
+    /// [`super::Reduce`]
+    pub const REDUCE: u8 = 0x23;
     /// [`super::Softmax`]
     pub const SOFTMAX: u8 = 0x24;
+    /// [`super::Norm`]
+    pub const NORM: u8 = 0x26;
     /// [`super::Conv`]
     pub const CONV: u8 = 0x30;
     /// [`super::MatMul`]

@@ -2,10 +2,12 @@
 //! reserved fields.
 
 use crate::command::{
-    Add, ChannelTable, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul,
-    PairTable, Pool, Product, Softmax, Table, UNIT_BYTES, element, opcode, pool_kind,
+    Add, ChannelTable, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Norm,
+    PairTable, Pool, Product, Reduce, Softmax, Table, UNIT_BYTES, element, norm_kind, opcode,
+    pool_kind,
 };
 use crate::float_order::Order;
+use crate::rows::{self, MOST_ELEMENTS};
 use alloc::vec::Vec;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -100,6 +102,8 @@ pub fn command(bytes: &[u8], at: usize) -> Result<(Command, usize), DecodeError>
         opcode::MATMUL => Command::MatMul(check.matmul(check.read(rest)?)?),
         opcode::PRODUCT => Command::Product(check.product(check.read(rest)?)?),
         opcode::SOFTMAX => Command::Softmax(check.softmax(check.read(rest)?)?),
+        opcode::REDUCE => Command::Reduce(check.reduce(check.read(rest)?)?),
+        opcode::NORM => Command::Norm(check.norm(check.read(rest)?)?),
         opcode::ADD => Command::Add(check.add(check.read(rest)?)?),
         opcode::MUL => Command::Mul(check.mul(check.read(rest)?)?),
         opcode::POOL => Command::Pool(check.pool(check.read(rest)?)?),
@@ -244,6 +248,50 @@ impl Check {
             self.operand(field, operand, true)?;
         }
         self.zero("reserved", c.reserved == [0; 3] && c.reserved2 == 0)?;
+        Ok(c)
+    }
+
+    fn reduce(&self, c: Reduce) -> Result<Reduce, DecodeError> {
+        self.flags(Flags::empty())?;
+        self.operand("src", c.src, true)?;
+        self.operand("dst", c.dst, true)?;
+        self.zero("reserved", c.reserved == 0 && c.reserved2 == [0; 2])?;
+        self.value("mean", c.mean.into(), c.mean <= 1)?;
+        self.value("order", c.order.into(), rows::Order::decode(c.order).is_some())?;
+        self.value("dims.c", c.dims.c.into(), c.dims.c <= MOST_ELEMENTS)?;
+        Ok(c)
+    }
+
+    fn norm(&self, c: Norm) -> Result<Norm, DecodeError> {
+        self.flags(Flags::empty())?;
+        for (field, operand) in [("src", c.src), ("dst", c.dst), ("terms", c.terms)] {
+            self.operand(field, operand, true)?;
+        }
+        self.zero("reserved", c.reserved == [0; 6] && c.reserved2 == [0; 6])?;
+        self.value("dims.c", c.dims.c.into(), c.dims.c <= MOST_ELEMENTS)?;
+        let no_variance = c.variance_scale.to_bits() == 0 && c.variance_zero_point == 0;
+        let no_order = c.order == 0 && c.square_order == 0;
+        match c.kind {
+            norm_kind::LAYER => {
+                self.zero("variance and order of LAYER", no_variance && no_order)?;
+                self.zero("period of LAYER", c.period == 0)?;
+                self.value("dims.c", c.dims.c.into(), c.dims.c >= 8)?;
+            }
+            norm_kind::INSTANCE => {
+                self.zero("variance and order of INSTANCE", no_variance && no_order)?;
+                self.value("period", c.period.into(), c.period > 0)?;
+            }
+            norm_kind::STAGED => {
+                self.zero(
+                    "epsilon and period of STAGED",
+                    c.epsilon.to_bits() == 0 && c.period == 0,
+                )?;
+                for (field, order) in [("order", c.order), ("square_order", c.square_order)] {
+                    self.value(field, order.into(), rows::Order::decode(order).is_some())?;
+                }
+            }
+            kind => self.value("kind", kind.into(), false)?,
+        }
         Ok(c)
     }
 

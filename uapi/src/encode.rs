@@ -11,6 +11,8 @@ pub fn command(command: &Command) -> &[u8] {
         Command::MatMul(command) => command.as_bytes(),
         Command::Product(command) => command.as_bytes(),
         Command::Softmax(command) => command.as_bytes(),
+        Command::Reduce(command) => command.as_bytes(),
+        Command::Norm(command) => command.as_bytes(),
         Command::Add(command) => command.as_bytes(),
         Command::Mul(command) => command.as_bytes(),
         Command::Pool(command) => command.as_bytes(),

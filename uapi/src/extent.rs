@@ -156,6 +156,8 @@ pub fn accesses(command: &Command) -> Result<Accesses, ExtentError> {
             stage_operands(&mut out, c.header.flags(), c.tables, Operand::default())?;
         }
         Command::Softmax(c) => out.push(flat("table", c.table, Some(SHARES_BYTES))?),
+        Command::Reduce(_) => {}
+        Command::Norm(c) => out.push(flat("terms", c.terms, Some(c.terms_bytes()))?),
         Command::Add(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Mul(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Pool(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
@@ -226,6 +228,14 @@ pub fn feature_maps(command: &Command) -> FeatureMaps {
             out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
         }
         Command::Softmax(c) => {
+            out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
+            out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
+        }
+        Command::Reduce(c) => {
+            out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
+            out.push(FeatureMap::write("dst", c.dst, c.dst_dims(), c.dst_strides));
+        }
+        Command::Norm(c) => {
             out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
             out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
         }
@@ -438,6 +448,11 @@ fn nonzero(command: &Command) -> Result<(), ExtentError> {
             check(&[("m", c.m.into()), ("n", c.n.into()), ("k", c.k.into())])
         }
         Command::Softmax(c) => dims(DIMS, &c.dims),
+        Command::Reduce(c) => dims(DIMS, &c.dims),
+        Command::Norm(c) => {
+            dims(DIMS, &c.dims)?;
+            check(&[("terms", c.terms_bytes())])
+        }
         Command::Add(c) => dims(DIMS, &c.dims),
         Command::Mul(c) => dims(DIMS, &c.dims),
         Command::Table(c) => dims(DIMS, &c.dims),

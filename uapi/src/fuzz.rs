@@ -282,7 +282,7 @@ impl Builder<'_, '_> {
     }
 
     fn command(&mut self) -> Result<Command> {
-        Ok(match self.size(0, 16)? {
+        Ok(match self.size(0, 18)? {
             0..=3 => Command::Conv(self.conv()?),
             4 | 5 => Command::MatMul(self.matmul()?),
             6 => Command::Add(self.add()?),
@@ -294,6 +294,8 @@ impl Builder<'_, '_> {
             13 => Command::Softmax(self.softmax()?),
             14 => Command::PairTable(self.pair_table()?),
             15 => Command::ChannelTable(self.channel_table()?),
+            16 => Command::Reduce(self.reduce()?),
+            17 => Command::Norm(self.norm()?),
             _ => self.bytes()?,
         })
     }

@@ -49,6 +49,7 @@ pub mod reg;
 pub mod regs;
 pub mod requantise;
 pub mod ring;
+pub mod rows;
 pub mod status;
 pub mod telemetry;
 pub mod text;

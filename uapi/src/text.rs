@@ -15,7 +15,7 @@ mod field;
 
 use crate::command::{
     Add, ChannelTable, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Mul,
-    PairTable, Pool, Product, Softmax, Table, UNIT_BYTES, opcode,
+    Norm, PairTable, Pool, Product, Reduce, Softmax, Table, UNIT_BYTES, opcode,
 };
 use crate::image::{Image, SlotDecl, slot_kind};
 use alloc::format;
@@ -262,6 +262,8 @@ fn blank(name: &str) -> Option<Command> {
         MatMul = MATMUL,
         Product = PRODUCT,
         Softmax = SOFTMAX,
+        Reduce = REDUCE,
+        Norm = NORM,
         Add = ADD,
         Mul = MUL,
         Pool = POOL,

@@ -359,6 +359,7 @@ fn apart(command: &Command, accesses: &Accesses, maps: &[FeatureMap]) -> Result<
             | Command::PairTable(_)
             | Command::ChannelTable(_)
             | Command::Softmax(_)
+            | Command::Norm(_)
     );
     let map_of = |access: &Access| maps.iter().find(|map| map.field == access.field);
     for write in accesses.iter().filter(|access| access.write) {

@@ -1,8 +1,8 @@
 //! Any of the commands, and what can be asked of each.
 
 use super::{
-    Add, ChannelTable, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, PairTable, Pool,
-    Product, Softmax, Strides, Table,
+    Add, ChannelTable, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Norm, PairTable,
+    Pool, Product, Reduce, Softmax, Strides, Table,
 };
 
 /// Any command, decoded: opcode, units, reserved bits, flags and enumerated fields are right; extents
@@ -17,6 +17,10 @@ pub enum Command {
     Product(Product),
     /// See [`Softmax`].
     Softmax(Softmax),
+    /// See [`Reduce`].
+    Reduce(Reduce),
+    /// See [`Norm`].
+    Norm(Norm),
     /// See [`Add`].
     Add(Add),
     /// See [`Mul`].
@@ -47,6 +51,8 @@ impl Command {
             Self::MatMul(command) => &command.header,
             Self::Product(command) => &command.header,
             Self::Softmax(command) => &command.header,
+            Self::Reduce(command) => &command.header,
+            Self::Norm(command) => &command.header,
             Self::Add(command) => &command.header,
             Self::Mul(command) => &command.header,
             Self::Pool(command) => &command.header,
@@ -67,6 +73,8 @@ impl Command {
             Self::MatMul(_) => "matmul",
             Self::Product(_) => "product",
             Self::Softmax(_) => "softmax",
+            Self::Reduce(_) => "reduce",
+            Self::Norm(_) => "norm",
             Self::Add(_) => "add",
             Self::Mul(_) => "mul",
             Self::Pool(_) => "pool",
@@ -87,6 +95,7 @@ impl Command {
         let repeats = |strides: [Strides; 2]| strides.iter().any(|strides| strides.pixel == 0);
         let minor = match self {
             Self::Conv(_) | Self::MatMul(_) if self.header().flags().contains(Flags::FLOAT) => 2,
+            Self::Reduce(_) | Self::Norm(_) => 3,
             Self::Product(_) | Self::Softmax(_) => 2,
             Self::PairTable(_) | Self::ChannelTable(_) => 2,
             Self::Mul(_) => 1,

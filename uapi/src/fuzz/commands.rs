@@ -3,9 +3,9 @@
 use super::Builder;
 use crate::addr::Operand;
 use crate::command::{
-    Add, ChannelTable, Command, Conv, Copy, Dims, Fill, Flags, Layout, MatMul, Mul,
-    PAIR_TABLE_BYTES, PairTable, Pool, Product, Softmax, Strides, Strides4, Table, Window, element,
-    opcode, pool_kind, record_bytes,
+    Add, ChannelTable, Command, Conv, Copy, Dims, Fill, Flags, Layout, MatMul, Mul, Norm,
+    PAIR_TABLE_BYTES, PairTable, Pool, Product, Reduce, Softmax, Strides, Strides4, Table, Window,
+    element, norm_kind, opcode, pool_kind, record_bytes,
 };
 use crate::extent;
 use arbitrary::Result;
@@ -178,6 +178,68 @@ impl Builder<'_, '_> {
             ..Softmax::default()
         };
         Ok(Softmax { scale, zero_point, ..softmax })
+    }
+
+    pub(super) fn reduce(&mut self) -> Result<Reduce> {
+        let dims = self.dims()?;
+        let header = self.header(opcode::REDUCE, 2, Flags::empty());
+        let (src, src_strides) = self.map(dims, false, false)?;
+        let (dst, dst_strides) = self.map(Dims { c: 1, ..dims }, false, true)?;
+        let (input_zero_point, zero_point) = self.u.arbitrary()?;
+        Ok(Reduce {
+            header,
+            src,
+            dst,
+            dims,
+            src_strides,
+            dst_strides,
+            input_scale: self.scale()?,
+            output_scale: self.scale()?,
+            input_zero_point,
+            zero_point,
+            order: self.u.int_in_range(1..=3)?,
+            mean: self.u.int_in_range(0..=1)?,
+            ..Reduce::default()
+        })
+    }
+
+    pub(super) fn norm(&mut self) -> Result<Norm> {
+        let kind = self.u.int_in_range(norm_kind::LAYER..=norm_kind::STAGED)?;
+        let mut dims = self.dims()?;
+        if kind == norm_kind::LAYER {
+            dims.c = dims.c.max(8);
+        }
+        let (input_zero_point, zero_point) = self.u.arbitrary()?;
+        let mut norm = Norm {
+            header: self.header(opcode::NORM, 3, Flags::empty()),
+            dims,
+            input_scale: self.scale()?,
+            output_scale: self.scale()?,
+            input_zero_point,
+            zero_point,
+            kind,
+            ..Norm::default()
+        };
+        match kind {
+            norm_kind::LAYER => norm.epsilon = self.scale()?,
+            norm_kind::INSTANCE => {
+                norm.epsilon = self.scale()?;
+                norm.period = self.size(1, 9)?;
+            }
+            _ => {
+                norm.variance_scale = self.scale()?;
+                norm.variance_zero_point = self.u.arbitrary()?;
+                norm.order = self.u.int_in_range(1..=3)?;
+                norm.square_order = self.u.int_in_range(1..=3)?;
+            }
+        }
+        norm.terms = self.flat(Some(norm.terms_bytes()))?;
+        (norm.dst, norm.dst_strides) = self.map(dims, false, true)?;
+        (norm.src, norm.src_strides) = match self.u.ratio(1, 4)? {
+            true => (norm.dst, norm.dst_strides),
+            false => self.map(dims, false, false)?,
+        };
+        Ok(norm)
     }
 
     /// An operand that may repeat over pixels, rows or images.

@@ -2,9 +2,10 @@
 
 use crate::addr::{Operand, SlotId};
 use crate::command::{
-    Command, Dims, Flags, Header, Stage, Strides, Strides4, Window, element, pool_kind,
+    Command, Dims, Flags, Header, Stage, Strides, Strides4, Window, element, norm_kind, pool_kind,
 };
 use crate::float_order::code as float_order;
+use crate::rows::sum_order;
 use alloc::format;
 use alloc::string::{String, ToString};
 
@@ -54,6 +55,24 @@ pub(super) fn fields(command: &mut Command, visit: &mut Visit<'_>) {
             header(&mut c.header, visit);
             required!(c: src, dst, table);
             visit!(c: dims, src_strides, dst_strides, scale, zero_point);
+        }
+        Command::Reduce(c) => {
+            header(&mut c.header, visit);
+            required!(c: src, dst);
+            visit!(c: dims, src_strides, dst_strides, input_scale, output_scale);
+            visit!(c: input_zero_point, zero_point);
+            visit("order", &mut Named(&mut c.order, SUM_ORDERS, SUM_ORDER));
+            visit!(c: mean);
+        }
+        Command::Norm(c) => {
+            header(&mut c.header, visit);
+            visit("kind", &mut Named(&mut c.kind, NORM_KINDS, "layer, instance or staged"));
+            required!(c: src, dst, terms);
+            visit!(c: dims, src_strides, dst_strides, input_scale, output_scale);
+            visit!(c: epsilon, variance_scale, period);
+            visit!(c: input_zero_point, zero_point, variance_zero_point);
+            visit("order", &mut Named(&mut c.order, SUM_ORDERS, SUM_ORDER));
+            visit("square_order", &mut Named(&mut c.square_order, SUM_ORDERS, SUM_ORDER));
         }
         Command::Add(c) => {
             header(&mut c.header, visit);
@@ -121,6 +140,20 @@ const POOL_KINDS: &[(u8, &str)] = &[
     (pool_kind::AVERAGE, "average"),
     (pool_kind::GLOBAL_AVERAGE, "global_average"),
     (pool_kind::GLOBAL_MEAN, "global_mean"),
+];
+
+const SUM_ORDER: &str = "peeled, in_turn or in_fours";
+
+const SUM_ORDERS: &[(u8, &str)] = &[
+    (sum_order::PEELED, "peeled"),
+    (sum_order::IN_TURN, "in_turn"),
+    (sum_order::IN_FOURS, "in_fours"),
+];
+
+const NORM_KINDS: &[(u8, &str)] = &[
+    (norm_kind::LAYER, "layer"),
+    (norm_kind::INSTANCE, "instance"),
+    (norm_kind::STAGED, "staged"),
 ];
 
 const ELEMENTS: &[(u8, &str)] = &[(element::U8, "u8"), (element::F32, "f32")];

@@ -379,6 +379,6 @@ mod tests {
             }
         }
         assert!(accepted * 2 > all, "{accepted} of {all} accepted");
-        assert_eq!(kinds.len(), 14, "{kinds:?}");
+        assert_eq!(kinds.len(), 16, "{kinds:?}");
     }
 }

@@ -332,7 +332,6 @@ impl Staged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
     use alloc::vec::Vec;
 
     const LARGE: f32 = 16_777_216.0;
@@ -344,19 +343,17 @@ mod tests {
         assert_eq!(lead(1, 5), 3);
         assert_eq!(lead(2, 6), 0);
         assert_eq!(lead(1, 2), 2);
-        // One is lost beside 2^24 unless it meets its like first.
-        let mut values = vec![0.0; 11];
-        values[0] = 1.0;
-        values[3] = LARGE;
-        values[5] = 1.0;
-        assert_eq!(peeled(3, &values), LARGE, "2^24 + 1 is even again, and then the head");
-        assert_eq!(peeled(0, &values), LARGE);
-        values[7] = 1.0;
-        assert_eq!(
-            peeled(3, &values),
-            LARGE + 2.0,
-            "both ones are in one lane each, (0 + 2) meets them"
-        );
+        // Beside 2^24 a one is lost, unless it meets another first: in a lane, or behind it as a head.
+        let of = |places: &[usize]| {
+            let mut values = [0.0; 12];
+            values[3] = LARGE;
+            places.iter().for_each(|&place| values[place] = 1.0);
+            values
+        };
+        assert_eq!(peeled(3, &of(&[4, 5])), LARGE, "lanes 1 and 2 meet one another's neighbours");
+        assert_eq!(peeled(3, &of(&[4, 6])), LARGE + 2.0, "lanes 1 and 3 meet first");
+        assert_eq!(peeled(3, &of(&[0, 1])), LARGE, "heads come one after the other");
+        assert_eq!(peeled(3, &of(&[4, 8])), LARGE + 2.0, "both accumulators of lane 1");
     }
 
     #[test]

@@ -361,7 +361,7 @@ end
         line 2, column 1: found `conv`, want a command that can be decoded: field `clamp_low` of opcode 0x30 at byte 0 cannot be 5
         line 1, column 1: found `fill`, want `image` on the first line
         line 1, column 1: found ``, want `image` on the first line
-        line 1, column 7: found `isa=2.0`, want `image isa=1.2 features=0x0`
+        line 1, column 7: found `isa=2.0`, want `image isa=1.3 features=0x0`
         ");
     }
 }

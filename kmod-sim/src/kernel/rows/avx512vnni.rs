@@ -67,8 +67,9 @@ unsafe fn load(from: *const u8, codes: Codes, values: &mut [f32]) {
         // SAFETY: the codes of these values.
         let found = unsafe { load_codes(mask, from.wrapping_add(16 * index)) };
         let found = _mm512_cvtepi32_ps(_mm512_sub_epi32(found, zero_point));
+        let found = _mm512_mul_ps(found, scale);
         // SAFETY: as many floats as the mask has lanes.
-        unsafe { _mm512_mask_storeu_ps(values.as_mut_ptr(), mask, _mm512_mul_ps(found, scale)) };
+        unsafe { _mm512_mask_storeu_ps(values.as_mut_ptr(), mask, found) };
     }
 }
 

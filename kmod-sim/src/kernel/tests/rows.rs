@@ -25,7 +25,7 @@ fn sum(order: u8, first: usize, v: &[f32]) -> f32 {
             if i < n { sum + v[i] } else { sum }
         }
         _ => {
-            let start = (0..n).find(|i| (first + i) % 4 == 0).unwrap_or(n);
+            let start = (0..n).find(|i| (first + i).is_multiple_of(4)).unwrap_or(n);
             let fours = (n - start) / 4;
             if fours == 0 {
                 return (0..n).fold(0.0, |sum, i| sum + v[i]);
@@ -53,6 +53,7 @@ fn layer(v: &[f32], epsilon: f32) -> (f32, f32) {
     (0..n / 4 * 4).for_each(|i| wide[i % 4] += f64::from(v[i]));
     let mut total = (wide[0] + wide[2]) + (wide[1] + wide[3]);
     (n / 4 * 4..n).for_each(|i| total += f64::from(v[i]));
+    #[expect(clippy::cast_possible_truncation, reason = "the definition rounds here")]
     let mean = (total / n as f64) as f32;
     let mut lanes = [0.0_f32; 8];
     for i in 0..n / 8 * 8 {
@@ -60,8 +61,8 @@ fn layer(v: &[f32], epsilon: f32) -> (f32, f32) {
     }
     let four = |i: usize| lanes[i] + lanes[i + 4];
     let mut squares = (four(0) + four(2)) + (four(1) + four(3));
-    for i in n / 8 * 8..n {
-        let d = v[i] - mean;
+    for (i, v) in v.iter().enumerate().skip(n / 8 * 8) {
+        let d = v - mean;
         squares = if i < n / 4 * 4 { squares + d * d } else { d.mul_add(d, squares) };
     }
     (mean, 1.0 / (squares / n as f32 + epsilon).sqrt())

@@ -15,6 +15,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Fills the SRAM slot with a pattern before each job, so that reading what was never written shows.
     pub is_strict: bool,
+    /// Records what each command takes; see [`crate::times`].
+    pub is_timed: bool,
     /// Faults that the device is to show.
     pub inject: Plan,
     /// A job that makes no progress for as long is ended as hung.
@@ -27,6 +29,7 @@ impl Default for Config {
             limits: Limits::REFERENCE,
             threads: None,
             is_strict: false,
+            is_timed: false,
             inject: Plan::default(),
             hang: HANG,
         }
@@ -40,6 +43,7 @@ pub const OPTIONS: &[(&str, &str)] = &[
     ("mhz", "clock in MHz, 1 to 10000"),
     ("threads", "threads to compute with, 1 to 1024"),
     ("strict", "0 or 1; 1 poisons the SRAM before each job"),
+    ("times", "0 or 1; 1 records what each command takes, for tools in the same process"),
     ("inject", "faults to show, KIND[@N][:ARG] joined by +, such as stuck-engine or slow-dma@3:20"),
     ("hang_ms", "milliseconds without progress after which a job is ended, 10 to 600000"),
 ];
@@ -113,6 +117,7 @@ impl Config {
             "inject" => self.inject = Plan::parse(value)?,
             "hang_ms" => self.hang = Duration::from_millis(number(10, 600_000)?.into()),
             "strict" => self.is_strict = number(0, 1)? == 1,
+            "times" => self.is_timed = number(0, 1)? == 1,
             "sram" => {
                 self.limits.sram_bytes =
                     bytes(value).filter(|&n| n <= 256 << 20).ok_or_else(bad)?;
@@ -142,11 +147,12 @@ mod tests {
     #[test]
     fn options_change_what_the_device_reports() {
         let config =
-            Config::parse("macs=256,sram=512K,mhz=800,threads=3,strict=1,hang_ms=10").unwrap();
+            Config::parse("macs=256,sram=512K,mhz=800,threads=3,strict=1,times=1,hang_ms=10")
+                .unwrap();
         assert_eq!(config.limits.macs_per_cycle, 256);
         assert_eq!(config.limits.sram_bytes, 512 << 10);
         assert_eq!(config.limits.clock_khz, 800_000);
-        assert_eq!((config.threads, config.is_strict), (Some(3), true));
+        assert_eq!((config.threads, config.is_strict, config.is_timed), (Some(3), true, true));
         assert_eq!(config.hang, Duration::from_millis(10));
         assert!(config.limits.is_plausible());
         assert_eq!(Config::parse("").unwrap(), Config::default());

@@ -15,10 +15,12 @@ use crate::kernel::{self, Stop};
 use crate::program::Program;
 use crate::sram::POISON;
 use crate::state::{Ended, State, Step};
+use crate::times::{self, Timed};
 use npu_uapi::command::Command;
 use npu_uapi::queue::LoadProgram;
 use npu_uapi::workers::Workers;
 use std::sync::MutexGuard;
+use std::time::Instant;
 
 /// Bytes of a program image that are copied at a time, under the lock.
 const IMAGE_PIECE: usize = 256 << 10;
@@ -156,8 +158,12 @@ impl Function {
             grant.begin(cost.cycles, task.place);
         }
         let slots = &task.work.slots.extents;
+        let began = self.config().is_timed.then(Instant::now);
         let run = || kernel::execute(command, slots, self.isa(), workers, control);
         let result = self.injector.stick(control).and_then(|()| run());
+        if let Some(began) = began {
+            times::record(Timed { command: *command, index, took: began.elapsed() });
+        }
         if let Some(grant) = &held {
             grant.end(result.is_err().then(|| self.engine.place()));
         }

@@ -37,6 +37,7 @@ pub mod server;
 mod slots;
 mod sram;
 mod state;
+pub mod times;
 pub mod timing;
 pub mod walker;
 mod watch;

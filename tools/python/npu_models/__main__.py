@@ -1,4 +1,4 @@
-"""`python -m npu_models`: what `cargo xtask models`, `demo` and `bench` call."""
+"""`python -m npu_models`: what `cargo xtask models` and `demo` call."""
 
 import argparse
 import sys
@@ -20,9 +20,6 @@ def main() -> int:
     show = commands.add_parser("demo", help="classify labelled photographs on the NPU and on the CPU")
     show.add_argument("folder", type=Path)
     show.add_argument("--plugin", type=Path, required=True, help="libep_npu.so")
-    timing = commands.add_parser("bench", help="latency of every model on the NPU and on the CPU")
-    timing.add_argument("folder", type=Path)
-    timing.add_argument("--plugin", type=Path, required=True, help="libep_npu.so")
     arguments = parser.parse_args()
     if arguments.command == "build":
         print(build.table(build.build(arguments.folder, arguments.only or build.SETS[arguments.set])))
@@ -34,10 +31,9 @@ def main() -> int:
         held_out = [digits.accuracy(m, arguments.packages) for m in (model, small_model)]
         print(f"{arguments.file}: {arguments.file.stat().st_size} bytes; held-out accuracy {held_out[0]:.1%} float, {held_out[1]:.1%} quantised")
         return 0
-    from . import bench, demo  # the other commands need no ONNX Runtime with the plugin
+    from . import demo  # the other commands need no ONNX Runtime with the plugin
 
-    runs = {"demo": demo.run, "bench": bench.run}
-    return runs[arguments.command](arguments.folder, arguments.plugin)
+    return demo.run(arguments.folder, arguments.plugin)
 
 
 if __name__ == "__main__":

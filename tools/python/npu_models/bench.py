@@ -1,26 +1,76 @@
-"""Latency of every model at batch 1, NPU beside CPU provider, with 1 and 2 threads: the table of docs/performance.md."""
+"""What `cargo xtask bench` compares: the cases, what is wanted of each, their models and their inputs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
-from . import build, demo, latency
-
-BLOCKS = 15
+from . import build, inputs, signed
+from .published import Published
 
 
-def run(folder: Path, plugin: Path) -> int:
-    made = [folder / entry.file for entry in build.build(folder, build.SETS["demo"]) if entry.kind in build.VARIANTS]
-    ort.register_execution_provider_library(demo.EP, str(plugin.resolve()))
-    print(f"ONNX Runtime {ort.__version__}; batch 1, median ms of {BLOCKS * latency.RUNS} runs in alternating blocks; ratio by block\n")
-    print("| model | threads | CPU provider | NPU | CPU / NPU, median (lowest to highest block) |\n|---|---|---|---|---|")
-    for model in sorted(made):
-        for threads in (1, 2):
-            cpu, npu = demo.cpu_session(str(model), threads), demo.npu_session(str(model), threads)
-            shape = [1 if isinstance(size, str) else size for size in cpu.get_inputs()[0].shape]
-            x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-            t = latency.compare(cpu, npu, x, BLOCKS)
-            name = model.name.removesuffix(".onnx")
-            print(f"| {name} | {threads} | {t.cpu:.2f} | {t.npu:.2f} | {t.ratio:.2f} ({t.lowest:.2f} to {t.highest:.2f}) |", flush=True)
-    return 0
+@dataclass(frozen=True)
+class Case:
+    """One model at one batch size, and how many times as fast as each peer the NPU is to be (0 for no aim)."""
+
+    model: str
+    cpu: float
+    openvino: float
+    kind: str = "qdq-pc"
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        """As `--models` has it: the model, and what is special."""
+        signs = "-s8s8" if self.kind == "s8s8-pc" else ""
+        return self.model + signs + (f"-b{self.batch}" if self.batch > 1 else "")
+
+
+CASES = [
+    Case("resnet50", 1.25, 1.1),
+    Case("resnet50", 2.5, 0, kind="s8s8-pc"),
+    Case("resnet50", 1.25, 1.1, batch=8),
+    Case("resnet18", 1.3, 1.1),
+    Case("squeezenet1_1", 1.3, 1.1),
+    Case("effnet-lite0", 1.6, 1.3),
+    Case("mobilenet_v2", 1.8, 1.3),
+    Case("mobilenet_v3_small", 1.8, 1.3),
+    Case("efficientnet_b0", 0, 0),
+    Case("ppocrv4-det", 4, 6),
+    Case("ppocrv4-rec", 3.5, 8),
+    Case("ppocr-cls-v2", 3, 5),
+    Case("ddddocr-det", 1.9, 2),
+    Case("dnsmos-p808", 2.5, 2),
+    Case("oww-embedding", 3, 5),
+    Case("minilm-l3", 1.5, 2),
+]
+
+
+def chosen(names: list[str]) -> list[Case]:
+    """The cases of these names; all where there are none."""
+    known = {case.name: case for case in CASES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SystemExit(f"no case is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in names] or CASES
+
+
+def files(cases: list[Case], folder: Path) -> dict[Case, Path]:
+    """The model of each case, made where it is missing."""
+    build.build(folder, list(dict.fromkeys(case.model for case in cases)))
+    found = {}
+    for case in cases:
+        plain = folder / f"{case.model}.{case.kind}.onnx"
+        found[case] = signed.ensure(case.model, case.kind, folder) if case.kind in signed.KINDS else plain
+    return found
+
+
+def feeds(case: Case, folder: Path) -> list[dict[str, np.ndarray]]:
+    """Four inputs that did not calibrate the model as they are; the first is the one that is timed."""
+    if case.batch == 1:
+        return signed.feeds(case.model, folder)
+    recipe = build.ALL[case.model]
+    if isinstance(recipe, Published):
+        raise ValueError(f"{case.model} has one fixed shape")
+    eight = inputs.eight(list(recipe.shape), case.batch, folder / "packages")
+    return [{"input": eight[kind]} for kind in ("real", "real, others", "normal", "wide normal")]

@@ -12,6 +12,8 @@ mod compile;
 mod explain;
 #[path = "../npu/host.rs"]
 mod host;
+#[path = "../npu/layers.rs"]
+mod layers;
 #[path = "../npu/model.rs"]
 mod model;
 #[path = "../npu/npy.rs"]

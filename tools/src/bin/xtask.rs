@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+#[path = "../xtask/bench.rs"]
+mod bench;
 #[path = "../xtask/book.rs"]
 mod book;
 #[path = "../xtask/child.rs"]
@@ -47,8 +49,8 @@ struct Arguments {
 enum Task {
     /// Classify labelled photographs in ONNX Runtime, on the NPU and on the CPU, and compare.
     Demo,
-    /// Latency of every model beside the CPU provider's.
-    Bench,
+    /// Latency of every model beside the CPU provider's and OpenVINO's, and of its layers beside the machine's limits.
+    Bench(bench::Args),
     /// An empty job over a socket beside a bare ping-pong, and what idling costs.
     Latency,
     /// The other process of `latency`.
@@ -91,7 +93,7 @@ enum Task {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
         Task::Demo => demo::run()?,
-        Task::Bench => demo::bench()?,
+        Task::Bench(args) => return bench::run(&args),
         Task::Latency => return latency::run(),
         Task::LatencyPeer(peer) => peer.run()?,
         Task::Wheel => wheel::run()?,

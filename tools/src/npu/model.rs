@@ -57,7 +57,7 @@ pub(crate) struct Program {
 impl ModelArgs {
     /// Opens the device.
     pub(crate) fn open(&self) -> Result<Device> {
-        Device::open(&self.device).with_context(|| format!("cannot open device `{}`", self.device))
+        open(&self.device)
     }
 
     /// Loads the model and plans it for the device.
@@ -81,6 +81,11 @@ impl ModelArgs {
     pub(crate) fn min_gain(&self) -> Option<Duration> {
         self.min_gain.map(|micros| Duration::from_micros(micros.into()))
     }
+}
+
+/// Opens the device that `name` says.
+pub(crate) fn open(name: &str) -> Result<Device> {
+    Device::open(name).with_context(|| format!("cannot open device `{name}`"))
 }
 
 impl Planned {

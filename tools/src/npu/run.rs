@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::host::{Host, OrtArgs};
-use crate::model::ModelArgs;
+use crate::layers;
+use crate::model::{self, ModelArgs};
 use crate::npy::Array;
 
 /// Run a model on the NPU.
@@ -39,13 +40,20 @@ pub(crate) struct Args {
     /// Run the model on ONNX Runtime's CPU provider as well; the exit code is 1 where any bit differs.
     #[arg(long)]
     compare_cpu: bool,
+    /// Write what each command took, as the device in this process records it (.json); the slowest are printed.
+    #[arg(long, value_name = "FILE")]
+    layers: Option<PathBuf>,
     #[command(flatten)]
     ort: OrtArgs,
 }
 
 /// Runs as `args` say.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let (device, progress) = (args.model.open()?, args.model.progress);
+    let progress = args.model.progress;
+    let device = match &args.layers {
+        Some(_) => model::open(&layers::timed(&args.model.device)?)?,
+        None => args.model.open()?,
+    };
     let builder = Session::builder(&device).ort(args.ort.options());
     let builder = builder.exactness(args.model.exactness);
     let mut builder = builder.fallback(args.host.fallback(&args.ort));
@@ -74,6 +82,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let comparison = progress.during("comparing with the CPU", compare)?;
         is_equal = comparison.is_equal();
         text += &compared(&comparison);
+    }
+    if let Some(path) = &args.layers {
+        let measure = || layers::measure(&session, &tensors, args.model.batch, args.repeat, path);
+        text += &progress.during("timing layers", measure)?;
     }
     if let Some(path) = &args.output {
         for (index, tensor) in done.outputs.iter().enumerate() {

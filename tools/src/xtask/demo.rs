@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `bench`: real models in stock ONNX Runtime, on the NPU and on the CPU.
+//! `cargo xtask demo`: a real model in stock ONNX Runtime, on the NPU and on the CPU.
 
 use std::time::Duration;
 
@@ -11,20 +11,11 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// Does all the set-up, then hands over to `npu_models.demo`, which prints and compares.
 pub(crate) fn run() -> Result<()> {
-    on_the_plugin("demo")
-}
-
-/// Prints the latency of every model beside the CPU provider's: figures, no verdict.
-pub(crate) fn bench() -> Result<()> {
-    on_the_plugin("bench")
-}
-
-fn on_the_plugin(task: &str) -> Result<()> {
     let python = Python::ready()?;
     println!("building the plugin");
     let library = setup::plugin()?;
     let mut command = python.command();
-    command.args(["-m", "npu_models", task]).arg(setup::models()).arg("--plugin").arg(library);
+    command.args(["-m", "npu_models", "demo"]).arg(setup::models()).arg("--plugin").arg(library);
     child::check(&mut command, LIMIT)?;
     Ok(())
 }

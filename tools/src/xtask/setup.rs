@@ -21,6 +21,11 @@ pub(crate) fn root() -> PathBuf {
     tools.parent().unwrap_or(tools).to_path_buf()
 }
 
+/// Where cargo builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Where the models are kept.
 pub(crate) fn models() -> PathBuf {
     root().join(".models")
@@ -92,6 +97,14 @@ impl Python {
         Self::with(&root().join(".venvs").join(version), &text)
     }
 
+    /// An environment that has what the benchmark compares with as well.
+    pub(crate) fn with_peers() -> Result<Self> {
+        let peers = root().join("tools/python/peers.txt");
+        let peers = fs::read_to_string(&peers)
+            .with_context(|| format!("cannot read {}", peers.display()))?;
+        Self::with(&root().join(".venvs/bench"), &(requirements()? + &peers))
+    }
+
     /// Makes the environment in `folder`, or finds it as the last run left it: a copy of the
     /// requirements inside says which.
     fn with(folder: &Path, wanted: &str) -> Result<Self> {
@@ -113,6 +126,11 @@ impl Python {
         child::check(Command::new(&python.0).args(pip).arg(&list), INSTALL_LIMIT)?;
         fs::rename(&list, &stamp).with_context(|| format!("cannot write {}", stamp.display()))?;
         Ok(python)
+    }
+
+    /// The environment.
+    pub(crate) fn folder(&self) -> &Path {
+        self.0.ancestors().nth(2).unwrap_or(&self.0)
     }
 
     /// A command that runs the environment's Python in the checkout, with the project's modules in reach.

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every stage that CI runs, counted and timed. A stage that cannot run has failed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -205,10 +205,8 @@ fn stack() -> Result<Tally> {
 
 /// Prints what `tests/stack/matrix.rs` found, which a test that passes does not show.
 fn print_fault_matrix() {
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| setup::root().join("target"), PathBuf::from);
     for transport in ["sim", "vfio-user"] {
-        let file = target.join(format!("tmp/fault-matrix-{transport}.txt"));
+        let file = setup::target().join(format!("tmp/fault-matrix-{transport}.txt"));
         match std::fs::read_to_string(&file) {
             Ok(table) => println!("injected faults over {transport}\n{table}"),
             Err(error) => println!("no table of injected faults in {}: {error}", file.display()),

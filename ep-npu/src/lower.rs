@@ -10,6 +10,7 @@ mod matrix;
 mod op;
 mod pick;
 mod place;
+mod transposed;
 mod unit;
 mod view;
 

@@ -30,6 +30,7 @@ mod resize;
 mod signed;
 mod split;
 mod terms;
+mod transposed;
 mod unit;
 mod vectors;
 mod window;
@@ -50,6 +51,8 @@ pub use rearrange::{Rearrange, Step};
 pub use resize::{Coordinates, Factors, Nearest, Rounding};
 pub(crate) use signed::{becomes_unsigned, is_signed, way};
 pub use split::{Lengths, Share, Split};
+pub(crate) use transposed::weight;
+pub use transposed::{Blocks, Spread, TransposedSpec};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
 pub use window::{Placed, WindowSpec};
 
@@ -196,6 +199,7 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
     let unit = Former::new(graph, id);
     let form = match node.op.as_str() {
         "Conv" => products::conv,
+        "ConvTranspose" => transposed::conv_transpose,
         "Gemm" => products::gemm,
         "MatMul" => products::matmul,
         "Softmax" => attention::softmax,

@@ -7,6 +7,7 @@ mod attention;
 mod float;
 mod mean;
 mod rearrange;
+mod transposed;
 mod window;
 
 use crate::graph::{Graph, ValueId};
@@ -104,6 +105,10 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::Conv { products, groups, window } => {
             let out = convolve(part, unit, products, *groups, window, &image(0));
+            Value::Codes(flat(out.into_dyn()))
+        }
+        Kind::ConvTranspose { products, spec } => {
+            let out = transposed::convolve(part.node(unit.target), products, spec, &image(0));
             Value::Codes(flat(out.into_dyn()))
         }
         Kind::Product(products) => {

@@ -10,10 +10,11 @@ pub(crate) mod threads;
 use crate::exactness::Exactness;
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{
-    Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Split, Unit, WindowSpec, axis_of,
-    is_in_range,
+    Blocks, Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Split, Unit, WindowSpec,
+    axis_of, is_in_range,
 };
 use crate::refusal::{Refusal, refuse};
+use npu_uapi::float_order::{Order, Steps};
 use std::collections::BTreeMap;
 
 /// Shapes by value.
@@ -145,6 +146,22 @@ fn convolution(
     }
 }
 
+/// The order in which the CPU provider sums a transposed convolution: channel by channel for each tap,
+/// and then tap by tap.
+pub(crate) fn spread_order(node: &Node, blocks: &Blocks) -> Result<Order, Refusal> {
+    let order = order::transposed(blocks.rows.len * blocks.columns.len, blocks.inputs);
+    // The device's blocks are of sums, or of taps.
+    if blocks.are_apart() || order.steps == Steps::Fused(blocks.channels() as u64) {
+        return Ok(order);
+    }
+    refuse!(
+        FLOAT_ORDER,
+        "{node} runs in float on the CPU, which sums {} channels in parts before it adds what overlaps, \
+         and the device does not; make kernel and strides alike",
+        blocks.inputs
+    )
+}
+
 /// How a convolution in floats is summed.
 pub(crate) fn summed_over(
     graph: &Graph,
@@ -185,6 +202,21 @@ fn output_unchecked(
                 summed_over(graph, node, products, *groups, window, &placed, [n, h, w])?;
             }
             Ok(over(window, [n, products.weights.outputs], &placed))
+        }
+        Kind::ConvTranspose { products, spec } => {
+            let [n, c, h, w] = image(node, input, spec.is_row())?;
+            let want = products.weights.inputs;
+            if c != want {
+                return refuse!(SHAPE, "{node} reads {c} channels; its weights ask for {want}");
+            }
+            let blocks = Blocks::new(node, products, spec, [n, h, w])?;
+            spread_order(node, &blocks)?;
+            for shape in blocks.shapes() {
+                check_size(node, &shape)?;
+            }
+            let rows = (!spec.is_row()).then_some(blocks.rows.out);
+            let channels = blocks.groups * blocks.filters;
+            Ok([n, channels].into_iter().chain(rows).chain([blocks.columns.out]).collect())
         }
         Kind::Product(products) => match *input {
             [ref rows @ .., k] if k == products.weights.inputs && !rows.is_empty() => {

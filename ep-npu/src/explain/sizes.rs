@@ -84,6 +84,12 @@ fn unit_macs(unit: &Unit, output: &[usize], shapes: &Shapes) -> u64 {
             return count(output).saturating_mul(count(&[sums]));
         }
         Kind::Conv { products, .. } | Kind::Product(products) => products,
+        // Every input element meets every weight of its group.
+        Kind::ConvTranspose { products, .. } => {
+            let [rows, columns] = products.weights.kernel;
+            let each = count(&[products.weights.outputs, rows, columns]);
+            return count(&shapes[&unit.inputs[0]]).saturating_mul(each);
+        }
         _ => return 0,
     };
     let [rows, columns] = products.weights.kernel;

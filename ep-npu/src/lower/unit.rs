@@ -40,6 +40,7 @@ impl Lowering<'_> {
                 });
                 self.conv(unit, products, *groups, placed.window, floats);
             }
+            Kind::ConvTranspose { products, spec } => self.conv_transpose(unit, products, spec),
             Kind::Product(products) => self.product(unit, products),
             Kind::MatMul { first, second, result } => {
                 self.matmul(unit, [*first, *second, *result]);

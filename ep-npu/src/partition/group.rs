@@ -6,7 +6,7 @@ use super::{PlanOptions, cut, no_work, refuse_unit};
 use crate::graph::{Graph, NodeId, ValueId};
 use crate::lower::Part;
 use crate::program::{self, CompileError};
-use crate::quantize::{Kind, Unit, Units};
+use crate::quantize::{Blocks, Kind, Unit, Units};
 use crate::refusal::{Refusal, refuse, rule};
 use crate::shape::{Assignment, Shapes};
 use npu_uapi::limits::Limits;
@@ -108,6 +108,14 @@ pub(super) fn check_work(
             count(output) * (inputs * rows * columns) as u128
         }
         Kind::Product(products) => count(output) * products.weights.inputs as u128,
+        Kind::ConvTranspose { products, spec } => {
+            let &[images, _, .., columns] = inputs[0] else { return Ok(()) };
+            let rows = if spec.is_row() { 1 } else { inputs[0][2] };
+            let blocks =
+                Blocks::new(graph.node(unit.target), products, spec, [images, rows, columns])?;
+            let [_, out] = blocks.shapes();
+            count(&out) * blocks.terms().next_multiple_of(4) as u128
+        }
         Kind::MaxPool { window, .. } | Kind::AveragePool { window, .. } => {
             count(output) * window.taps() as u128
         }
@@ -196,7 +204,9 @@ fn find(root: &mut [usize], mut unit: usize) -> usize {
 
 /// Whether the group is an operator or two without weights, and all that it reads and writes is the CPU's.
 fn is_island(graph: &Graph, members: &[&Unit]) -> bool {
-    let has_weights = |unit: &&Unit| matches!(unit.kind, Kind::Conv { .. } | Kind::Product(_));
+    let has_weights = |unit: &&Unit| {
+        matches!(unit.kind, Kind::Conv { .. } | Kind::ConvTranspose { .. } | Kind::Product(_))
+    };
     let is_edge = |unit: &&Unit| {
         let is_fed = unit.inputs.iter().any(|&input| graph.value(input).producer.is_none());
         is_fed || unit.outputs().any(|output| graph.is_output(output))
@@ -222,6 +232,10 @@ fn check_gain(
             Kind::Conv { products, .. } | Kind::Product(products) => {
                 let [rows, columns] = products.weights.kernel;
                 count(&[products.weights.inputs, rows, columns])
+            }
+            // Each output pixel sees its share of the kernel.
+            Kind::ConvTranspose { products, spec } => {
+                count(&[products.weights.inputs / spec.groups, spec.taps_a_pixel()])
             }
             _ => 0,
         };

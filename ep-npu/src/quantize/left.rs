@@ -7,10 +7,6 @@ use crate::graph::Node;
 pub(super) fn why(node: &Node) -> String {
     let op = node.op.as_str();
     let why = match op {
-        "ConvTranspose" => {
-            "the CPU provider has no 8-bit form of ConvTranspose and sums it in floats, in an order that no \
-             command of the device has; a Resize to the nearest and a Conv are taken"
-        }
         "LayerNormalization"
         | "InstanceNormalization"
         | "GroupNormalization"
@@ -76,7 +72,7 @@ mod tests {
 
     #[test]
     fn every_reason_names_its_operator_or_what_is_missing() {
-        for op in ["ConvTranspose", "LayerNormalization", "LogSoftmax", "LSTM", "Foo"] {
+        for op in ["LayerNormalization", "LogSoftmax", "LSTM", "Foo"] {
             let node = Node {
                 name: "n".into(),
                 op: op.into(),

@@ -52,7 +52,8 @@ pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     // With an activation that cuts something off, the CPU fuses that, and not the 8-bit operator.
     let products = if unit.outer_edges() != Edges::Unsigned || cut.is_some() {
         let range = cut.map_or([0, 255], |(_, range)| range);
-        float(&mut unit, input, output, weights, &scales, range)?
+        let scales = scales.all(outputs);
+        float(&mut unit, input, output, weights, scales, range)?
     } else {
         let bias = bias(&mut unit, outputs, &scales)?;
         products(node, input, output, weights, bias, &scales, None)?
@@ -87,9 +88,8 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
         let CutResult { output: value, codes: output, cut } = floats.cut_result()?;
         if cut.is_some() || floats.outer_edges() == Edges::Mixed {
             let range = cut.map_or([0, 255], |(_, range)| range);
-            let scales =
-                Scales { weights: scales.weights.iter().map(|s| alpha * s).collect(), ..scales };
-            let products = float(&mut floats, input, output, weights, &scales, range)?;
+            let scales = scales.all(weights.outputs).into_iter().map(|s| alpha * s).collect();
+            let products = float(&mut floats, input, output, weights, scales, range)?;
             return Ok(floats.finish(value, Kind::Product(products)));
         }
     }
@@ -113,7 +113,8 @@ pub(super) fn matmul(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let scales = Scales { input: input.scale, weights: constant.scales };
     let (value, output) = unit.result()?;
     let products = if unit.outer_edges() != Edges::Unsigned {
-        float(&mut unit, input, output, weights, &scales, [0, 255])?
+        let scales = scales.all(weights.outputs);
+        float(&mut unit, input, output, weights, scales, [0, 255])?
     } else {
         products(node, input, output, weights, bias, &scales, None)?
     };
@@ -142,6 +143,10 @@ impl Scales {
     fn of(&self, output: usize) -> f32 {
         // One for all, or one each: `Former::constant` has checked it.
         self.weights.get(output).copied().unwrap_or(self.weights[0])
+    }
+
+    fn all(&self, outputs: usize) -> Vec<f32> {
+        (0..outputs).map(|output| self.of(output)).collect()
     }
 }
 
@@ -220,13 +225,13 @@ fn products(
     Ok(Products { input, output, weights, bias, multipliers, arithmetic })
 }
 
-/// Products of dequantised operands.
-fn float(
+/// Products of dequantised operands; a scale of the weights for each output channel.
+pub(super) fn float(
     unit: &mut Former<'_>,
     input: Codes,
     output: Codes,
     weights: Weights,
-    scales: &Scales,
+    weight_scales: Vec<f32>,
     range: [u8; 2],
 ) -> Result<Products, Refusal> {
     if !weights.zero_points.is_empty() {
@@ -238,8 +243,7 @@ fn float(
     }
     // A Gemm in floats is another call of the matrix library than a MatMul.
     let order_is_known = !unit.node().is("Gemm");
-    let weight_scales = (0..weights.outputs).map(|channel| scales.of(channel)).collect();
-    let bias = float_bias(unit, weights.outputs)?;
+    let bias = float_bias(unit, weight_scales.len())?;
     let arithmetic = Arithmetic::Float(Floats { weight_scales, bias, range, order_is_known });
     let (bias, multipliers) = (Vec::new(), Vec::new());
     Ok(Products { input, output, weights, bias, multipliers, arithmetic })

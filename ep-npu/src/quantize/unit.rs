@@ -11,6 +11,7 @@ use super::pair_table::Function2;
 use super::pairs::Operand;
 use super::rearrange::Rearrange;
 use super::split::{Share, Split};
+use super::transposed::TransposedSpec;
 use super::window::WindowSpec;
 use crate::graph::{NodeId, ValueId};
 use bytes::Bytes;
@@ -50,6 +51,14 @@ pub enum Kind {
         groups: usize,
         /// The window.
         window: WindowSpec,
+    },
+    /// Convolution from the output's side: each input pixel spread over several of the output.
+    ConvTranspose {
+        /// Weights, of all input channels and the output channels of one group, and scales. Always in
+        /// floats.
+        products: Products,
+        /// Groups of channels, the kernel and its steps.
+        spec: TransposedSpec,
     },
     /// Product with a constant matrix: Gemm or MatMul. Weights have one tap.
     Product(Products),
@@ -370,6 +379,7 @@ impl Kind {
             Self::Quantize(_) => "quantize",
             Self::Dequantize(_) => "dequantize",
             Self::Conv { .. } => "conv",
+            Self::ConvTranspose { .. } => "conv-transpose",
             Self::Product(_) => "product",
             Self::MatMul { .. } => "matmul",
             Self::Softmax { .. } => "softmax",

@@ -208,7 +208,7 @@ struct Axis {
     out: usize,
 }
 
-fn pair(
+pub(super) fn pair(
     node: &Node,
     name: &str,
     least: usize,
@@ -225,7 +225,7 @@ fn pair(
     }
 }
 
-fn pads(node: &Node, is_row: bool) -> Result<[usize; 4], Refusal> {
+pub(super) fn pads(node: &Node, is_row: bool) -> Result<[usize; 4], Refusal> {
     let Some(found) = node.ints("pads") else { return Ok([0; 4]) };
     match lengths(found, 0).as_deref() {
         Some(&[left, right]) if is_row => Ok([0, left, 0, right]),
@@ -238,7 +238,7 @@ fn pads(node: &Node, is_row: bool) -> Result<[usize; 4], Refusal> {
 }
 
 /// `found` as lengths from `least` to 65535.
-fn lengths(found: &[i64], least: usize) -> Option<Vec<usize>> {
+pub(super) fn lengths(found: &[i64], least: usize) -> Option<Vec<usize>> {
     let length = |&value| u16::try_from(value).ok().map(usize::from).filter(|&len| len >= least);
     found.iter().map(length).collect()
 }

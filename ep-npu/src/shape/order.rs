@@ -57,6 +57,9 @@ enum Part {
 /// Multiply-accumulates for which the matrix library takes another thread.
 const MACS_A_THREAD: f64 = 65_536.0;
 
+/// Terms of a block, and columns: what fits its panels.
+const BLOCK: usize = 128;
+
 /// Columns that it does not divide.
 const COLUMNS_TOGETHER: usize = 16;
 
@@ -96,6 +99,14 @@ fn about(k: usize, parts: impl Fn(usize) -> BTreeSet<Part>) -> Unsettled {
     let order = order.unwrap_or_else(|| bounded::own_order(k));
     let all: BTreeSet<Part> = counts.flat_map(&parts).collect();
     Unsettled { order, roundings: all.iter().map(roundings).max().unwrap_or(k) }
+}
+
+/// The order of a product of `n` columns and `k` terms whose first matrix lies transposed: however few the
+/// columns are and whatever number of threads shares them, its blocks are not longer.
+pub(crate) fn transposed(n: usize, k: usize) -> Order {
+    let block = if k > BLOCK { BLOCK } else { k.next_power_of_two() };
+    let steps = if n == 1 { Steps::Quads } else { Steps::Fused(block as u64) };
+    Order { steps, bias_first: false }
 }
 
 /// The one order that all parts have with any number of threads.
@@ -241,7 +252,7 @@ fn useful(m: usize, n: usize, k: usize, threads: usize) -> usize {
 
 /// Terms of a block: 128, more where there are few columns.
 fn block(n: usize, k: usize) -> usize {
-    let (mut columns, mut terms) = (128, 128);
+    let (mut columns, mut terms) = (BLOCK, BLOCK);
     if n < k {
         while columns > 16 && columns / 2 >= n {
             (columns, terms) = (columns / 2, terms * 2);

@@ -10,4 +10,5 @@ mod moves;
 mod pairs;
 mod refused;
 mod signed;
+mod transposed;
 mod weights;

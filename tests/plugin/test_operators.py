@@ -73,6 +73,9 @@ TAKEN = [
     Case("Conv", {"pads": [1, 0, 2, 1], "strides": [2, 1], "group": 2}, weights([6, 4, 3, 3])),
     Case("Conv", {"auto_pad": "SAME_UPPER", "dilations": [1, 1]}, weights([6, 8, 3, 3]), name="padded by itself"),
     Case("Conv", {"pads": [1, 2]}, weights([6, 8, 3]), shape=[2, 8, 20], name="of rows"),
+    Case("ConvTranspose", {"strides": [2, 2]}, weights([8, 4, 2, 2], 1)),
+    Case("ConvTranspose", {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}, weights([8, 4, 3, 3], 1), name="overlapping"),
+    Case("ConvTranspose", {"strides": [3], "group": 2}, weights([8, 4, 4], 1), shape=[2, 8, 20], name="of rows"),
     Case("Gemm", {}, weights([8, 5], 1), shape=[3, 8]),
     Case("MatMul", {}, weights([8, 5], 1), shape=[2, 3, 8]),
     Case("MatMul", reads=2, shape=[2, 6, 6], name="of two tensors"),
@@ -145,7 +148,7 @@ TAKEN = [
     ),
 ]
 LEFT = [
-    Case("ConvTranspose", {"strides": [2, 2]}, weights([8, 4, 2, 2], 1), reason="has no 8-bit form of ConvTranspose"),
+    Case("ConvTranspose", {"strides": [2, 2]}, weights([130, 4, 3, 3], 1), [1, 130, 4, 4], reason="before it adds what overlaps", name="of many channels"),
     Case("Gather", {"axis": 3}, lambda layer: [layer.constant(layer.random.integers(0, 6, 2000), np.int64)], reason="without a pattern", name="everywhere"),
     Case("Split", {"axis": 0}, numbers([2, 0]), outputs=2, reason="makes an empty part", name="and nothing"),
     Case("Pad", {"mode": "constant"}, numbers([0, 0, 0, -3, 0, 0, 0, -3]), reason="cuts all of dimension 3", name="to nothing"),

@@ -168,7 +168,7 @@ impl TransposedSpec {
         };
         let (out, before) = match self.cut {
             Cut::Pads(pads) => {
-                let out = full.checked_sub(pads[axis] + pads[axis + 2]).unwrap_or(0);
+                let out = full.saturating_sub(pads[axis] + pads[axis + 2]);
                 (out, pads[axis])
             }
             Cut::Same { more_behind } => {

@@ -103,10 +103,10 @@ def transposed_convolution(b: Builder) -> Tensor:
     if b.any(0.15):
         made["output_padding"] = [b.whole(0, s - 1) for s in made.get("strides", [1] * (len(x.shape) - 2))]
     each = b.whole(1, 8)
-    weight, scale = weights(b, [channels, each, *made["kernel_shape"]], 1 if groups == 1 else 0, channels // groups)
+    weight, scale = weights(b, [channels, each, *made["kernel_shape"]], 1 if b.any(0.9) else 0, channels // groups)
     inputs = [b.dequantise(x), weight]
     if b.any(0.6):
-        inputs.append(bias(b, x, scale if groups == 1 else scale[:1], each * groups))
+        inputs.append(bias(b, x, scale if len(scale) == each * groups else scale[:1], each * groups))
     return b.give(b.node("ConvTranspose", inputs, group=groups, **made))
 
 

@@ -46,8 +46,15 @@ def static_qdq(
         return onnx.load(result)
 
 
-def with_taps(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose outputs are, besides its own, every quantised activation.
+def all_taps(model: onnx.ModelProto, most: int = 200) -> list[onnx.ModelProto]:
+    """Copies that have every quantised activation among their outputs, `most` each: the device has 256 slots."""
+    count = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    parts = -(-count // most)
+    return [with_taps(model, part, parts) for part in range(parts)]
+
+
+def with_taps(model: onnx.ModelProto, part: int = 0, parts: int = 1) -> onnx.ModelProto:
+    """A copy whose outputs are, besides its own, every quantised activation, or every `parts`-th from `part` on.
 
     Only outputs of QuantizeLinear are exposed. An 8-bit tensor lies between two units, so showing it changes neither
     how ONNX Runtime fuses them nor how the NPU's compiler groups them; a float tensor lies inside one.
@@ -57,9 +64,8 @@ def with_taps(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[0] in types:
-            continue
+    tapped = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in types]
+    for node in tapped[part::parts]:
         name = node.output[0]
         kind = types[node.input[2]] if len(node.input) > 2 else TensorProto.UINT8
         copy.graph.output.append(known[name] if name in known else helper.make_tensor_value_info(name, kind, None))

@@ -29,7 +29,6 @@ mod options;
 mod profile;
 mod provider;
 mod session_context;
-pub(crate) use session_context::SessionContext;
 mod settings;
 mod status;
 mod sys;
@@ -37,7 +36,7 @@ mod terminate;
 mod view;
 mod workers;
 #[cfg(feature = "onnx")]
-pub(crate) use {status::Failure, workers::Threads};
+pub(crate) use {session_context::SessionContext, status::Failure, workers::Threads};
 
 use std::ffi::c_char;
 

@@ -130,6 +130,7 @@ pub struct Session {
     device: Device,
     source: Source,
     host: OrtOptions,
+    timeout: Duration,
     /// The whole model on ONNX Runtime's CPU provider, once it was compared with.
     reference: OnceLock<HostSession>,
     // Last: what the engine loaded goes before it.
@@ -245,7 +246,7 @@ impl Builder {
         };
         let inputs = graph.inputs().iter().map(info).collect();
         let outputs = graph.outputs().iter().map(info).collect();
-        let (reference, _context) = (OnceLock::new(), context);
+        let (timeout, reference, _context) = (options.timeout, OnceLock::new(), context);
         Ok(Session {
             graph,
             plan,
@@ -256,6 +257,7 @@ impl Builder {
             device,
             source,
             host,
+            timeout,
             reference,
             _context,
         })

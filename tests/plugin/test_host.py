@@ -132,3 +132,32 @@ def test_external_data_beside_the_model_reaches_both(tool, library, tmp_path):  
     np.save(tmp_path / "x.npy", graphs.sample(2))
     told, _ = call(tool, library, "run", tmp_path / "model.onnx", "--host", "ort", "--compare-cpu", "--input", tmp_path / "x.npy")
     assert "equal the CPU's, bit for bit" in told
+
+
+def test_a_run_ends_in_time_also_while_the_host_computes(tool, library, tmp_path):  # noqa: F811
+    """A loop that nobody lives to see the end of, behind what the NPU takes."""
+    model = graphs.with_float_tail("Softmax")
+    result = model.graph.output[0].name
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["goes_on"], name="going_on"),
+            helper.make_node("Cos", ["state"], ["next"], name="turn"),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn_number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+        ],
+        [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, None)],
+    )
+    model.graph.initializer.append(helper.make_tensor("turns", TensorProto.INT64, [], [1 << 62]))
+    model.graph.initializer.append(helper.make_tensor("always", TensorProto.BOOL, [], [True]))
+    model.graph.node.append(helper.make_node("Loop", ["turns", "always", result], ["at_last"], name="endless", body=body))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("at_last", TensorProto.FLOAT, None))
+    file = save(tmp_path, model)
+    np.save(tmp_path / "x.npy", graphs.sample(2))
+    options = ("--host", "ort", "--timeout-ms", 700, "--input", tmp_path / "x.npy")
+    _, told = call(tool, library, "run", file, *options, code=1)
+    assert "not done within 700ms" in told and "ONNX Runtime" in told, told

@@ -84,7 +84,9 @@ fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Mad
         found = kept(provider, cache, &key);
         (cache, key)
     });
-    if let Some(bundle) = found {
+    if let Some(mut bundle) = found {
+        // It was kept by a session that may have called the part otherwise.
+        bundle.part.set_name(part.name());
         let loaded =
             Executable::from_bundle(bundle, context.clone(), device.clone(), options.clone());
         match loaded {

@@ -59,7 +59,9 @@ impl Settings {
         let mut next = now.clone();
         for (key, value) in pairs {
             let name = key.strip_prefix(options::PREFIX).unwrap_or(key);
-            next.set(name, value)?;
+            if !is_of_another(name) {
+                next.set(name, value)?;
+            }
         }
         if (next.asked, next.is_efficient) != (now.asked, now.is_efficient) {
             let one = next.is_efficient.then_some(NonZeroUsize::MIN);
@@ -68,6 +70,13 @@ impl Settings {
         *now = next;
         Ok(())
     }
+}
+
+/// Whether `key` is of another provider: ONNX Runtime hands every pair to all of a session.
+fn is_of_another(key: &str) -> bool {
+    let mut words = key.split('.');
+    let provider = (words.next(), words.next(), words.next());
+    matches!(provider, (Some("ep"), Some(name), Some(_)) if name != "dynamic")
 }
 
 impl Now {
@@ -119,6 +128,18 @@ mod tests {
         assert!(matches!(&*settings.threads(), Threads::Caller));
         set(&settings, &[(WORKLOAD, "Default")]).unwrap();
         assert!(matches!(&*settings.threads(), Threads::Own(_)));
+    }
+
+    #[test]
+    fn options_of_another_provider_are_left_to_it() {
+        let settings = Settings::new(&Options::from_session(&[]).unwrap());
+        let others = [("ep.otherprovider.power", "low"), ("ep.otherprovider.timeout_ms", "never")];
+        let own = ("ep.npuexecutionprovider.timeout_ms", "250");
+        set(&settings, &[others[0], own, others[1]]).unwrap();
+        assert_eq!(settings.timeout(), Duration::from_millis(250));
+        for wrong in ["ep.npuexecutionprovider.power", "ep.dynamic.workload", "power", "ep.power"] {
+            assert!(set(&settings, &[(wrong, "low")]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -3,15 +3,16 @@
 //!
 //! A device in this process computes on the thread that waits for the job, which so cannot look itself,
 //! and a command may be long; the device looks for an abort within each command. Between runs the
-//! thread sleeps.
+//! thread sleeps. It only looks: the abort is another thread's, one for each run that is to end, so that a
+//! device which is slow to answer is in nobody else's way.
 
 use super::{Executable, Loaded, RunError};
 use libnpu::{Context, Done, Memory, PerProcess, Workers};
 use npu_uapi::addr::SlotId;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,23 @@ static WATCH: PerProcess<Watch> = PerProcess::new();
 struct Run {
     flag: StopFlag,
     context: Context,
+    /// Whether a thread is aborting it.
+    is_aborting: AtomicBool,
+    /// Held while it is aborted; whether it has returned since.
+    has_returned: Mutex<bool>,
+}
+
+impl Run {
+    /// Ends the jobs of its context, if it has not returned. When that fails the device is gone, and so
+    /// are its jobs.
+    fn abort(&self) {
+        let has_returned = self.has_returned.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*has_returned {
+            let _ = self.context.abort();
+        }
+        drop(has_returned);
+        self.is_aborting.store(false, Ordering::Release);
+    }
 }
 
 /// One run, looked after until this is dropped.
@@ -79,7 +97,12 @@ impl Watched {
     /// From now on jobs of `context` are aborted when `flag` is set. Without a thread to be had, the
     /// run ends by itself.
     pub(super) fn new(flag: StopFlag, context: &Context) -> Self {
-        let run = Arc::new(Run { flag, context: context.clone() });
+        let run = Arc::new(Run {
+            flag,
+            context: context.clone(),
+            is_aborting: AtomicBool::new(false),
+            has_returned: Mutex::new(false),
+        });
         let mut watch = WATCH.lock();
         watch.begun += 1;
         watch.runs.push(Arc::clone(&run));
@@ -99,6 +122,9 @@ impl Drop for Watched {
     fn drop(&mut self) {
         let mut watch = WATCH.lock();
         watch.runs.retain(|run| !Arc::ptr_eq(run, &self.0));
+        drop(watch);
+        // An abort under way ends before the run returns, so that it meets no later one's job.
+        *self.0.has_returned.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 }
 
@@ -138,17 +164,24 @@ fn look_after() {
     let (mut seen, mut worked) = (0, Instant::now());
     loop {
         let mut watch = WATCH.lock();
-        for run in watch.runs.iter().filter(|run| run.flag.is_set()) {
-            // Each time it looks: a job may have been submitted just behind the last abort. When it
-            // fails the device is gone, and so are its jobs.
-            let _ = run.context.abort();
-        }
+        let flagged = watch.runs.iter().filter(|run| run.flag.is_set());
+        // Each time it looks: a job may have been submitted just behind the last abort.
+        let free = flagged.filter(|run| !run.is_aborting.swap(true, Ordering::AcqRel));
+        let to_end: Vec<Arc<Run>> = free.cloned().collect();
         if watch.begun != seen || !watch.runs.is_empty() {
             (seen, worked) = (watch.begun, Instant::now());
         }
         watch.is_asleep = worked.elapsed() > LINGER;
         let is_asleep = watch.is_asleep;
         drop(watch);
+        for run in to_end {
+            let aborted = Arc::clone(&run);
+            let started =
+                thread::Builder::new().name("npu-abort".into()).spawn(move || aborted.abort());
+            if started.is_err() {
+                run.abort();
+            }
+        }
         match is_asleep {
             true => thread::park(),
             false => thread::park_timeout(LOOK),

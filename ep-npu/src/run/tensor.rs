@@ -124,6 +124,7 @@ impl<'a> TensorMut<'a> {
     }
 
     /// Copies `tensor`, which must be of the same type and shape.
+    #[cfg(feature = "onnx")]
     pub(crate) fn copy_from(&mut self, tensor: &OwnedTensor) -> Result<(), String> {
         let data = self.data_for(tensor.element, &tensor.shape)?;
         let bytes = tensor.bytes();
@@ -211,6 +212,7 @@ impl OwnedTensor {
     }
 
     /// What `tensor` holds.
+    #[cfg(feature = "onnx")]
     pub(crate) fn copy_of(tensor: &TensorRef<'_>) -> Self {
         // SAFETY: a `TensorRef` is valid for reads of its length as long as it lives.
         let bytes = unsafe { std::slice::from_raw_parts(tensor.data, tensor.len_bytes) };
@@ -218,10 +220,12 @@ impl OwnedTensor {
     }
 
     /// What a constant holds.
+    #[cfg(feature = "onnx")]
     pub(crate) fn from_constant(constant: &crate::graph::Tensor) -> Self {
         Self::of_bytes(constant.element, &constant.shape, &constant.bytes)
     }
 
+    #[cfg(feature = "onnx")]
     fn of_bytes(element: ElementType, shape: &[usize], bytes: &[u8]) -> Self {
         let word = |chunk: &[u8]| {
             let mut word = [0; 8];

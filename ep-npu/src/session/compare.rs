@@ -3,7 +3,7 @@
 use super::host::HostError;
 use super::{Outcome, Session, SessionError, Source};
 use crate::graph::ElementType;
-use crate::ort::host::{HostSession, Level, Model, Options};
+use crate::ort::host::{HostSession, Level, Model, Options, Ran};
 use crate::run::{OwnedTensor, TensorRef};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -69,7 +69,12 @@ impl Session {
         let outcome = self.run(inputs)?;
         let cpu = self.reference()?;
         let library = cpu.library();
-        let wanted = cpu.run(inputs).map_err(|failure| HostError::new(library, failure))?;
+        let fails = |failure| HostError::new(library, failure);
+        let timeout = self.timeout;
+        let wanted = match cpu.run(inputs, timeout).map_err(fails)? {
+            Ran::Outputs(wanted) => wanted,
+            Ran::Late => return Err(SessionError::Late { timeout }),
+        };
         let pairs = outcome.outputs.iter().zip(&wanted).zip(&self.outputs);
         let outputs = pairs.map(|((found, wanted), info)| difference(&info.name, found, wanted));
         let outputs = outputs.collect();

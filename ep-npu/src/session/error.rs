@@ -6,6 +6,7 @@ use crate::import::ImportError;
 use crate::partition::Plan;
 use crate::program::CompileError;
 use crate::run::RunError;
+use std::time::Duration;
 
 /// Most refused nodes that one message lists; the error has all.
 const MOST_SHOWN: usize = 16;
@@ -65,6 +66,15 @@ pub enum SessionError {
         "the host engine runs a part of the model, on tensors of its own; use `run_into` in place of `bind`"
     )]
     Unbound,
+    /// The run took too long, and was ended.
+    #[error(
+        "the run was not done within {timeout:?} and was ended behind the node of ONNX Runtime's that it was in; \
+         allow it more, or look at what stays on the host"
+    )]
+    Late {
+        /// How long it was allowed to take.
+        timeout: Duration,
+    },
     /// The run failed.
     #[error(transparent)]
     Run(Box<RunError>),

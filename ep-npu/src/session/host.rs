@@ -2,7 +2,7 @@
 
 use crate::graph::{Graph, ValueId};
 use crate::import::{self, proto};
-use crate::ort::host::{HostSession, Level, Library, Model, Options, Part, Recorder};
+use crate::ort::host::{HostSession, Level, Library, Model, Options, Part, Ran, Recorder};
 use crate::ort::{Failure, Threads};
 use crate::partition::Plan;
 use crate::run::{Executable, OwnedTensor, RunOptions, RunReport, TensorRef};
@@ -11,6 +11,7 @@ use std::ffi::CString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::SessionError;
 use super::left::{self, DOMAIN};
@@ -164,6 +165,8 @@ pub(super) struct ShownModel {
 #[derive(Debug)]
 pub(super) struct Shared {
     session: HostSession,
+    /// How long a run may take.
+    timeout: Duration,
 }
 
 impl Shared {
@@ -208,6 +211,7 @@ impl Shared {
         left::replace(&mut model, &groups);
         let bytes = prost::Message::encode_to_vec(&model);
         drop(model);
+        let timeout = options.timeout;
         let options = Options {
             level: Level::Default,
             threads: of_host,
@@ -216,7 +220,7 @@ impl Shared {
             parts: Some((DOMAIN, parts)),
         };
         let session = HostSession::new(library, Model::Bytes(&bytes), options).map_err(fails)?;
-        Ok(Self { session })
+        Ok(Self { session, timeout })
     }
 
     /// Version of ONNX Runtime.
@@ -229,9 +233,11 @@ impl Shared {
         &self,
         inputs: &[TensorRef<'_>],
     ) -> Result<(Vec<OwnedTensor>, RunReport), SessionError> {
-        let (ran, report, error) = Recorder::around(|| self.session.run(inputs));
+        let timeout = self.timeout;
+        let (ran, report, error) = Recorder::around(|| self.session.run(inputs, timeout));
         match (ran, error) {
-            (Ok(outputs), _) => Ok((outputs, report)),
+            (Ok(Ran::Outputs(outputs)), _) => Ok((outputs, report)),
+            (Ok(Ran::Late), _) => Err(SessionError::Late { timeout }),
             // What the NPU said itself tells more than what ONNX Runtime made of it.
             (Err(_), Some(error)) => Err(error.into()),
             (Err(failure), None) => Err(HostError::new(self.session.library(), failure).into()),

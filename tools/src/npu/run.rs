@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Threads that compute, when the device is in this process.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// How many milliseconds a run may take; a minute if not given.
+    #[arg(long, value_name = "MILLISECONDS")]
+    timeout_ms: Option<NonZeroU32>,
     /// Who runs what the NPU does not take.
     #[arg(long, value_enum, default_value_t = Host::None)]
     host: Host,
@@ -59,6 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut builder = builder.fallback(args.host.fallback(&args.ort));
     if let Some(gain) = args.model.min_gain() {
         builder = builder.min_gain(gain);
+    }
+    if let Some(millis) = args.timeout_ms {
+        builder = builder.timeout(Duration::from_millis(millis.get().into()));
     }
     if let Some(threads) = args.threads {
         builder = builder.threads(threads);

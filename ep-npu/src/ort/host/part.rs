@@ -20,6 +20,7 @@ use crate::ort::status::{Failure, Kind, guard};
 use crate::ort::workers::Threads;
 use crate::run::{Executable, RunError, RunReport, TensorRef};
 
+use super::deadline;
 use super::session::element;
 
 /// The version of `OrtCustomOp` that is filled in: the last before aliases of inputs and outputs.
@@ -99,8 +100,11 @@ impl Part {
         let held = self.inputs.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
         let inputs: Vec<TensorRef<'_>> = held.iter().map(Input::as_tensor).collect();
         let mut outputs = KernelOutputs { api: &self.api, context };
-        let run =
-            |workers: &dyn libnpu::Workers| self.executable.run(&inputs, &mut outputs, workers);
+        let left = deadline::remaining();
+        let run = |workers: &dyn libnpu::Workers| match left {
+            Some(left) => self.executable.run_until(&inputs, &mut outputs, workers, left, None),
+            None => self.executable.run(&inputs, &mut outputs, workers),
+        };
         let ran = self.threads.with(&self.api, context, run);
         let told =
             ran.as_ref().map(|_| ()).map_err(|error| Failure::from_error(Kind::Provider, error));

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
 use ort_sys::{
     GraphOptimizationLevel, ONNXTensorElementDataType, OrtAllocator, OrtAllocatorType, OrtApi,
@@ -18,6 +19,7 @@ use crate::ort::status::{Failure, c_text};
 use crate::ort::view::{self, Value};
 use crate::run::{OwnedTensor, TensorRef};
 
+use super::deadline::Due;
 use super::library::Library;
 use super::part::Part;
 
@@ -65,6 +67,15 @@ pub(crate) struct Options<'a> {
     pub(crate) folder: Option<&'a Path>,
     /// Operators that are programs of ours, in the domain of this name.
     pub(crate) parts: Option<(&'a CStr, Vec<Part>)>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Ran {
+    /// The outputs, in the model's order.
+    Outputs(Vec<OwnedTensor>),
+    /// Its limit was over before it was done.
+    Late,
 }
 
 /// A session; runs on any thread, on several at once.
@@ -145,8 +156,14 @@ impl HostSession {
         self.outputs.iter().enumerate().map(read).collect()
     }
 
-    /// Runs the model: inputs and outputs in its order.
-    pub(crate) fn run(&self, inputs: &[TensorRef<'_>]) -> Result<Vec<OwnedTensor>, Failure> {
+    /// Runs the model: inputs and outputs in its order. It ends when `limit` is over.
+    pub(crate) fn run(&self, inputs: &[TensorRef<'_>], limit: Duration) -> Result<Ran, Failure> {
+        if !self.raw.is_of_this_process() {
+            // Its threads are the parent's, and so are the holders of its locks.
+            return Err(Failure::provider(
+                "this process was forked from the one that made the session; make a session in the child",
+            ));
+        }
         let api = self.library.api();
         if inputs.len() != self.inputs.len() {
             let (found, want) = (inputs.len(), self.inputs.len());
@@ -162,11 +179,12 @@ impl HostSession {
         };
         let (names_in, names_out) = (pointers(&self.inputs), pointers(&self.outputs));
         let mut made: Vec<*mut OrtValue> = vec![ptr::null_mut(); self.outputs.len()];
+        let due = Due::new(api, limit)?;
         let ran = call!(
             api,
             Run(
                 self.raw.raw(),
-                ptr::null(),
+                due.options(),
                 names_in.as_ptr(),
                 values.as_ptr(),
                 values.len(),
@@ -178,13 +196,16 @@ impl HostSession {
         // Owned before anything can fail, so that none is lost.
         let made: Vec<Result<Owned<OrtValue>, Failure>> =
             made.into_iter().map(|raw| owned!(api, raw, ReleaseValue)).collect();
-        ran?;
+        match ran {
+            Err(_) if due.is_over() => return Ok(Ran::Late),
+            ran => ran?,
+        }
         let copied = made.into_iter().zip(&self.outputs).map(|(value, name)| {
             let value = value?;
             tensor(api, &value)
                 .map_err(|f| f.within(&format!("output `{}`", name.to_string_lossy())))
         });
-        copied.collect()
+        copied.collect::<Result<_, _>>().map(Ran::Outputs)
     }
 
     /// A tensor of the runtime over the caller's memory.
@@ -311,6 +332,8 @@ fn names(api: &Api, session: &Owned<OrtSession>, of_inputs: bool) -> Result<Vec<
 pub(super) struct Owned<T> {
     raw: NonNull<T>,
     release: unsafe extern "system" fn(*mut T),
+    /// The process that made it.
+    process: u32,
 }
 
 impl<T> Owned<T> {
@@ -322,7 +345,11 @@ impl<T> Owned<T> {
     ) -> Result<Self, Failure> {
         let raw =
             NonNull::new(raw).ok_or_else(|| Failure::provider("ONNX Runtime made nothing"))?;
-        Ok(Self { raw, release })
+        Ok(Self { raw, release, process: std::process::id() })
+    }
+
+    fn is_of_this_process(&self) -> bool {
+        self.process == std::process::id()
     }
 
     fn raw(&self) -> *mut T {
@@ -332,7 +359,10 @@ impl<T> Owned<T> {
 
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: the object is ours and is not used again; `new` was promised that this releases it.
-        unsafe { (self.release)(self.raw.as_ptr()) };
+        // A forked child leaves its parent's objects alone: their threads are not there to be joined.
+        if self.is_of_this_process() {
+            // SAFETY: the object is ours and is not used again; `new` was promised that this releases it.
+            unsafe { (self.release)(self.raw.as_ptr()) };
+        }
     }
 }

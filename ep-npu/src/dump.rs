@@ -125,6 +125,7 @@ fn what(op: &Op) -> String {
             let ([m, n, k], turns) = (matrices.size, matrices.turns[0] * matrices.turns[1]);
             format!("product {m}x{n}x{k} x{turns}")
         }
+        OpKind::Resize { .. } => "resize".to_owned(),
         OpKind::Softmax { .. } => "softmax".to_owned(),
         OpKind::Table(_) => "table".to_owned(),
         OpKind::Channels(_) => "table by channel".to_owned(),
@@ -143,6 +144,7 @@ fn what(op: &Op) -> String {
         | OpKind::Channels(_)
         | OpKind::Layout { .. }
         | OpKind::Move { .. }
+        | OpKind::Resize { .. }
         | OpKind::Softmax { .. } => [None; 3],
     };
     text.extend(stages.into_iter().flatten());

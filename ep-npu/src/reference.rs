@@ -153,6 +153,9 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let out = steps.iter().fold(codes(0).clone(), rearrange::step);
             Value::Codes(through(table.as_ref(), out))
         }
+        Kind::Linear(linear) => {
+            Value::Codes(rearrange::linear(part.node(unit.target), linear, &image(0)).into_dyn())
+        }
         Kind::Concat { axis, tables } => {
             let parts = tables.iter().enumerate();
             let parts = parts.map(|(index, table)| through(table.as_ref(), codes(index).clone()));

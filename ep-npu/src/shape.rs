@@ -293,6 +293,10 @@ fn output_unchecked(
                 rank => refuse!(SHAPE, "{node} makes {rank} dimensions; 8 are taken"),
             }
         }
+        Kind::Linear(linear) => {
+            let [rows, columns] = linear.places(node, input)?;
+            Ok(vec![input[0], input[1], rows.len(), columns.len()])
+        }
         Kind::Concat { axis, .. } => joined(node, inputs, *axis),
         Kind::Pad { pads, .. } => {
             let (cut, [before, after]) = pads.cut(node, input)?;

@@ -13,6 +13,7 @@
 //! | `conv` | CONV and MATMUL |
 //! | `product`, `softmax` | PRODUCT and SOFTMAX |
 //! | `rows` | REDUCE and NORM |
+//! | `resize` | RESIZE |
 //! | `binary`, `pool`, `table`, `layout`, `copy` | the other commands |
 //! | `lookup` | PAIR_TABLE and CHANNEL_TABLE |
 //! | `vector` | AVX-512 building blocks that the vector kernels share |
@@ -31,6 +32,7 @@ pub(crate) mod lookup;
 pub(crate) mod operand;
 pub(crate) mod pool;
 pub(crate) mod product;
+pub(crate) mod resize;
 pub(crate) mod rows;
 pub(crate) mod softmax;
 pub(crate) mod split;
@@ -161,6 +163,7 @@ pub fn execute(
         Command::Softmax(c) => softmax::run(c, slots, vector, &split),
         Command::Reduce(c) => rows::reduce(c, slots, vector, &split),
         Command::Norm(c) => rows::norm(c, slots, vector, &split),
+        Command::Resize(c) => resize::run(c, slots, vector, &split),
         Command::Add(c) => binary::add(c, slots, vector, &split),
         Command::Mul(c) => binary::mul(c, slots, vector, &split),
         Command::Pool(c) => pool::run(c, slots, vector, &split),

@@ -14,7 +14,7 @@
 //! does: the modelled array is taken to multiply either at one rate, from codes. POOL walks the same bands, 64 channels and one
 //! tap a cycle. PRODUCT is a MATMUL for each of its matrices: the left one comes once, the right one once
 //! if it fits the weight buffer, else once a block of rows. SOFTMAX passes three times over 16 channels a
-//! cycle, NORM too, REDUCE once. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; PAIR_TABLE and
+//! cycle, NORM too, REDUCE once; RESIZE blends 16 channels a cycle. ADD, MUL and TABLE take 64 channels a cycle, LAYOUT 16 elements; PAIR_TABLE and
 //! CHANNEL_TABLE look 16 channels up a cycle, each at its own place; COPY and FILL only move bytes. Records and tables are read once a command. A command takes
 //! `128 + max(compute, DRAM bytes / DRAM rate, SRAM bytes / SRAM rate)` cycles: fetch and pipeline fill,
 //! then the slowest of three that run side by side.
@@ -349,6 +349,9 @@ fn compute(command: &Command, limits: &Limits) -> u128 {
         }
         Command::Reduce(c) => product(&[pixels(&c.dims), c.dims.c.div_ceil(LAYOUT_LANES).into()]),
         Command::Norm(c) => product(&[pixels(&c.dims), c.dims.c.div_ceil(LAYOUT_LANES).into(), 3]),
+        Command::Resize(c) => {
+            product(&[pixels(&c.ofm_dims()), c.ifm_dims.c.div_ceil(LAYOUT_LANES).into()])
+        }
         Command::Add(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
         Command::Mul(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),
         Command::Table(c) => product(&[pixels(&c.dims), chunks(c.dims.c)]),

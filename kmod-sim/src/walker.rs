@@ -10,7 +10,7 @@ use crate::timing::{
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
     Add, ChannelTable, Command, Conv, Dims, Flags, Header, Layout, MatMul, Mul, Norm, PairTable,
-    Pool, Product, Reduce, Softmax, Table, Window, element, lanes, pool_kind, record_bytes,
+    Pool, Product, Reduce, Resize, Softmax, Table, Window, element, lanes, pool_kind, record_bytes,
 };
 use npu_uapi::limits::Limits;
 
@@ -25,6 +25,7 @@ pub fn walk(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bool
         Command::Softmax(c) => walk.softmax(c),
         Command::Reduce(c) => walk.reduce(c),
         Command::Norm(c) => walk.norm(c),
+        Command::Resize(c) => walk.resize(c),
         Command::Add(c) => walk.add(c),
         Command::Mul(c) => walk.mul(c),
         Command::Table(c) => walk.table(c),
@@ -295,6 +296,19 @@ impl Walk<'_> {
         }
     }
 
+    fn resize(&mut self, c: &Resize) {
+        for _tap in 0..u64::from(c.ofm_h) + u64::from(c.ofm_w) {
+            self.read(c.taps, 16);
+        }
+        for _pixel in 0..u64::from(c.ifm_dims.n) * u64::from(c.ifm_dims.h) * u64::from(c.ifm_dims.w)
+        {
+            self.read(c.ifm, lanes(c.ifm_dims.c, c.ifm_strides.pixel).into());
+        }
+        self.each_pixel_of(&c.ofm_dims(), LAYOUT_LANES, |walk| {
+            walk.write(c.ofm, lanes(c.ifm_dims.c, c.ofm_strides.pixel).into());
+        });
+    }
+
     fn add(&mut self, c: &Add) {
         self.once(&c.header, c.tables, c.quant);
         self.each_pixel(&c.dims, |walk| {
@@ -525,7 +539,7 @@ mod tests {
     prop_compose! {
         fn element_wise()(
             header in header(), slots in [operand(), operand(), operand(), operand()], dims in dims(),
-            strides in [strides(), strides(), strides()], kind in 0u8..13,
+            strides in [strides(), strides(), strides()], kind in 0u8..14,
             types in (1u8..3, 1u8..3), len in 1u64..100_000, outer in 0u32..4,
         ) -> Command {
             let [a, b, out, tables] = slots;
@@ -585,6 +599,12 @@ mod tests {
                     src: a, dst: b, tables, dims,
                     src_strides: a_strides, dst_strides: b_strides,
                     ..ChannelTable::default()
+                }),
+                10 => Command::Resize(Resize {
+                    ifm: a, ofm: b, taps: tables, ifm_dims: dims,
+                    ofm_h: 1 + outer * 3, ofm_w: dims.h + outer,
+                    ifm_strides: a_strides, ofm_strides: b_strides,
+                    ..Resize::default()
                 }),
                 _ => Command::End(npu_uapi::command::End::default()),
             }

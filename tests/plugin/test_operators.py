@@ -139,6 +139,14 @@ TAKEN = [
             ("half_pixel", "round_prefer_floor", (1.5, 2.5)),
         ]
     ),
+    *(
+        Case("Resize", {"mode": "linear", "coordinate_transformation_mode": c}, resize(*s), name=f"linear, {c}, {s}")
+        for c in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        for s in [(2, 2), (1.5, 3), (0.5, 0.7), (1, 2.3)]
+    ),
+    Case("Resize", {"mode": "linear"}, lambda layer: ["", "", *numbers([2, 8, 11, 6])(layer)], name="linear, to a size"),
+    Case("Resize", {"mode": "linear"}, resize(1.1, 1.1), name="linear, as large as before"),
+    Case("Resize", {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}, resize(0.2, 0.17), name="linear, to a single pixel"),
     Case(
         "Resize",
         {"mode": "nearest", "coordinate_transformation_mode": "align_corners", "nearest_mode": "round_prefer_ceil"},
@@ -152,7 +160,7 @@ LEFT = [
     Case("Gather", {"axis": 3}, lambda layer: [layer.constant(layer.random.integers(0, 6, 2000), np.int64)], reason="without a pattern", name="everywhere"),
     Case("Split", {"axis": 0}, numbers([2, 0]), outputs=2, reason="makes an empty part", name="and nothing"),
     Case("Pad", {"mode": "constant"}, numbers([0, 0, 0, -3, 0, 0, 0, -3]), reason="cuts all of dimension 3", name="to nothing"),
-    Case("Resize", {"mode": "linear"}, resize(2, 2), reason='mode "linear"', name="linear"),
+    Case("Resize", {"mode": "linear"}, lambda layer: ["", layer.constant([1, 2, 2], np.float32)], shape=[2, 6, 6], reason="images are taken", name="linear of rows"),
     Case("Resize", {"mode": "cubic"}, resize(2, 2), reason='mode "cubic"', name="cubic"),
     Case("ReduceMean", {"keepdims": 1}, numbers([2]), reason="in an order that hangs on the address"),
     Case("ReduceSum", {"keepdims": 1}, numbers([2]), reason="in an order that hangs on the address"),

@@ -42,6 +42,7 @@ mod lookup;
 mod parts;
 mod pool;
 mod product;
+mod resize;
 mod rows;
 
 pub use any::Command;
@@ -49,6 +50,7 @@ pub use lookup::{ChannelTable, PAIR_TABLE_BYTES, PairTable};
 pub use parts::{ChannelRecord, Dims, FloatRecord, Header, Stage, Strides, Strides4, Window};
 pub use pool::{Pool, pool_kind};
 pub use product::{Product, Softmax};
+pub use resize::{MOST_TAPS, Resize, Tap};
 pub use rows::{Norm, Reduce, norm_kind};
 
 use crate::addr::Operand;
@@ -65,7 +67,7 @@ pub const UNIT_BYTES: usize = 64;
 /// |---|---|
 /// | 1.1 | MUL; inputs of ADD and MUL repeated over pixels; the outer dimension and the table of LAYOUT |
 /// | 1.2 | `FLOAT` of CONV and MATMUL; PRODUCT; SOFTMAX; PAIR_TABLE; CHANNEL_TABLE |
-/// | 1.3 | REDUCE; NORM |
+/// | 1.3 | REDUCE; NORM; RESIZE |
 pub const ISA_VERSION: u32 = 1 << 16 | 3;
 
 /// Numbers of the commands. Zero is none, so that zeroed memory is not a program.
@@ -96,6 +98,8 @@ pub mod opcode {
     pub const SOFTMAX: u8 = 0x24;
     /// [`super::Norm`]
     pub const NORM: u8 = 0x26;
+    /// [`super::Resize`]
+    pub const RESIZE: u8 = 0x25;
     /// [`super::Conv`]
     pub const CONV: u8 = 0x30;
     /// [`super::MatMul`]

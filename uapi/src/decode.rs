@@ -2,9 +2,9 @@
 //! reserved fields.
 
 use crate::command::{
-    Add, ChannelTable, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Norm,
-    PairTable, Pool, Product, Reduce, Softmax, Table, UNIT_BYTES, element, norm_kind, opcode,
-    pool_kind,
+    Add, ChannelTable, Command, Conv, Copy, End, Fill, Flags, Header, Layout, MOST_TAPS, MatMul,
+    Mul, Norm, PairTable, Pool, Product, Reduce, Resize, Softmax, Table, UNIT_BYTES, element,
+    norm_kind, opcode, pool_kind,
 };
 use crate::float_order::Order;
 use crate::rows::{self, MOST_ELEMENTS};
@@ -104,6 +104,7 @@ pub fn command(bytes: &[u8], at: usize) -> Result<(Command, usize), DecodeError>
         opcode::SOFTMAX => Command::Softmax(check.softmax(check.read(rest)?)?),
         opcode::REDUCE => Command::Reduce(check.reduce(check.read(rest)?)?),
         opcode::NORM => Command::Norm(check.norm(check.read(rest)?)?),
+        opcode::RESIZE => Command::Resize(check.resize(check.read(rest)?)?),
         opcode::ADD => Command::Add(check.add(check.read(rest)?)?),
         opcode::MUL => Command::Mul(check.mul(check.read(rest)?)?),
         opcode::POOL => Command::Pool(check.pool(check.read(rest)?)?),
@@ -292,6 +293,17 @@ impl Check {
             }
             kind => self.value("kind", kind.into(), false)?,
         }
+        Ok(c)
+    }
+
+    fn resize(&self, c: Resize) -> Result<Resize, DecodeError> {
+        self.flags(Flags::empty())?;
+        for (field, operand) in [("ifm", c.ifm), ("ofm", c.ofm), ("taps", c.taps)] {
+            self.operand(field, operand, true)?;
+        }
+        self.value("ofm_h", c.ofm_h.into(), c.ofm_h <= MOST_TAPS)?;
+        self.value("ofm_w", c.ofm_w.into(), c.ofm_w <= MOST_TAPS)?;
+        self.zero("reserved", c.reserved == [0; 6] && c.reserved2 == [0; 7])?;
         Ok(c)
     }
 

@@ -13,6 +13,7 @@ pub fn command(command: &Command) -> &[u8] {
         Command::Softmax(command) => command.as_bytes(),
         Command::Reduce(command) => command.as_bytes(),
         Command::Norm(command) => command.as_bytes(),
+        Command::Resize(command) => command.as_bytes(),
         Command::Add(command) => command.as_bytes(),
         Command::Mul(command) => command.as_bytes(),
         Command::Pool(command) => command.as_bytes(),

@@ -158,6 +158,7 @@ pub fn accesses(command: &Command) -> Result<Accesses, ExtentError> {
         Command::Softmax(c) => out.push(flat("table", c.table, Some(SHARES_BYTES))?),
         Command::Reduce(_) => {}
         Command::Norm(c) => out.push(flat("terms", c.terms, Some(c.terms_bytes()))?),
+        Command::Resize(c) => out.push(flat("taps", c.taps, Some(c.tap_bytes()))?),
         Command::Add(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Mul(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
         Command::Pool(c) => stage_operands(&mut out, c.header.flags(), c.tables, c.quant)?,
@@ -226,6 +227,10 @@ pub fn feature_maps(command: &Command) -> FeatureMaps {
         Command::ChannelTable(c) => {
             out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
             out.push(FeatureMap::write("dst", c.dst, c.dims, c.dst_strides));
+        }
+        Command::Resize(c) => {
+            out.push(FeatureMap::read("ifm", c.ifm, c.ifm_dims, c.ifm_strides));
+            out.push(FeatureMap::write("ofm", c.ofm, c.ofm_dims(), c.ofm_strides));
         }
         Command::Softmax(c) => {
             out.push(FeatureMap::read("src", c.src, c.dims, c.src_strides));
@@ -452,6 +457,10 @@ fn nonzero(command: &Command) -> Result<(), ExtentError> {
         Command::Norm(c) => {
             dims(DIMS, &c.dims)?;
             check(&[("terms", c.terms_bytes())])
+        }
+        Command::Resize(c) => {
+            dims(IFM, &c.ifm_dims)?;
+            check(&[("ofm_h", c.ofm_h.into()), ("ofm_w", c.ofm_w.into())])
         }
         Command::Add(c) => dims(DIMS, &c.dims),
         Command::Mul(c) => dims(DIMS, &c.dims),

@@ -282,7 +282,7 @@ impl Builder<'_, '_> {
     }
 
     fn command(&mut self) -> Result<Command> {
-        Ok(match self.size(0, 18)? {
+        Ok(match self.size(0, 19)? {
             0..=3 => Command::Conv(self.conv()?),
             4 | 5 => Command::MatMul(self.matmul()?),
             6 => Command::Add(self.add()?),
@@ -296,6 +296,7 @@ impl Builder<'_, '_> {
             15 => Command::ChannelTable(self.channel_table()?),
             16 => Command::Reduce(self.reduce()?),
             17 => Command::Norm(self.norm()?),
+            18 => Command::Resize(self.resize()?),
             _ => self.bytes()?,
         })
     }

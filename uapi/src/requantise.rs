@@ -137,6 +137,14 @@ pub fn dequantise(code: u8, scale: f32, zero_point: u8) -> f32 {
     to_f32(i32::from(code) - i32::from(zero_point)) * scale
 }
 
+/// Four floats by the weights of their rows and columns:
+/// `((x1*y1 * a + x2*y1 * b) + x1*y2 * c) + x2*y2 * d`, each step rounded; `weights` has those of the two
+/// rows, `y1` and `y2`, then those of the columns.
+pub fn blend(weights: [[f32; 2]; 2], [a, b, c, d]: [f32; 4]) -> f32 {
+    let [[y1, y2], [x1, x2]] = weights;
+    ((x1 * y1 * a + x2 * y1 * b) + x1 * y2 * c) + x2 * y2 * d
+}
+
 /// The multiplier of a global average over `count` elements: `sx / (sy * f32(count))`.
 pub fn global_average_multiplier(input_scale: f32, output_scale: f32, count: u32) -> f32 {
     #[expect(

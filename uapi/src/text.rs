@@ -15,7 +15,7 @@ mod field;
 
 use crate::command::{
     Add, ChannelTable, Command, Conv, Copy, End, Fill, Header, ISA_VERSION, Layout, MatMul, Mul,
-    Norm, PairTable, Pool, Product, Reduce, Softmax, Table, UNIT_BYTES, opcode,
+    Norm, PairTable, Pool, Product, Reduce, Resize, Softmax, Table, UNIT_BYTES, opcode,
 };
 use crate::image::{Image, SlotDecl, slot_kind};
 use alloc::format;
@@ -264,6 +264,7 @@ fn blank(name: &str) -> Option<Command> {
         Softmax = SOFTMAX,
         Reduce = REDUCE,
         Norm = NORM,
+        Resize = RESIZE,
         Add = ADD,
         Mul = MUL,
         Pool = POOL,

@@ -45,6 +45,9 @@ impl Operands<'_> {
             OpKind::Softmax { terms, .. } => {
                 Command::Softmax(self.softmax(op_id, index, op, *terms))
             }
+            OpKind::Resize { input, output, .. } => {
+                Command::Resize(self.resize(op_id, index, op, *input, *output))
+            }
             OpKind::Table(_) => Command::Table(self.table(op_id, index, op)),
             OpKind::Channels(_) => Command::ChannelTable(command::ChannelTable {
                 header: Header::new(opcode::CHANNEL_TABLE, 2, Flags::empty(), op_id),
@@ -354,6 +357,33 @@ impl Operands<'_> {
             scale: terms.scale,
             zero_point: terms.zero_point,
             ..command::Softmax::default()
+        }
+    }
+
+    fn resize(
+        &self,
+        op_id: u32,
+        index: usize,
+        op: &Op,
+        input: (f32, u8),
+        output: (f32, u8),
+    ) -> command::Resize {
+        let (from, to) = (self.form(op.reads[0]), self.form(op.writes));
+        command::Resize {
+            header: Header::new(opcode::RESIZE, 3, Flags::empty(), op_id),
+            ifm: self.tensor(op.reads[0]),
+            ofm: self.tensor(op.writes),
+            taps: self.constant(index, Content::Tables),
+            ifm_dims: from.dims(),
+            ofm_h: to.dims().h,
+            ofm_w: to.dims().w,
+            ifm_strides: from.strides(),
+            ofm_strides: to.strides(),
+            input_scale: input.0,
+            output_scale: output.0,
+            input_zero_point: input.1,
+            zero_point: output.1,
+            ..command::Resize::default()
         }
     }
 

@@ -80,6 +80,7 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
             OpKind::Pool { table: Some(_), .. }
             | OpKind::Product { table: Some(_), .. }
             | OpKind::Table(_) => place(Content::Tables, 256),
+            OpKind::Resize { taps, .. } => place(Content::Tables, taps.as_bytes().len() as u64),
             OpKind::Softmax { .. } => place(Content::Tables, SHARES_BYTES),
             OpKind::Channels(_)
             | OpKind::Pool { .. }
@@ -138,6 +139,9 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
                 | OpKind::Table(table),
                 _,
             ) => to[..256].copy_from_slice(table.as_slice()),
+            (OpKind::Resize { taps, .. }, _) => {
+                to[..taps.as_bytes().len()].copy_from_slice(taps.as_bytes());
+            }
             (OpKind::Softmax { parts, .. }, _) => {
                 for (to, part) in to.chunks_mut(4).zip(parts.iter()) {
                     to.copy_from_slice(&part.to_le_bytes());

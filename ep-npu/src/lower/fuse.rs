@@ -62,7 +62,10 @@ fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Tabl
             before.writes = result;
             return true;
         }
-        OpKind::Layout { .. } | OpKind::Move { .. } | OpKind::Softmax { .. } => return false,
+        OpKind::Layout { .. }
+        | OpKind::Move { .. }
+        | OpKind::Resize { .. }
+        | OpKind::Softmax { .. } => return false,
     };
     *place = Some(match place.take() {
         Some(first) => then(&first, table),

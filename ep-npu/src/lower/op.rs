@@ -3,7 +3,7 @@
 use super::matrix::Matrices;
 use crate::graph::NodeId;
 use crate::quantize::{Arithmetic2, Function2, Parts, Table, Table2, Weights};
-use npu_uapi::command::{Dims, Strides, Strides4, Window};
+use npu_uapi::command::{Dims, Strides, Strides4, Tap, Window};
 use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{AddTerms, MulTerms, ShareTerms};
 use std::sync::Arc;
@@ -111,6 +111,15 @@ pub enum OpKind {
         matrices: Box<Matrices>,
         /// What follows.
         table: Option<Table>,
+    },
+    /// Rows and columns between those of the tensor read.
+    Resize {
+        /// For each row, then for each column, where it lies.
+        taps: Vec<Tap>,
+        /// Scale and zero point of the input.
+        input: (f32, u8),
+        /// Scale and zero point of the output.
+        output: (f32, u8),
     },
     /// The channels of each pixel as shares of their sum.
     Softmax {

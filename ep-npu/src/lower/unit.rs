@@ -4,9 +4,9 @@ use super::fuse::then;
 use super::matrix::row_dims;
 use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool};
 use crate::graph::{NodeId, ValueId};
-use crate::quantize::{Codes, Floats, Kind, Products, Table, Unit, WindowSpec};
+use crate::quantize::{Between, Codes, Floats, Kind, Linear, Products, Table, Unit, WindowSpec};
 use crate::shape::{bounded, summed_over};
-use npu_uapi::command::{Dims, Window};
+use npu_uapi::command::{Dims, Tap, Window};
 use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{AddTerms, MulTerms, global_average_multiplier};
 
@@ -60,6 +60,7 @@ impl Lowering<'_> {
                 self.function(unit, function.into(), constant.as_ref());
             }
             Kind::Rearrange { how, table } => self.rearrange(unit, how, table.as_ref()),
+            Kind::Linear(linear) => self.linear(unit, linear),
             Kind::Concat { axis, tables } => self.concat(unit, *axis, tables),
             Kind::Split { how, shares } => self.split(unit, how, shares),
             Kind::Pad { pads, code, table } => self.pad(unit, pads, *code, table.as_ref()),
@@ -196,6 +197,26 @@ impl Lowering<'_> {
         let out = Form::map(self.dims(unit.output));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
         self.push(unit.target, vec![map], out, OpKind::Pool { kind, table });
+        self.hold(unit.output, out);
+    }
+
+    fn linear(&mut self, unit: &Unit, linear: &Linear) {
+        let (input, node) = (unit.inputs[0], unit.target);
+        let places = linear.places(self.part.graph.node(node), &self.part.shapes[&input]);
+        let places = places.expect("`shape` has found these places before");
+        let narrow = |at: usize| u32::try_from(at).expect("`shape` bounds rows to 31 bits");
+        let tap = |between: &Between| Tap {
+            first: narrow(between.at[0]),
+            second: narrow(between.at[1]),
+            first_weight: between.weights[0],
+            second_weight: between.weights[1],
+        };
+        let taps = places.iter().flatten().map(tap).collect();
+        let map = self.natural_map(input, node);
+        let out = Form::map(self.dims(unit.output));
+        let out = self.tensor_of(unit.output, Home::Scratch, out);
+        let (input, output) = (pair(linear.input), pair(linear.output));
+        self.push(node, vec![map], out, OpKind::Resize { taps, input, output });
         self.hold(unit.output, out);
     }
 

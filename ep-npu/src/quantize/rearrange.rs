@@ -346,10 +346,20 @@ pub(super) fn transpose(unit: Former<'_>) -> Result<Unit, Refusal> {
     rearranged(unit, Rearrange::Transpose(order))
 }
 
-/// Resize to the nearest.
+/// Resize.
 pub(super) fn resize(unit: Former<'_>) -> Result<Unit, Refusal> {
-    let nearest = Nearest::read(&unit)?;
-    rearranged(unit, Rearrange::Nearest(nearest))
+    let node = unit.node();
+    match node.string("mode").unwrap_or("nearest") {
+        "nearest" => {
+            let nearest = Nearest::read(&unit)?;
+            rearranged(unit, Rearrange::Nearest(nearest))
+        }
+        "linear" => super::linear::linear(unit),
+        mode => refuse!(
+            ATTRIBUTE,
+            "{node} has mode {mode:?}, for which the device has no command; nearest and linear are taken"
+        ),
+    }
 }
 
 /// Gather of constant elements.

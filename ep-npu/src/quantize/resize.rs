@@ -53,28 +53,42 @@ pub enum Rounding {
     PreferCeil,
 }
 
-/// A Resize to the nearest.
+/// How large a result is, and where its elements lie.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Nearest {
+pub struct Scaling {
     /// How large the result is.
     pub factors: Factors,
     /// Where its elements lie.
     pub coordinates: Coordinates,
+}
+
+/// A Resize to the nearest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nearest {
+    /// How large the result is, and where its elements lie.
+    pub scaling: Scaling,
     /// Which they are.
     pub rounding: Rounding,
 }
 
-impl Nearest {
+impl Coordinates {
+    /// Where element `x` of `result` lies in `len`.
+    #[expect(clippy::cast_precision_loss, reason = "lengths below 2^24")]
+    pub(super) fn position(self, x: f32, scale: f32, len: usize, result: usize) -> f32 {
+        match self {
+            Self::PytorchHalfPixel | Self::AlignCorners if result == 1 => 0.0,
+            Self::Asymmetric => x / scale,
+            Self::HalfPixel | Self::PytorchHalfPixel => (x + 0.5) / scale - 0.5,
+            Self::TfHalfPixel => (x + 0.5) / scale,
+            Self::AlignCorners => x * (len as f32 - 1.0) / (result as f32 - 1.0),
+        }
+    }
+}
+
+impl Scaling {
     /// As the attributes and constants of a Resize say.
     pub(super) fn read(unit: &Former<'_>) -> Result<Self, Refusal> {
         let node = unit.node();
-        let mode = node.string("mode").unwrap_or("nearest");
-        if mode != "nearest" {
-            return refuse!(
-                ATTRIBUTE,
-                "{node} has mode {mode:?}, for which the device has no command; nearest is taken"
-            );
-        }
         let coordinates = match node
             .string("coordinate_transformation_mode")
             .unwrap_or("half_pixel")
@@ -91,18 +105,12 @@ impl Nearest {
                 );
             }
         };
-        let rounding = match node.string("nearest_mode").unwrap_or("round_prefer_floor") {
-            "floor" => Rounding::Floor,
-            "ceil" => Rounding::Ceil,
-            "round_prefer_floor" => Rounding::PreferFloor,
-            "round_prefer_ceil" => Rounding::PreferCeil,
-            found => {
-                return refuse!(ATTRIBUTE, "{node} has nearest_mode {found:?}, which is not ONNX");
-            }
-        };
         let is_set = |name: &str| node.int(name).is_some_and(|found| found != 0);
-        if node.ints("axes").is_some() || is_set("antialias") {
-            return refuse!(ATTRIBUTE, "{node} has axes or antialias; neither is taken");
+        if node.ints("axes").is_some() || is_set("antialias") || is_set("exclude_outside") {
+            return refuse!(
+                ATTRIBUTE,
+                "{node} has axes, antialias or exclude_outside; none of them is taken"
+            );
         }
         let keeps = node.string("keep_aspect_ratio_policy").unwrap_or("stretch");
         if keeps != "stretch" {
@@ -121,49 +129,17 @@ impl Nearest {
             (None, None) => None,
         };
         match factors {
-            Some(factors) => Ok(Self { factors, coordinates, rounding }),
+            Some(factors) => Ok(Self { factors, coordinates }),
             None => refuse!(SHAPE, "{node} has no constant scales or sizes"),
         }
     }
 
-    /// What `node` does to a tensor of shape `input`, step by step.
-    pub(super) fn steps(&self, node: &Node, input: &[usize]) -> Result<Vec<Step>, Refusal> {
-        let given = match &self.factors {
+    /// Of how many dimensions there are factors.
+    pub(super) fn given(&self) -> usize {
+        match &self.factors {
             Factors::Scales(scales) => scales.len(),
             Factors::Sizes(sizes) => sizes.len(),
-        };
-        if given != input.len() {
-            return refuse!(SHAPE, "{node} resizes {input:?} by {:?}", self.factors);
         }
-        let mut steps = Vec::new();
-        for (axis, &len) in input.iter().enumerate() {
-            let Some((scale, result)) = self.scale(axis, len).filter(|(_, len)| *len <= LONGEST)
-            else {
-                return refuse!(SHAPE, "{node} resizes {input:?} by {:?}", self.factors);
-            };
-            // The CPU provider looks at no coordinates then.
-            if scale.to_bits() == 1.0_f32.to_bits() {
-                continue;
-            }
-            let Some(elements) = self.elements(scale, len, result) else {
-                return refuse!(
-                    ATTRIBUTE,
-                    "{node} resizes {input:?} by {:?}, where float32 hardly tells which element is the nearest; choose other factors",
-                    self.factors
-                );
-            };
-            let Some(more) = pick::steps(axis, len, elements) else {
-                return refuse!(
-                    ATTRIBUTE,
-                    "{node} resizes {input:?} by {:?}, {:?} and {:?}, which takes elements without a pattern; whole factors with asymmetric and floor are taken, or with half_pixel and a round_prefer",
-                    self.factors,
-                    self.coordinates,
-                    self.rounding
-                );
-            };
-            steps.extend(more);
-        }
-        Ok(steps)
     }
 
     /// The scale of dimension `axis` of length `len`, and the result's length.
@@ -173,7 +149,7 @@ impl Nearest {
         clippy::cast_precision_loss,
         reason = "the CPU provider's own conversions, of lengths up to 2^24"
     )]
-    fn scale(&self, axis: usize, len: usize) -> Option<(f32, usize)> {
+    pub(super) fn scale(&self, axis: usize, len: usize) -> Option<(f32, usize)> {
         const WHOLE: f32 = 16_777_216.0;
         let known = len as f32;
         let (scale, result) = match &self.factors {
@@ -182,6 +158,58 @@ impl Nearest {
         };
         let is_taken = len > 0 && known < WHOLE && scale > 0.0 && (1.0..WHOLE).contains(&result);
         is_taken.then_some((scale, result as usize))
+    }
+}
+
+impl Nearest {
+    /// As the attributes and constants of a Resize say.
+    pub(super) fn read(unit: &Former<'_>) -> Result<Self, Refusal> {
+        let node = unit.node();
+        let scaling = Scaling::read(unit)?;
+        let rounding = match node.string("nearest_mode").unwrap_or("round_prefer_floor") {
+            "floor" => Rounding::Floor,
+            "ceil" => Rounding::Ceil,
+            "round_prefer_floor" => Rounding::PreferFloor,
+            "round_prefer_ceil" => Rounding::PreferCeil,
+            found => {
+                return refuse!(ATTRIBUTE, "{node} has nearest_mode {found:?}, which is not ONNX");
+            }
+        };
+        Ok(Self { scaling, rounding })
+    }
+
+    /// What `node` does to a tensor of shape `input`, step by step.
+    pub(super) fn steps(&self, node: &Node, input: &[usize]) -> Result<Vec<Step>, Refusal> {
+        let Scaling { factors, coordinates } = &self.scaling;
+        if self.scaling.given() != input.len() {
+            return refuse!(SHAPE, "{node} resizes {input:?} by {factors:?}");
+        }
+        let mut steps = Vec::new();
+        for (axis, &len) in input.iter().enumerate() {
+            let scale = self.scaling.scale(axis, len).filter(|(_, len)| *len <= LONGEST);
+            let Some((scale, result)) = scale else {
+                return refuse!(SHAPE, "{node} resizes {input:?} by {factors:?}");
+            };
+            // The CPU provider looks at no coordinates then.
+            if scale.to_bits() == 1.0_f32.to_bits() {
+                continue;
+            }
+            let Some(elements) = self.elements(scale, len, result) else {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} resizes {input:?} by {factors:?}, where float32 hardly tells which element is the nearest; choose other factors"
+                );
+            };
+            let Some(more) = pick::steps(axis, len, elements) else {
+                return refuse!(
+                    ATTRIBUTE,
+                    "{node} resizes {input:?} by {factors:?}, {coordinates:?} and {:?}, which takes elements without a pattern; whole factors with asymmetric and floor are taken, or with half_pixel and a round_prefer",
+                    self.rounding
+                );
+            };
+            steps.extend(more);
+        }
+        Ok(steps)
     }
 
     /// For each element of the result, that of the input; `None` where float32 hardly tells.
@@ -192,13 +220,7 @@ impl Nearest {
         reason = "positions up to 2^24, floored and at least 0"
     )]
     fn elements(&self, scale: f32, len: usize, result: usize) -> Option<Vec<usize>> {
-        let position = |x: f32| match self.coordinates {
-            Coordinates::PytorchHalfPixel | Coordinates::AlignCorners if result == 1 => 0.0,
-            Coordinates::Asymmetric => x / scale,
-            Coordinates::HalfPixel | Coordinates::PytorchHalfPixel => (x + 0.5) / scale - 0.5,
-            Coordinates::TfHalfPixel => (x + 0.5) / scale,
-            Coordinates::AlignCorners => x * (len as f32 - 1.0) / (result as f32 - 1.0),
-        };
+        let position = |x: f32| self.scaling.coordinates.position(x, scale, len, result);
         let element = |x: f32| match self.rounding {
             Rounding::Floor => x.floor(),
             Rounding::Ceil => x.ceil(),
@@ -225,8 +247,9 @@ mod tests {
     use super::*;
 
     fn elements(coordinates: Coordinates, rounding: Rounding, len: usize, size: i64) -> Vec<usize> {
-        let resize = Nearest { factors: Factors::Sizes(vec![size]), coordinates, rounding };
-        let (scale, result) = resize.scale(0, len).unwrap();
+        let scaling = Scaling { factors: Factors::Sizes(vec![size]), coordinates };
+        let resize = Nearest { scaling, rounding };
+        let (scale, result) = resize.scaling.scale(0, len).unwrap();
         resize.elements(scale, len, result).unwrap()
     }
 

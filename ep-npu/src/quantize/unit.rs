@@ -6,6 +6,7 @@
 use super::arithmetic::Arithmetic;
 use super::carry::Carry;
 use super::codes::{Codes, Table};
+use super::linear::Linear;
 use super::pad::Pads;
 use super::pair_table::Function2;
 use super::pairs::Operand;
@@ -127,6 +128,8 @@ pub enum Kind {
         /// From the input's codes to the output's, where they differ.
         table: Option<Table>,
     },
+    /// Rows and columns between those of the input.
+    Linear(Linear),
     /// One tensor behind the other along a dimension.
     Concat {
         /// The dimension.
@@ -389,6 +392,7 @@ impl Kind {
             Self::Extreme { least: false, .. } => "reduce-max",
             Self::Extreme { least: true, .. } => "reduce-min",
             Self::Rearrange { .. } => "rearrange",
+            Self::Linear(_) => "linear",
             Self::Concat { .. } => "concat",
             Self::Split { .. } => "split",
             Self::Pad { .. } => "pad",

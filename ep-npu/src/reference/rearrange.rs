@@ -1,7 +1,9 @@
 //! Rearrangements element by element.
 
-use crate::quantize::{Step, axis_of};
-use ndarray::{ArrayD, Axis, IxDyn, Slice};
+use crate::graph::Node;
+use crate::quantize::{Linear, Step, axis_of};
+use ndarray::{Array4, ArrayD, Axis, IxDyn, Slice};
+use npu_uapi::requantise::{dequantise, quantise};
 
 /// What `step` makes of `elements`.
 #[expect(clippy::needless_pass_by_value, reason = "a step of a fold")]
@@ -34,6 +36,24 @@ pub(super) fn step<T: Copy>(elements: ArrayD<T>, step: &Step) -> ArrayD<T> {
             from(shape, &|at| along(at, *axis, at[*axis] % len))
         }
     }
+}
+
+/// Rows and columns between those of `codes`, as the CPU provider blends them.
+pub(super) fn linear(node: &Node, linear: &Linear, codes: &Array4<u8>) -> Array4<u8> {
+    let (n, c, _, _) = codes.dim();
+    let places = linear.places(node, codes.shape());
+    let [rows, columns] = places.expect("the shape was checked when the part was planned");
+    Array4::from_shape_fn((n, c, rows.len(), columns.len()), |(n, c, y, x)| {
+        let (row, column) = (rows[y], columns[x]);
+        let (from, to) = (linear.input, linear.output);
+        let term = |side: usize, end: usize| {
+            let code = codes[[n, c, row.at[side], column.at[end]]];
+            let weight = column.weights[end] * row.weights[side];
+            weight * dequantise(code, from.scale, from.zero_point)
+        };
+        let value = ((term(0, 0) + term(0, 1)) + term(1, 0)) + term(1, 1);
+        quantise(value, to.scale, to.zero_point)
+    })
 }
 
 /// One tensor behind the other along `axis`.

@@ -127,7 +127,8 @@ fn step(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
             _ => model.unit("Add", &[flow, flow], &[], (codes, &flow.shape)),
         };
     }
-    match noise.below(17) {
+    match noise.below(18) {
+        17 => super::moves::resized(model, noise, flow),
         16 => super::moves::parted(model, noise, flow),
         15 => super::moves::gathered(model, noise, flow),
         14 => super::pairs::pair(model, noise, flow),

@@ -122,6 +122,28 @@ pub(super) fn parted(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow 
     model.unit("Concat", &order, &[("axis", int(axis))], (codes, &flow.shape))
 }
 
+/// An image of another size, by linear interpolation.
+pub(super) fn resized(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
+    let [n, c, h, w] = flow.shape[..] else { panic!("images have four dimensions") };
+    let shape = [n, c, noise.below(2 * h.min(20)) + 1, noise.below(2 * w.min(20)) + 1];
+    let bytes = [1.0, 1.0].into_iter().chain([(h, shape[2]), (w, shape[3])].map(factor));
+    let bytes = bytes.flat_map(f32::to_le_bytes).collect();
+    let scales = model.constant(ElementType::F32, &[4], bytes);
+    let coordinates = noise.pick(&["half_pixel", "asymmetric", "align_corners"]);
+    let attributes = [
+        ("mode", Attribute::String("linear".into())),
+        ("coordinate_transformation_mode", Attribute::String(coordinates.into())),
+    ];
+    let codes = codes(model, noise, flow);
+    unit(model, "Resize", flow, &[scales, scales], &attributes, (codes, &shape))
+}
+
+/// What makes `to` of `from`: a little more than the quotient, so that rounding takes nothing away.
+fn factor((from, to): (usize, usize)) -> f32 {
+    let [from, to] = [from, to].map(|len| f32::from(u16::try_from(len).unwrap()));
+    (to + 0.25) / from
+}
+
 /// Some elements of a dimension, anywhere in it.
 pub(super) fn gathered(model: &mut Model, noise: &mut Noise, flow: &Flow) -> Flow {
     let axis = noise.below(3) + 1;

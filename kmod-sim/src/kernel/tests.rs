@@ -12,6 +12,7 @@ mod moves;
 mod pool;
 mod preempt;
 mod product;
+mod resize;
 mod rows;
 
 use super::{Control, Engine, Isa, IsaError, Stop};

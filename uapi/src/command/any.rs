@@ -2,7 +2,7 @@
 
 use super::{
     Add, ChannelTable, Conv, Copy, End, Fill, Flags, Header, Layout, MatMul, Mul, Norm, PairTable,
-    Pool, Product, Reduce, Softmax, Strides, Table,
+    Pool, Product, Reduce, Resize, Softmax, Strides, Table,
 };
 
 /// Any command, decoded: opcode, units, reserved bits, flags and enumerated fields are right; extents
@@ -21,6 +21,8 @@ pub enum Command {
     Reduce(Reduce),
     /// See [`Norm`].
     Norm(Norm),
+    /// See [`Resize`].
+    Resize(Resize),
     /// See [`Add`].
     Add(Add),
     /// See [`Mul`].
@@ -53,6 +55,7 @@ impl Command {
             Self::Softmax(command) => &command.header,
             Self::Reduce(command) => &command.header,
             Self::Norm(command) => &command.header,
+            Self::Resize(command) => &command.header,
             Self::Add(command) => &command.header,
             Self::Mul(command) => &command.header,
             Self::Pool(command) => &command.header,
@@ -75,6 +78,7 @@ impl Command {
             Self::Softmax(_) => "softmax",
             Self::Reduce(_) => "reduce",
             Self::Norm(_) => "norm",
+            Self::Resize(_) => "resize",
             Self::Add(_) => "add",
             Self::Mul(_) => "mul",
             Self::Pool(_) => "pool",
@@ -98,6 +102,7 @@ impl Command {
             Self::Reduce(_) | Self::Norm(_) => 3,
             Self::Product(_) | Self::Softmax(_) => 2,
             Self::PairTable(_) | Self::ChannelTable(_) => 2,
+            Self::Resize(_) => 3,
             Self::Mul(_) => 1,
             Self::Add(add) => u32::from(repeats([add.a_strides, add.b_strides])),
             Self::Layout(layout) => {

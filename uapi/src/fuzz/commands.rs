@@ -4,8 +4,8 @@ use super::Builder;
 use crate::addr::Operand;
 use crate::command::{
     Add, ChannelTable, Command, Conv, Copy, Dims, Fill, Flags, Layout, MatMul, Mul, Norm,
-    PAIR_TABLE_BYTES, PairTable, Pool, Product, Reduce, Softmax, Strides, Strides4, Table, Window,
-    element, norm_kind, opcode, pool_kind, record_bytes,
+    PAIR_TABLE_BYTES, PairTable, Pool, Product, Reduce, Resize, Softmax, Strides, Strides4, Table,
+    Window, element, norm_kind, opcode, pool_kind, record_bytes,
 };
 use crate::extent;
 use arbitrary::Result;
@@ -344,6 +344,24 @@ impl Builder<'_, '_> {
             false => self.map(dims, false, false)?,
         };
         Ok(tables)
+    }
+
+    pub(super) fn resize(&mut self) -> Result<Resize> {
+        let mut resize = Resize {
+            header: self.header(opcode::RESIZE, 3, Flags::empty()),
+            ifm_dims: self.dims()?,
+            ofm_h: self.size(1, 12)?,
+            ofm_w: self.size(1, 12)?,
+            input_scale: self.scale()?,
+            output_scale: self.scale()?,
+            input_zero_point: self.u.arbitrary()?,
+            zero_point: self.u.arbitrary()?,
+            ..Resize::default()
+        };
+        resize.taps = self.flat(Some(resize.tap_bytes()))?;
+        (resize.ifm, resize.ifm_strides) = self.map(resize.ifm_dims, false, false)?;
+        (resize.ofm, resize.ofm_strides) = self.map(resize.ofm_dims(), false, true)?;
+        Ok(resize)
     }
 
     pub(super) fn layout(&mut self) -> Result<Layout> {

@@ -74,6 +74,12 @@ pub(super) fn fields(command: &mut Command, visit: &mut Visit<'_>) {
             visit("order", &mut Named(&mut c.order, SUM_ORDERS, SUM_ORDER));
             visit("square_order", &mut Named(&mut c.square_order, SUM_ORDERS, SUM_ORDER));
         }
+        Command::Resize(c) => {
+            header(&mut c.header, visit);
+            required!(c: ifm, ofm, taps);
+            visit!(c: ifm_dims, ofm_h, ofm_w, ifm_strides, ofm_strides, input_scale, output_scale);
+            visit!(c: input_zero_point, zero_point);
+        }
         Command::Add(c) => {
             header(&mut c.header, visit);
             required!(c: a, b, out);

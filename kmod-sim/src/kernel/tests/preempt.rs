@@ -106,6 +106,6 @@ fn a_command_preempted_anywhere_gives_the_bytes_of_one_that_is_not() {
             }
         }
     }
-    assert_eq!(stops.len(), isas.len() * 19, "every kind of command, on every ISA: {stops:?}");
+    assert_eq!(stops.len(), isas.len() * 20, "every kind of command, on every ISA: {stops:?}");
     assert!(stops.values().all(|&count| count > 0), "each was preempted: {stops:?}");
 }

@@ -1,8 +1,9 @@
-"""Resize to the nearest by every way to choose an element, whatever of it is a rearrangement: equal to the CPU provider."""
+"""Resize to the nearest by every way to choose an element, and by linear interpolation: equal to the CPU provider."""
 
 import numpy as np
 import pytest
 import sessions
+from test_layers import SEEDS, compare, convolution, image
 from test_operators import Case, model, numbers, resize
 
 # What ran where is asked of ONNX Runtime's own record.
@@ -29,3 +30,19 @@ def test_resizes(coordinates, rounding):
             taken.append((side, factor))
     if (coordinates, rounding) in USUAL:
         assert {(6, 0.5), (5, 3), (4, 2), (3, 5)} <= set(taken), taken
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_linear_resizes_between_convolutions(seed):
+    """There the CPU provider has channels last; elsewhere first."""
+    random, layer, codes, x = image(seed, 61)
+    y, inner = convolution(random, layer, x, codes, same=True) if random.random() < 0.7 else (x, codes)
+    factors = [float(f) for f in random.choice([0.4, 0.5, 1, 4 / 3, 1.5, 2, 2.7, 3, 4], 2)]
+    mode = str(random.choice(["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"]))
+    scales = layer.constant([1, 1, *factors], np.float32)
+    y = layer.node("Resize", [layer.dequantise(y, inner), "", scales], mode="linear", coordinate_transformation_mode=mode)
+    result = inner if random.random() < 0.5 else layer.codes(0.02)
+    y = layer.quantise(y, result)
+    if random.random() < 0.7:
+        y, result = convolution(random, layer, y, result, same=True)
+    compare(layer, layer.dequantise(y, result), codes)

@@ -96,10 +96,10 @@ pub mod opcode {
     pub const REDUCE: u8 = 0x23;
     /// [`super::Softmax`]
     pub const SOFTMAX: u8 = 0x24;
-    /// [`super::Norm`]
-    pub const NORM: u8 = 0x26;
     /// [`super::Resize`]
     pub const RESIZE: u8 = 0x25;
+    /// [`super::Norm`]
+    pub const NORM: u8 = 0x26;
     /// [`super::Conv`]
     pub const CONV: u8 = 0x30;
     /// [`super::MatMul`]

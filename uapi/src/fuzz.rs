@@ -380,6 +380,6 @@ mod tests {
             }
         }
         assert!(accepted * 2 > all, "{accepted} of {all} accepted");
-        assert_eq!(kinds.len(), 16, "{kinds:?}");
+        assert_eq!(kinds.len(), 17, "{kinds:?}");
     }
 }

@@ -17,7 +17,15 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
             "docs/isa.md",
             structs(
                 root,
-                &["command", "command/product", "command/pool", "command/lookup", "command/parts"],
+                &[
+                    "command",
+                    "command/product",
+                    "command/pool",
+                    "command/lookup",
+                    "command/rows",
+                    "command/resize",
+                    "command/parts",
+                ],
                 "Command set",
             )?,
         ),

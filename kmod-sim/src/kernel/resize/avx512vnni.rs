@@ -69,9 +69,9 @@ unsafe fn output_row(p: &Problem, n: i64, oy: i64, budget: &mut Budget<'_>) -> R
             for (codes, sum) in codes.iter_mut().zip(sums) {
                 *codes = finish.finish(_mm512_div_ps(sum, output_scale));
             }
-            let to = p.ofm.pointer(to + channel);
+            let (to, codes) = (p.ofm.pointer(to + channel), pack_64(codes));
             // SAFETY: the channels of `mask` of a pixel of the output.
-            unsafe { store_64(to, mask, pack_64(codes)) };
+            unsafe { store_64(to, mask, codes) };
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a developer would else script. One command a file under `src/xtask`.
 #![expect(clippy::print_stdout, reason = "the terminal is where this program reports")]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -14,6 +15,8 @@ mod book;
 mod child;
 #[path = "../xtask/demo.rs"]
 mod demo;
+#[path = "../xtask/gate.rs"]
+mod gate;
 #[path = "../xtask/latency.rs"]
 mod latency;
 #[path = "../xtask/loom.rs"]
@@ -51,6 +54,18 @@ enum Task {
     Demo,
     /// Latency of every model beside the CPU provider's and OpenVINO's, and of its layers beside the machine's limits.
     Bench(bench::Args),
+    /// What kernels, jobs and a model cost in instructions, against what is stored.
+    Gate {
+        /// Store what is found instead of comparing.
+        #[arg(long)]
+        store: bool,
+    },
+    /// What `gate` counts.
+    #[command(hide = true)]
+    GateCases {
+        /// The small model.
+        model: PathBuf,
+    },
     /// An empty job over a socket beside a bare ping-pong, and what idling costs.
     Latency,
     /// The other process of `latency`.
@@ -94,6 +109,10 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
         Task::Demo => demo::run()?,
         Task::Bench(args) => return bench::run(&args),
+        Task::Gate { store } => {
+            gate::run(store)?;
+        }
+        Task::GateCases { model } => gate::cases(&model)?,
         Task::Latency => return latency::run(),
         Task::LatencyPeer(peer) => peer.run()?,
         Task::Wheel => wheel::run()?,

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::book;
 use crate::child;
+use crate::gate;
 use crate::loom;
 use crate::models::{self, Set};
 use crate::random;
@@ -48,6 +49,7 @@ fn stages(all: bool) -> Vec<Stage> {
         Stage::new("npu selftest", "device", selftest),
         Stage::new("plugin build", "build", || setup::plugin().map(|_| Tally::ONE)),
         Stage::new("models", "build", move || models::run(models).map(|()| Tally::ONE)),
+        Stage::new("instructions", "gate", || gate::run(false).map(Tally::of)),
         Stage::new("plugin tests", "plugin", move || plugin_tests(&PluginTests::new(all))),
         Stage::new("  over a socket", "plugin", move || over_vfio_user(all)),
         Stage::new("random models", "plugin", random::fixed),

@@ -14,7 +14,7 @@ const EDGE: [f64; 4] = [62.0, 52.0, 20.0, 52.0];
 const ACROSS: (f64, f64) = (0.5, 2048.0);
 const UP: (f64, f64) = (2.0, 1024.0);
 /// Layers that bear their name.
-const NAMED: usize = 4;
+const NAMED: usize = 5;
 
 const STYLE: &str = "\
 svg{font:12px system-ui,sans-serif}text{fill:#1f2933}.quiet{fill:#66727f}.grid{stroke:#66727f;stroke-opacity:.22}\
@@ -37,7 +37,7 @@ pub(super) fn draw(model: &Timed, limits: &Limits) -> String {
     out += &legend(&layers);
     out += &axes();
     out += &roofs(&limits.one);
-    out += &dots(&layers);
+    out += &dots(&layers, limits.one.multiply());
     out + "</svg>\n"
 }
 
@@ -143,15 +143,19 @@ fn roofs(limit: &Reached) -> String {
     out
 }
 
-fn dots(layers: &[&Layer]) -> String {
+/// Dots, and the names of those that lose most time, which are drawn last and not on each other.
+fn dots(layers: &[&Layer], most: f64) -> String {
     let all: f64 = layers.iter().map(|layer| layer.us).sum();
+    let place = |layer: &Layer| {
+        let radius = (60.0 * (layer.us / all).sqrt()).max(2.2);
+        (x(layer.count() / bytes(layer)), y(layer.gmac_per_second()), radius)
+    };
     let mut sorted = layers.to_vec();
     // Large ones first, so that small ones lie on them.
     sorted.sort_by(|a, b| b.us.total_cmp(&a.us));
     let mut out = String::new();
-    for (place, layer) in sorted.iter().enumerate() {
-        let (cx, cy) = (x(layer.count() / bytes(layer)), y(layer.gmac_per_second()));
-        let radius = (60.0 * (layer.us / all).sqrt()).max(2.2);
+    for layer in &sorted {
+        let (cx, cy, radius) = place(layer);
         let class = if layer.class == Class::Depthwise { "depthwise" } else { "dense" };
         let _ = writeln!(
             out,
@@ -161,17 +165,24 @@ fn dots(layers: &[&Layer]) -> String {
             layer.us,
             layer.gmac_per_second()
         );
-        if place < NAMED {
-            let is_right = cx > WIDE * 0.66;
-            let (at, anchor) =
-                if is_right { (cx - radius - 5.0, "end") } else { (cx + radius + 5.0, "start") };
-            let _ = writeln!(
-                out,
-                "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"11\">{}</text>",
-                cy + 4.0,
-                escape(&layer.what)
-            );
+    }
+    let lost = |layer: &Layer| layer.us - layer.count() / most.max(1e-3) / 1e3;
+    sorted.sort_by(|a, b| lost(b).total_cmp(&lost(a)));
+    sorted.dedup_by(|a, b| a.what == b.what);
+    let mut named: Vec<(f64, f64)> = Vec::new();
+    for layer in sorted.into_iter().take(NAMED) {
+        let (cx, cy, radius) = place(layer);
+        let mut at = cy + radius + 12.0;
+        while named.iter().any(|&(x, y)| (x - cx).abs() < 190.0 && (y - at).abs() < 14.0) {
+            at += 3.0;
         }
+        named.push((cx, at));
+        let _ = writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{at:.1}\" text-anchor=\"middle\" font-size=\"11\">{}</text>",
+            cx.clamp(EDGE[0] + 80.0, WIDE - EDGE[2] - 80.0),
+            escape(&layer.what)
+        );
     }
     out
 }

@@ -143,19 +143,18 @@ fn count() -> Result<Vec<(String, u64)>> {
     let program = env::current_exe().context("cannot find where this program lies")?;
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--quiet", "--collect-jumps=no", "--compress-strings=no"]);
-    let measured = format!("*{}*", cases::MEASURED);
-    command.arg(format!("--toggle-collect={measured}")).arg(format!("--dump-after={measured}"));
+    command.arg(format!("--dump-after=*{}*", cases::MARK));
     command.arg(format!("--callgrind-out-file={}", profile.display()));
     command.arg(program).arg("gate-cases").arg(setup::models().join("digits.qdq-pc.onnx"));
     let names = child::check(&mut command, LIMIT)?;
     let names = names.lines().filter_map(|line| line.strip_prefix(cases::PREFIX));
     names
         .enumerate()
-        .map(|(place, name)| Ok((name.to_owned(), instructions(&profile, place + 1)?)))
+        .map(|(place, name)| Ok((name.to_owned(), instructions(&profile, 2 * place + 2)?)))
         .collect()
 }
 
-/// The sum in the profile of case `number`, which ends with `totals: 123`.
+/// The sum in profile `number`, which ends with `totals: 123`. There are two a case: what came before it, and it.
 fn instructions(profile: &Path, number: usize) -> Result<u64> {
     let path = PathBuf::from(format!("{}.{number}", profile.display()));
     let text =

@@ -143,6 +143,7 @@ fn convolution(
         pixels: placed.out_h * placed.out_w,
         plain: [w.stride_h, w.stride_w] == [1, 1] && pads == [0; 4],
         dense: [w.dilation_h, w.dilation_w] == [1, 1],
+        halving: [w.stride_h, w.stride_w] == [2, 2] && pads == [3; 4],
     }
 }
 

@@ -10,6 +10,7 @@ import os
 import numpy as np
 import onnx
 import pytest
+import sessions
 from onnx import TensorProto, helper
 from processes import run_registered
 from test_layers import Layer, compare
@@ -80,6 +81,21 @@ def cut(layer: Layer, y: str, result) -> str:
     low, high = float(layer.random.integers(-60, 0)), float(layer.random.uniform(1, 50))
     bounds = [layer.constant(float(result[0]) * bound, np.float32) for bound in (low, high)]
     return layer.node("Clip", [y, *bounds])
+
+
+@pytest.mark.parametrize(("filters", "kernel", "is_taken"), [(2, 7, False), (1, 7, True), (4, 7, True), (2, 5, True), (2, 3, True), (1, 5, True)])
+def test_two_filters_of_seven_by_seven_are_the_cpus_own(filters, kernel, is_taken):
+    """Which it sums in an order of their own at this stride; everything near them is as the rest."""
+    layer = Signed(np.random.default_rng([filters, kernel, 22]), [1, 64, 64, 64])
+    codes, result = (np.float32(0.0173), 128), (np.float32(0.0173 * 0.0091 * 512), 128)
+    weight = layer.weights([64 * filters, 1, kernel, kernel], 0, np.float32(0.0091))
+    x = layer.dequantise(layer.quantise("x", codes), codes)
+    y = layer.node("Conv", [x, weight], kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4, strides=[2, 2], group=64)
+    model = layer.model(layer.dequantise(layer.quantise(y, result), result)).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    assert ("Conv" not in sessions.operators_on(npu, sessions.CPU)) == is_taken
+    for _ in range(2):
+        sessions.assert_same(npu, reference, layer.input(codes), "layer")
 
 
 KINDS = ["point", "window", "groups", "depthwise", "one pixel", "one filter", "small image"]

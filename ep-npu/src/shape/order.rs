@@ -42,6 +42,8 @@ pub(crate) struct Convolution {
     pub(crate) plain: bool,
     /// Whether all dilations are 1.
     pub(crate) dense: bool,
+    /// Whether both strides are 2 and all sides are padded by 3.
+    pub(crate) halving: bool,
 }
 
 /// How a part of a product is summed.
@@ -186,6 +188,11 @@ impl Convolution {
         if direct || m > n {
             return product_parts(m, n, k, threads);
         }
+        let two_of_one = groups > 1 && inputs == 1 && m == 2;
+        if two_of_one && kernel == [7, 7] && self.halving && self.dense {
+            // Two filters to a channel of this one shape have a kernel of their own.
+            return BTreeSet::from([Part::Other]);
+        }
         if several || m == 1 {
             // Of several images or groups, each is one thread's. Here `n` is not less than `m`.
             return BTreeSet::from([if m == 1 { Part::Quads } else { Part::Fused(block(n, k)) }]);
@@ -302,6 +309,7 @@ mod tests {
             pixels: 110,
             plain: false,
             dense: true,
+            halving: false,
         };
         let k = 576;
         assert_eq!(Vec::from_iter(one.parts(k, 1)), [Part::Fused(128)]);
@@ -310,5 +318,16 @@ mod tests {
         assert_eq!(Vec::from_iter(two.parts(k, 2)), [Part::Fused(128)]);
         let depthwise = Convolution { groups: 64, inputs: 1, filters: 1, ..one };
         assert_eq!(Vec::from_iter(depthwise.parts(9, 2)), [Part::Quads]);
+        let pairs = Convolution { filters: 2, kernel: [7, 7], halving: true, ..depthwise };
+        assert_eq!(Vec::from_iter(pairs.parts(49, 2)), [Part::Other]);
+        let others = [
+            Convolution { halving: false, ..pairs },
+            Convolution { filters: 4, ..pairs },
+            Convolution { kernel: [7, 5], ..pairs },
+            Convolution { groups: 1, ..pairs },
+        ];
+        for other in others {
+            assert_eq!(Vec::from_iter(other.parts(49, 1)), [Part::Fused(128)], "{other:?}");
+        }
     }
 }

@@ -186,7 +186,13 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
         }
         Kind::AveragePool { window, count_padding, input, output } => {
             let (node, padding) = (part.node(unit.target), *count_padding);
-            let out = window::average(node, window, padding, *input, *output, &image(0));
+            let image = image(0);
+            let size = [image.dim().2, image.dim().3];
+            let placed = window.place(node, size).expect("the window was checked");
+            let out = match placed.is_whole(size) {
+                true => global_average(*input, *output, &image),
+                false => window::average(node, window, padding, *input, *output, &image),
+            };
             Value::Codes(flat(out.into_dyn()))
         }
         Kind::GlobalMean { input, output } => {

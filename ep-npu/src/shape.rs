@@ -326,6 +326,11 @@ fn output_unchecked(
             if placed.has_empty_window([h, w]) {
                 return refuse!(SHAPE, "{node} has a window that lies wholly in the padding");
             }
+            if let Kind::AveragePool { input: from, output: to, .. } = &unit.kind
+                && placed.is_whole([h, w])
+            {
+                check_mean(node, *from, *to, [h, w])?;
+            }
             Ok(over(window, [n, c], &placed))
         }
         Kind::GlobalMean { .. } => {
@@ -338,18 +343,7 @@ fn output_unchecked(
         }
         Kind::GlobalAveragePool { input: from, output: to } => {
             let [n, c, h, w] = image(node, input, input.len() == 3)?;
-            let count = u32::try_from(h.saturating_mul(w)).unwrap_or(u32::MAX);
-            if count > 1 << 22 {
-                return refuse!(ACCUMULATOR, "{node} averages {count} elements; 2^22 are taken");
-            }
-            let multiplier =
-                npu_uapi::requantise::global_average_multiplier(from.scale, to.scale, count);
-            if !(2_f32.powi(-32)..256.0).contains(&multiplier) {
-                return refuse!(
-                    SCALE,
-                    "{node} has scales that come to a multiplier of {multiplier:e}, outside 2^-32 to 256"
-                );
-            }
+            check_mean(node, *from, *to, [h, w])?;
             Ok([n, c].into_iter().chain(input[2..].iter().map(|_| 1)).collect())
         }
         Kind::Reshape { shape, .. } | Kind::Carry(Carry::Reshape(shape)) => {
@@ -402,6 +396,22 @@ fn matrices(node: &Node, first: &[usize], second: &[usize]) -> Result<Vec<usize>
         0..=8 => Ok(shape),
         rank => refuse!(SHAPE, "{node} makes {rank} dimensions; 8 are taken"),
     }
+}
+
+/// Refuses the mean of whole images of `size` where integers do not hold it.
+fn check_mean(node: &Node, from: Codes, to: Codes, [h, w]: [usize; 2]) -> Result<(), Refusal> {
+    let count = u32::try_from(h.saturating_mul(w)).unwrap_or(u32::MAX);
+    if count > 1 << 22 {
+        return refuse!(ACCUMULATOR, "{node} averages {count} elements; 2^22 are taken");
+    }
+    let multiplier = npu_uapi::requantise::global_average_multiplier(from.scale, to.scale, count);
+    if !(2_f32.powi(-32)..256.0).contains(&multiplier) {
+        return refuse!(
+            SCALE,
+            "{node} has scales that come to a multiplier of {multiplier:e}, outside 2^-32 to 256"
+        );
+    }
+    Ok(())
 }
 
 /// The dimensions that a reduction takes away; together, or as rows and columns, they fit a window.

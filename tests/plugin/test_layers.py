@@ -181,6 +181,18 @@ def test_pools(seed, kind):
     compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_average_of_all_pixels_is_a_global_one(seed, rank):
+    """Without padding, whatever the strides: the CPU sums codes then, not floats."""
+    size = [int(n) for n in np.random.default_rng(seed).integers(1, 6, rank)]
+    random, layer, codes, x = start(seed, [2, 200, *size], 12)
+    result, kind = layer.codes(0.01), int(random.integers(4 if min(size) > 1 else 3))
+    attributes = [{}, {"strides": [3] * rank}, {"auto_pad": "VALID", "count_include_pad": 1}, {"pads": [0] * rank + [1] * rank}][kind]
+    y = layer.node("AveragePool", [layer.dequantise(x, codes)], kernel_shape=size, **attributes)
+    compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fully_connected_layers_behind_an_image(seed, transposed):

@@ -73,6 +73,10 @@ impl Lowering<'_> {
             }
             Kind::AveragePool { window, count_padding, input: from, output: to } => {
                 let placed = self.placed(node, window, input);
+                let Dims { h, w, .. } = self.dims(input);
+                if placed.is_whole([h, w].map(|len| len as usize)) {
+                    return self.pool(unit, self.global_average(input, *from, *to), None);
+                }
                 let counted = count_padding.then_some([placed.pad_bottom, placed.pad_right]);
                 let (input, output) = (pair(*from), pair(*to));
                 let pool = Pool::Average { window: placed.window, counted, input, output };
@@ -83,13 +87,7 @@ impl Lowering<'_> {
                 self.pool(unit, pool, None);
             }
             Kind::GlobalAveragePool { input: from, output: to } => {
-                let Dims { h, w, .. } = self.dims(input);
-                let pool = Pool::Global {
-                    multiplier: global_average_multiplier(from.scale, to.scale, h * w),
-                    input_zero_point: from.zero_point,
-                    zero_point: to.zero_point,
-                };
-                self.pool(unit, pool, None);
+                self.pool(unit, self.global_average(input, *from, *to), None);
             }
             Kind::Reshape { table: None, .. } => self.reshape(unit),
             Kind::Elementwise(table) if self.held(input, node).view.is_some() => {
@@ -218,6 +216,15 @@ impl Lowering<'_> {
         let (input, output) = (pair(linear.input), pair(linear.output));
         self.push(node, vec![map], out, OpKind::Resize { taps, input, output });
         self.hold(unit.output, out);
+    }
+
+    fn global_average(&self, input: ValueId, from: Codes, to: Codes) -> Pool {
+        let Dims { h, w, .. } = self.dims(input);
+        Pool::Global {
+            multiplier: global_average_multiplier(from.scale, to.scale, h * w),
+            input_zero_point: from.zero_point,
+            zero_point: to.zero_point,
+        }
     }
 
     fn window(&self, node: NodeId, window: &WindowSpec, input: ValueId) -> Window {

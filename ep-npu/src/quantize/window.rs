@@ -182,6 +182,14 @@ impl WindowSpec {
 }
 
 impl Placed {
+    /// Whether the window is all of an input of `size`, without padding. Then the CPU provider computes an
+    /// average as a global one.
+    pub fn is_whole(&self, size: [usize; 2]) -> bool {
+        let w = &self.window;
+        let pads = [w.pad_top, w.pad_left, self.pad_bottom, self.pad_right];
+        [w.kernel_h, w.kernel_w].map(usize::from) == size && pads == [0; 4]
+    }
+
     /// Whether some window over an input of `size` has no tap inside the input.
     pub fn has_empty_window(&self, size: [usize; 2]) -> bool {
         let w = &self.window;

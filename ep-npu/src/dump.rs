@@ -2,7 +2,7 @@
 
 use crate::emit::Emitted;
 use crate::graph::{Graph, NodeId, ValueId, shape_text};
-use crate::lower::{Form, Function, Home, Op, OpKind, Ops, Pool, TensorId};
+use crate::lower::{Form, Function, Home, Normalise, Op, OpKind, Ops, Pool, TensorId};
 use crate::partition::Plan;
 use crate::program::Compiled;
 use crate::quantize::Units;
@@ -127,6 +127,11 @@ fn what(op: &Op) -> String {
         }
         OpKind::Resize { .. } => "resize".to_owned(),
         OpKind::Softmax { .. } => "softmax".to_owned(),
+        OpKind::Reduce { reduction, .. } if reduction.is_mean => "mean of rows".to_owned(),
+        OpKind::Reduce { .. } => "sum of rows".to_owned(),
+        OpKind::Norm { kind: Normalise::Layer { .. }, .. } => "norm of layers".to_owned(),
+        OpKind::Norm { kind: Normalise::Instance { .. }, .. } => "norm of instances".to_owned(),
+        OpKind::Norm { kind: Normalise::Staged { .. }, .. } => "norm in stages".to_owned(),
         OpKind::Table(_) => "table".to_owned(),
         OpKind::Channels(_) => "table by channel".to_owned(),
         OpKind::Layout { .. } => "layout".to_owned(),
@@ -145,6 +150,8 @@ fn what(op: &Op) -> String {
         | OpKind::Layout { .. }
         | OpKind::Move { .. }
         | OpKind::Resize { .. }
+        | OpKind::Reduce { .. }
+        | OpKind::Norm { .. }
         | OpKind::Softmax { .. } => [None; 3],
     };
     text.extend(stages.into_iter().flatten());

@@ -10,6 +10,7 @@
 mod command;
 mod constants;
 mod packing;
+mod rows;
 
 pub use constants::{Chunk, Content};
 pub(crate) use packing::Packing;

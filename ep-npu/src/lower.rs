@@ -10,14 +10,15 @@ mod matrix;
 mod op;
 mod pick;
 mod place;
+mod rows;
 mod transposed;
 mod unit;
 mod view;
 
 pub use matrix::{Matrices, Walk};
 pub use op::{
-    Addition, Conv, Fixed, FloatStage, Form, Function, Home, Loop, Move, Op, OpKind, Ops, Pool,
-    Tensor, TensorId,
+    Addition, Conv, Fixed, FloatStage, Form, Function, Home, Loop, Move, Normalise, Op, OpKind,
+    Ops, Pool, Tensor, TensorId,
 };
 
 use crate::graph::{Graph, NodeId, ValueId};

@@ -18,6 +18,7 @@ mod form;
 mod functions;
 mod left;
 mod linear;
+mod norms;
 mod pad;
 mod pair_table;
 mod pairs;
@@ -30,6 +31,7 @@ mod reduce;
 mod resize;
 mod signed;
 mod split;
+mod sums;
 mod terms;
 mod transposed;
 mod unit;
@@ -44,6 +46,7 @@ pub(crate) use codes::SIGN;
 pub(crate) use codes::change_of_sign;
 pub use codes::{Codes, Table};
 pub use linear::{Between, Linear};
+pub use norms::{How, Norm};
 pub use pad::{Border, Pads};
 pub use pair_table::{Arithmetic2, Function2, Table2};
 pub use pairs::Operand;
@@ -53,6 +56,7 @@ pub use rearrange::{Rearrange, Step};
 pub use resize::{Coordinates, Factors, Nearest, Rounding, Scaling};
 pub(crate) use signed::{becomes_unsigned, is_signed, way};
 pub use split::{Lengths, Share, Split};
+pub use sums::Sum;
 pub(crate) use transposed::weight;
 pub use transposed::{Blocks, Spread, TransposedSpec};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};
@@ -113,6 +117,12 @@ impl Search<'_> {
             let unit = &self.units[unit];
             matches!(unit.kind, Kind::Elementwise(_)).then_some(unit)
         };
+        if node.is("Div")
+            && let Some(unit) = norms::staged(self.graph, id, &writer)
+            && let Ok(unit) = closed(self.graph, unit)
+        {
+            return Some(Ok(unit));
+        }
         let unit = terms::is_operation(node).then(|| expression::form(self.graph, id, &writer));
         unit.and_then(Result::transpose)
     }
@@ -212,6 +222,9 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         "GlobalAveragePool" => pools::global_average_pool,
         "GlobalMaxPool" => reduce::global_max_pool,
         "ReduceMax" | "ReduceMin" => reduce::extreme,
+        "ReduceMean" | "ReduceSum" => sums::sum,
+        "LayerNormalization" => norms::layer,
+        "InstanceNormalization" => norms::instance,
         "Concat" => rearrange::concat,
         "Pad" => pad::pad,
         "Split" => split::split,

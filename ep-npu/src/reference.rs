@@ -7,6 +7,7 @@ mod attention;
 mod float;
 mod mean;
 mod rearrange;
+mod rows;
 mod transposed;
 mod window;
 
@@ -180,6 +181,12 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let out = ArrayD::from_shape_vec(IxDyn(&shape), flat).expect("as many elements");
             Value::Codes(through(table.as_ref(), out))
         }
+        Kind::Sum(sum) => {
+            let shape = shape::output(part, unit, &[codes(0).shape()]);
+            let shape = shape.expect("the shape was checked when the part was planned");
+            Value::Codes(rows::sum(part.node(unit.target), sum, codes(0), &shape))
+        }
+        Kind::Norm(norm) => Value::Codes(rows::norm(part.node(unit.target), norm, codes(0))),
         Kind::MaxPool { window, table } => {
             let out = window::max(part.node(unit.target), window, &image(0));
             Value::Codes(through(table.as_ref(), flat(out.into_dyn())))

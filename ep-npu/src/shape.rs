@@ -5,6 +5,7 @@
 
 pub(crate) mod bounded;
 pub(crate) mod order;
+pub(crate) mod rows;
 pub(crate) mod threads;
 
 use crate::exactness::Exactness;
@@ -319,6 +320,17 @@ fn output_unchecked(
                 if !reduced.contains(&axis) { Some(len) } else { keep.then_some(1) }
             });
             Ok(kept.collect())
+        }
+        Kind::Sum(sum) => {
+            let (rows, _) = rows::of_sum(node, sum, input)?;
+            rows_fit(node, &rows.shape())?;
+            rows_fit(node, &[rows.lengths.as_slice(), &[1]].concat())?;
+            Ok(rows.result(input, sum.keep))
+        }
+        Kind::Norm(norm) => {
+            let of = rows::of_norm(node, norm, input)?;
+            rows_fit(node, &of.rows)?;
+            Ok(of.shape)
         }
         Kind::MaxPool { window, .. } | Kind::AveragePool { window, .. } => {
             let [n, c, h, w] = image(node, input, window.is_row())?;

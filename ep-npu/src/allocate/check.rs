@@ -48,6 +48,7 @@ pub(super) fn check(ops: &Ops, order: &[usize], memory: &Memory) -> Result<(), O
                 op.kind,
                 OpKind::Pair { .. }
                     | OpKind::Softmax { .. }
+                    | OpKind::Norm { .. }
                     | OpKind::Table(_)
                     | OpKind::Channels(_)
             ) && ops.tensor(read).form == ops.tensor(op.writes).form

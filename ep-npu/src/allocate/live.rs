@@ -26,7 +26,11 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
         // ADD, MUL and TABLE may write over an operand that lies the same way and ends here.
         let in_place = matches!(
             op.kind,
-            OpKind::Pair { .. } | OpKind::Softmax { .. } | OpKind::Table(_) | OpKind::Channels(_)
+            OpKind::Pair { .. }
+                | OpKind::Softmax { .. }
+                | OpKind::Norm { .. }
+                | OpKind::Table(_)
+                | OpKind::Channels(_)
         );
         let over = blocks.iter_mut().find(|block| {
             let end = block.tensors.last().copied();

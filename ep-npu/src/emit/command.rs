@@ -48,6 +48,12 @@ impl Operands<'_> {
             OpKind::Resize { input, output, .. } => {
                 Command::Resize(self.resize(op_id, index, op, *input, *output))
             }
+            OpKind::Reduce { reduction, dims, strides } => {
+                Command::Reduce(self.reduce(op_id, op, reduction, *dims, *strides))
+            }
+            OpKind::Norm { kind, input, output } => {
+                Command::Norm(self.norm(op_id, index, op, kind, [*input, *output]))
+            }
             OpKind::Table(_) => Command::Table(self.table(op_id, index, op)),
             OpKind::Channels(_) => Command::ChannelTable(command::ChannelTable {
                 header: Header::new(opcode::CHANNEL_TABLE, 2, Flags::empty(), op_id),
@@ -428,7 +434,7 @@ impl Operands<'_> {
         }
     }
 
-    fn form(&self, tensor: TensorId) -> Form {
+    pub(super) fn form(&self, tensor: TensorId) -> Form {
         self.ops.tensor(tensor).form
     }
 }

@@ -1,9 +1,10 @@
 //! Weights, channel records and tables as the device reads them.
 
 use super::packing::Packing;
-use crate::lower::{Conv, Function, OpKind, Ops};
+use crate::lower::{Conv, Function, Normalise, OpKind, Ops};
 use npu_uapi::command::{ChannelRecord, FloatRecord, record_bytes};
 use npu_uapi::extent::SHARES_BYTES;
+use npu_uapi::rows::Affine;
 use std::collections::HashMap;
 use zerocopy::IntoBytes;
 
@@ -82,7 +83,9 @@ pub(super) fn plan(ops: &Ops) -> (Vec<Chunk>, u64) {
             | OpKind::Table(_) => place(Content::Tables, 256),
             OpKind::Resize { taps, .. } => place(Content::Tables, taps.as_bytes().len() as u64),
             OpKind::Softmax { .. } => place(Content::Tables, SHARES_BYTES),
+            OpKind::Norm { kind, .. } => place(Content::Tables, 4 * numbers(kind).count() as u64),
             OpKind::Channels(_)
+            | OpKind::Reduce { .. }
             | OpKind::Pool { .. }
             | OpKind::Product { .. }
             | OpKind::Layout { .. } => {}
@@ -147,10 +150,24 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
                     to.copy_from_slice(&part.to_le_bytes());
                 }
             }
+            (OpKind::Norm { kind, .. }, _) => {
+                for (to, number) in to.chunks_mut(4).zip(numbers(kind)) {
+                    to.copy_from_slice(&number.to_le_bytes());
+                }
+            }
             (kind, content) => panic!("{kind:?} has no {content:?}: `plan` placed it"),
         }
     }
     bytes
+}
+
+/// The terms of a normalisation as the device has them.
+fn numbers(kind: &Normalise) -> impl Iterator<Item = f32> + '_ {
+    let (terms, divisors): (&[Affine], &[f32]) = match kind {
+        Normalise::Layer { terms, .. } | Normalise::Instance { terms, .. } => (terms, &[]),
+        Normalise::Staged { divisors, .. } => (&[], divisors),
+    };
+    terms.iter().flat_map(|terms| [terms.gain, terms.bias]).chain(divisors.iter().copied())
 }
 
 fn pack_records(conv: &Conv, to: &mut [u8]) {

@@ -25,7 +25,7 @@ fn by_rule(node: &Node, rule: &str) -> String {
                 "end the model before `{op}` and compute it in the application, which for the largest \
                  score needs none"
             ),
-            "LayerNormalization" | "InstanceNormalization" => format!(
+            "GroupNormalization" | "SkipLayerNormalization" | "RMSNormalization" => format!(
                 "use BatchNormalization in place of `{op}` when training: it melts into the operator before it"
             ),
             "DynamicQuantizeLinear" | "MatMulInteger" | "ConvInteger" => {

@@ -65,7 +65,9 @@ fn absorb_table(ops: &mut [Op], source: TensorId, result: TensorId, table: &Tabl
         OpKind::Layout { .. }
         | OpKind::Move { .. }
         | OpKind::Resize { .. }
-        | OpKind::Softmax { .. } => return false,
+        | OpKind::Softmax { .. }
+        | OpKind::Reduce { .. }
+        | OpKind::Norm { .. } => return false,
     };
     *place = Some(match place.take() {
         Some(first) => then(&first, table),

@@ -9,7 +9,9 @@ use super::place::Seen;
 use super::view::View;
 use super::{Form, Held, Home, Lowering, OpKind, TensorId, natural_dims};
 use crate::graph::{NodeId, ValueId};
-use crate::quantize::{Codes, Kind, Rearrange, Step, Unit, axis_of, multiplier, parts, whole};
+use crate::quantize::{
+    Codes, How, Kind, Norm, Rearrange, Step, Unit, axis_of, multiplier, parts, whole,
+};
 use npu_uapi::command::Dims;
 use npu_uapi::requantise::ShareTerms;
 
@@ -57,10 +59,13 @@ impl Lowering<'_> {
     pub(super) fn is_read_by_rows(&self, value: ValueId) -> bool {
         let rank = self.part.shapes[&value].len();
         self.part.units.iter().any(|unit| {
-            let by_rows = match unit.kind {
+            let by_rows = match &unit.kind {
                 Kind::Product(_) => rank > 2,
                 Kind::MatMul { .. } => true,
-                Kind::Softmax { axis, .. } => axis_of(axis, rank) == rank.checked_sub(1),
+                Kind::Softmax { axis, .. } => axis_of(*axis, rank) == rank.checked_sub(1),
+                Kind::Norm(Norm { how: How::Layer { axis, .. }, .. }) => {
+                    axis_of(*axis, rank) == rank.checked_sub(1)
+                }
                 _ => false,
             };
             by_rows && unit.inputs.contains(&value)

@@ -6,6 +6,7 @@ use crate::quantize::{Arithmetic2, Function2, Parts, Table, Table2, Weights};
 use npu_uapi::command::{Dims, Strides, Strides4, Tap, Window};
 use npu_uapi::float_order::Order;
 use npu_uapi::requantise::{AddTerms, MulTerms, ShareTerms};
+use npu_uapi::rows::{self, Affine, Reduction};
 use std::sync::Arc;
 
 /// Index of a tensor in [`Ops::tensors`].
@@ -128,6 +129,24 @@ pub enum OpKind {
         /// How shares become codes.
         terms: ShareTerms,
     },
+    /// The sum or mean of the channels of each pixel.
+    Reduce {
+        /// How, and between which codes.
+        reduction: Reduction,
+        /// Dimensions of the tensor read, as its pixels are walked.
+        dims: Dims,
+        /// Where their results go.
+        strides: Strides,
+    },
+    /// The channels of each pixel, less their mean, over their deviation.
+    Norm {
+        /// How.
+        kind: Normalise,
+        /// Codes of the input.
+        input: rows::Codes,
+        /// Codes of the result.
+        output: rows::Codes,
+    },
     /// Every code through a table.
     Table(Table),
     /// Every code through the table of its channel: 256 entries each.
@@ -138,6 +157,34 @@ pub enum OpKind {
         scale: f32,
         /// As above.
         zero_point: u8,
+    },
+}
+
+/// How a row is normalised.
+#[derive(Clone, Debug)]
+pub enum Normalise {
+    /// By terms of each channel.
+    Layer {
+        /// What is added to the variance.
+        epsilon: f32,
+        /// The terms.
+        terms: Arc<[Affine]>,
+    },
+    /// By terms of each pixel, in turn.
+    Instance {
+        /// What is added to the variance.
+        epsilon: f32,
+        /// The terms.
+        terms: Arc<[Affine]>,
+    },
+    /// Through a code of the variance.
+    Staged {
+        /// Orders of both sums.
+        orders: [rows::Order; 2],
+        /// Codes of the variance.
+        variance: rows::Codes,
+        /// What each of them divides by.
+        divisors: Arc<[f32]>,
     },
 }
 

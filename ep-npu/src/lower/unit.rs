@@ -67,6 +67,8 @@ impl Lowering<'_> {
             Kind::Extreme { axes, least, table, .. } => {
                 self.extreme(unit, axes.as_deref(), *least, table.as_ref());
             }
+            Kind::Sum(sum) => self.sum(unit, sum),
+            Kind::Norm(norm) => self.norm(unit, norm),
             Kind::MaxPool { window, table } => {
                 let pool = Pool::Max(self.window(node, window, input));
                 self.pool(unit, pool, table.clone());

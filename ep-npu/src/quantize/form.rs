@@ -51,6 +51,11 @@ impl<'g> Former<'g> {
         self.inputs.push(value);
     }
 
+    /// The first tensor that the unit reads.
+    pub(super) fn input(&self) -> Option<ValueId> {
+        self.inputs.first().copied()
+    }
+
     /// The operator.
     pub(super) fn node(&self) -> &'g Node {
         self.graph.node(self.target)

@@ -7,11 +7,13 @@ use super::arithmetic::Arithmetic;
 use super::carry::Carry;
 use super::codes::{Codes, Table};
 use super::linear::Linear;
+use super::norms::Norm;
 use super::pad::Pads;
 use super::pair_table::Function2;
 use super::pairs::Operand;
 use super::rearrange::Rearrange;
 use super::split::{Share, Split};
+use super::sums::Sum;
 use super::transposed::TransposedSpec;
 use super::window::WindowSpec;
 use crate::graph::{NodeId, ValueId};
@@ -121,6 +123,10 @@ pub enum Kind {
         /// From the input's codes to the output's, where they differ.
         table: Option<Table>,
     },
+    /// Sum or mean over whole dimensions, in float.
+    Sum(Sum),
+    /// Rows less their mean, over their deviation, in float.
+    Norm(Norm),
     /// The elements of one tensor elsewhere, through a table where the codes differ.
     Rearrange {
         /// How.
@@ -391,6 +397,9 @@ impl Kind {
             Self::Pair { .. } => "pair",
             Self::Extreme { least: false, .. } => "reduce-max",
             Self::Extreme { least: true, .. } => "reduce-min",
+            Self::Sum(Sum { is_mean: true, .. }) => "reduce-mean",
+            Self::Sum(_) => "reduce-sum",
+            Self::Norm(_) => "norm",
             Self::Rearrange { .. } => "rearrange",
             Self::Linear(_) => "linear",
             Self::Concat { .. } => "concat",

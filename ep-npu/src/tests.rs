@@ -10,5 +10,6 @@ mod moves;
 mod pairs;
 mod refused;
 mod signed;
+mod sums;
 mod transposed;
 mod weights;

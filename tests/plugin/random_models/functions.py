@@ -121,6 +121,29 @@ def normalisation(b: Builder) -> Tensor:
     return b.give(b.node(kind, [value], **({"size": b.one(1, 3, 5)} if kind == "LRN" else {"p": b.whole(1, 2)})))
 
 
+def normalised(b: Builder) -> Tensor:
+    """A layer normalisation by single operators, of which a quantiser saw the variance and what is behind it."""
+    x = b.pick(lambda shape: len(shape) >= 2)
+
+    def mean(value: str) -> str:
+        if b.opset >= 18:
+            return b.node("ReduceMean", [value, b.constant([-1])], keepdims=1)
+        return b.node("ReduceMean", [value], axes=[-1], keepdims=1)
+
+    first = b.dequantise(x)
+    centred = b.node("Sub", [first if b.any(0.5) else b.dequantise(x), mean(first)])
+    if b.any(0.2) and len(x.shape) == 3:
+        centred = b.node("Transpose", [centred], perm=[1, 0, 2])
+    squares = b.node("Pow", [centred, b.constant(2.0, np.float32)]) if b.any(0.7) else b.node("Mul", [centred, centred])
+
+    def codes(value: str) -> Tensor:
+        return b.quantise(value, b.style.codes(b.random, b.values[value]))
+
+    summed = b.node("Add", [b.dequantise(codes(mean(squares))), b.constant(1e-3, np.float32)])
+    root = b.node("Sqrt", [b.dequantise(codes(summed))])
+    return b.give(b.node("Div", [centred, root]))
+
+
 def island(b: Builder) -> Tensor:
     """A stretch that is not quantised, with weights that are floats."""
     x = b.pick(lambda shape: len(shape) >= 2)

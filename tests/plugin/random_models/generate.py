@@ -11,8 +11,8 @@ from .codes import Style
 
 # Drawn from as written: what stands twice comes twice as often.
 PRODUCTS = [products.convolution] * 4 + [products.matrix, products.fully_connected, products.transposed_convolution, products.matrices]
-FUNCTIONS = [functions.function] * 2 + [functions.pair] * 3 + [functions.expression, functions.swish]
-RARE = [functions.softmax, functions.normalisation, functions.island, functions.choice, moves.position]
+FUNCTIONS = [functions.function] * 2 + [functions.pair] * 3 + [functions.expression, functions.swish, functions.normalisation, functions.normalised]
+RARE = [functions.softmax, functions.island, functions.choice, moves.position]
 MOVES = [
     *[moves.largest, moves.average, moves.whole_image, moves.reduction, moves.concatenation, moves.concatenation],
     *[moves.split, moves.cut, moves.pad, moves.reshape, moves.reshape_like, moves.flatten, moves.squeeze, moves.unsqueeze],

@@ -67,8 +67,15 @@ pub fn plan(graph: &Graph, limits: &Limits) -> Plan {
 /// As [`plan`], with options.
 pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
     let mut units = quantize::units(graph);
-    let distinct = check_shapes(graph, &mut units, Assignment::distinct(), limits);
-    let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
+    let (shapes, distinct) = loop {
+        let taken = count_taken(&units);
+        let distinct = check_shapes(graph, &mut units, Assignment::distinct(), limits);
+        let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
+        // What a refused unit writes has the shape that the model says, not the one found before.
+        if count_taken(&units) == taken {
+            break (shapes, distinct);
+        }
+    };
     vanish::refuse(graph, &mut units, &shapes, &distinct);
     layout::refuse(graph, &mut units);
     let assigned = Assigned { one: &shapes, other: &distinct };
@@ -102,6 +109,10 @@ impl Plan {
     pub fn summary(&self, graph: &Graph) -> String {
         summary::line(self, graph)
     }
+}
+
+fn count_taken(units: &Units) -> usize {
+    units.of_node.iter().filter(|verdict| verdict.is_ok()).count()
 }
 
 /// Refuses the units whose shapes do not work out under `assignment`; gives the shapes of the rest.

@@ -51,6 +51,7 @@ pub use pad::{Border, Pads};
 pub use pair_table::{Arithmetic2, Function2, Table2};
 pub use pairs::Operand;
 pub use pick::{Run, runs};
+pub(crate) use products::is_turned;
 pub(crate) use rearrange::axis_of;
 pub use rearrange::{Rearrange, Step};
 pub use resize::{Coordinates, Factors, Nearest, Rounding, Scaling};

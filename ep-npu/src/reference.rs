@@ -14,7 +14,7 @@ mod window;
 use crate::graph::{Graph, ValueId};
 use crate::quantize::{
     Carry, Codes, Kind, Operand, Products, Share, Table, Unit, Units, WindowSpec, axis_of,
-    is_signed,
+    is_signed, is_turned,
 };
 use crate::shape;
 use ndarray::{Array4, ArrayD, Axis, Ix4, IxDyn};
@@ -116,7 +116,9 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let shape = shape::output(part, unit, &[codes(0).shape()]);
             let shape = shape.expect("the shape was checked when the part was planned");
             let k = products.weights.inputs;
-            let flat: Vec<u8> = codes(0).iter().copied().collect();
+            let turned = is_turned(part.node(unit.target));
+            let codes = if turned { codes(0).t() } else { codes(0).view() };
+            let flat: Vec<u8> = codes.iter().copied().collect();
             let rows = ArrayD::from_shape_vec(IxDyn(&[flat.len() / k, k]), flat);
             let rows = rows.expect("rows of as many elements as sums have");
             let out = match products.arithmetic.floats() {

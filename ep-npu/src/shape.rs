@@ -12,7 +12,7 @@ use crate::exactness::Exactness;
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{
     Blocks, Carry, Codes, Kind, Operand, Placed, Products, ShapeChange, Split, Unit, WindowSpec,
-    axis_of, is_in_range,
+    axis_of, is_in_range, is_turned,
 };
 use crate::refusal::{Refusal, refuse};
 use npu_uapi::float_order::{Order, Steps};
@@ -220,6 +220,24 @@ fn output_unchecked(
             let channels = blocks.groups * blocks.filters;
             Ok([n, channels].into_iter().chain(rows).chain([blocks.columns.out]).collect())
         }
+        Kind::Product(products) if is_turned(node) => match *input {
+            [k, m] if k == products.weights.inputs => {
+                if products.arithmetic.floats().is_some() {
+                    bounded::product(graph, node, products, m)?;
+                }
+                let shape = vec![m, products.weights.outputs];
+                rows_fit(node, &[m, k])?;
+                rows_fit(node, &shape)?;
+                Ok(shape)
+            }
+            _ => {
+                let want = products.weights.inputs;
+                refuse!(
+                    SHAPE,
+                    "{node} reads {input:?}; two dimensions, of which the first is {want}, are taken"
+                )
+            }
+        },
         Kind::Product(products) => match *input {
             [ref rows @ .., k] if k == products.weights.inputs && !rows.is_empty() => {
                 if products.arithmetic.floats().is_some() {

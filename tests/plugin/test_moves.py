@@ -309,3 +309,18 @@ def test_a_factor_that_is_not_whole_takes_elements_unevenly(scales):
     scales = layer.constant([1, 1, *scales], np.float32)
     y = layer.node("Resize", [layer.dequantise(pooled(layer, x, codes), codes), "", scales], mode="nearest")
     compare(layer, layer.dequantise(layer.quantise(y, codes), codes), codes)
+
+
+def test_a_slice_of_one_image_behind_a_slice_that_may_be_empty():
+    """The first is refused, as it leaves nothing of a batch of 1; then the second reads any number of images."""
+    random, layer, codes, x = image(3, 47)
+    layer.x.type.tensor_type.shape.dim[0].dim_param = "batch"
+    rest = unit(layer, "Slice", pooled(layer, x, codes), codes, codes, int64(layer, [1]), int64(layer, [2**40]), int64(layer, [0]))
+    result = layer.codes(0.02)
+    gate = unit(layer, "HardSigmoid", rest, codes, result)
+    cut = [int64(layer, [v]) for v in (0, -(2**40), 0, -1)]
+    model = layer.model(layer.dequantise(unit(layer, "Slice", gate, result, result, *cut), result)).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    for batch in (1, 2, 3):
+        layer.shape[0] = batch
+        sessions.assert_same(npu, reference, layer.input(codes), f"batch {batch}")

@@ -55,6 +55,10 @@ def weights(shape: list[int], axis: int = 0) -> Callable[[Layer], list[str]]:
     return lambda layer: [layer.weights(shape, axis, np.float32(0.01))]
 
 
+def biased(shape: list[int], count: int, axis: int = 0) -> Callable[[Layer], list[str]]:
+    return lambda layer: [*weights(shape, axis)(layer), layer.bias(count, CODES[0], np.float32(0.01), 4000)]
+
+
 def channels(count: int, lows: list[float]) -> Callable[[Layer], list[str]]:
     return lambda layer: [layer.constant(layer.random.uniform(low, 2, count), np.float32) for low in lows]
 
@@ -77,6 +81,9 @@ TAKEN = [
     Case("ConvTranspose", {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}, weights([8, 4, 3, 3], 1), name="overlapping"),
     Case("ConvTranspose", {"strides": [3], "group": 2}, weights([8, 4, 4], 1), shape=[2, 8, 20], name="of rows"),
     Case("Gemm", {}, weights([8, 5], 1), shape=[3, 8]),
+    Case("Gemm", {"transA": 1, "alpha": 0.5}, weights([3, 5], 1), shape=[3, 8], name="turned"),
+    Case("Gemm", {"transA": 1, "transB": 1}, biased([5, 3], 5), shape=[3, 8], name="turned, with a bias"),
+    Case("Gemm", {}, biased([8, 5], 1, 1), shape=[3, 8], name="with one number as a bias"),
     Case("MatMul", {}, weights([8, 5], 1), shape=[2, 3, 8]),
     Case("MatMul", reads=2, shape=[2, 6, 6], name="of two tensors"),
     *(Case(kind, reads=2) for kind in ("Add", "Sub", "Mul", "Div", "Min", "Max", "PRelu")),
@@ -164,6 +171,7 @@ TAKEN = [
 ]
 LEFT = [
     Case("ConvTranspose", {"strides": [2, 2]}, weights([130, 4, 3, 3], 1), [1, 130, 4, 4], reason="before it adds what overlaps", name="of many channels"),
+    Case("Gemm", {"alpha": 0.5}, biased([8, 5], 5, 1), shape=[3, 8], reason="alpha 0.5 and beta 1", name="with a bias and a factor"),
     Case("Gather", {"axis": 3}, lambda layer: [layer.constant(layer.random.integers(0, 6, 2000), np.int64)], reason="without a pattern", name="everywhere"),
     Case("Split", {"axis": 0}, numbers([2, 0]), outputs=2, reason="makes an empty part", name="and nothing"),
     Case("Pad", {"mode": "constant"}, numbers([0, 0, 0, -3, 0, 0, 0, -3]), reason="cuts all of dimension 3", name="to nothing"),

@@ -4,7 +4,9 @@ use super::fuse::then;
 use super::matrix::row_dims;
 use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool};
 use crate::graph::{NodeId, ValueId};
-use crate::quantize::{Between, Codes, Floats, Kind, Linear, Products, Table, Unit, WindowSpec};
+use crate::quantize::{
+    Between, Codes, Floats, Kind, Linear, Products, Step, Table, Unit, WindowSpec, is_turned,
+};
 use crate::shape::{bounded, summed_over};
 use npu_uapi::command::{Dims, Tap, Window};
 use npu_uapi::float_order::Order;
@@ -144,7 +146,12 @@ impl Lowering<'_> {
         let fits = |len: u32| u16::try_from(len).ok();
         let rows = self.dims(input);
         let is_image = self.part.shapes[&input].len() == 2 && self.held(input, node).view.is_none();
-        let (map, kernel) = if is_image {
+        let (map, kernel) = if is_turned(self.part.graph.node(node)) {
+            let turned = [Step::Permute(vec![1, 0])];
+            let shape = turned[0].shape(self.part.shapes[&input].clone());
+            let seen = self.viewed(input, node, &turned);
+            (self.placed_as(input, node, &seen, &shape, row_dims(&shape)), [1, 1])
+        } else if is_image {
             let map = self.map(input, node);
             let dims = self.ops.tensor(map).form.dims();
             match (fits(dims.h), fits(dims.w)) {

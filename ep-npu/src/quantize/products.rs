@@ -64,9 +64,6 @@ pub(super) fn conv(mut unit: Former<'_>) -> Result<Unit, Refusal> {
 /// Gemm with a constant second matrix.
 pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let node = unit.node();
-    if node.int("transA").unwrap_or(0) != 0 {
-        return refuse!(ATTRIBUTE, "{node} has transA 1; only 0 is taken");
-    }
     let transposed = node.int("transB").unwrap_or(0) != 0;
     let input = unit.activation(0)?;
     let constant = unit.constant(1, ElementType::I8, usize::from(!transposed))?;
@@ -77,7 +74,7 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     if node.input(2).is_some() && !(is_one(alpha) && is_one(beta)) {
         return refuse!(
             ATTRIBUTE,
-            "{node} has a bias with alpha {alpha} and beta {beta}; only 1 is taken"
+            "{node} has a bias with alpha {alpha} and beta {beta}, so the CPU runs it in float; fold both into the weights and the bias"
         );
     }
     if !(alpha.is_finite() && alpha > 0.0) {
@@ -98,6 +95,11 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     integer(&unit, &[Edges::Unsigned, Edges::Signed])?;
     let products = products(node, input, output, weights, bias, &scales, Some(alpha))?;
     Ok(unit.finish(value, Kind::Product(products)))
+}
+
+/// Whether `node` multiplies its first matrix with rows and columns exchanged.
+pub(crate) fn is_turned(node: &Node) -> bool {
+    node.is("Gemm") && node.int("transA").unwrap_or(0) != 0
 }
 
 /// MatMul with a constant second matrix, or of two tensors.
@@ -182,7 +184,9 @@ fn bias(unit: &mut Former<'_>, outputs: usize, scales: &Scales) -> Result<Vec<i3
     }
     let constant = unit.constant(2, ElementType::I32, 0)?;
     let is_row = node.is("Gemm") && constant.tensor.shape == [1, outputs];
-    if constant.tensor.shape != [outputs] && !is_row {
+    // One number for all.
+    let is_one = node.is("Gemm") && matches!(*constant.tensor.shape, [1] | [1, 1]);
+    if constant.tensor.shape != [outputs] && !is_row && !is_one {
         let shape = &constant.tensor.shape;
         return refuse!(SHAPE, "{node} has a bias of shape {shape:?}; [{outputs}] is taken");
     }
@@ -196,10 +200,11 @@ fn bias(unit: &mut Former<'_>, outputs: usize, scales: &Scales) -> Result<Vec<i3
             );
         }
     }
-    let Some(bias) = constant.tensor.as_i32() else {
-        return refuse!(ELEMENT_TYPE, "{node} has a bias that is not int32");
-    };
-    Ok(bias)
+    match constant.tensor.as_i32().as_deref() {
+        Some(&[one]) => Ok(vec![one; outputs]),
+        Some(bias) => Ok(bias.to_vec()),
+        None => refuse!(ELEMENT_TYPE, "{node} has a bias that is not int32"),
+    }
 }
 
 fn products(

@@ -25,6 +25,8 @@ mod error;
 mod host;
 mod left;
 mod part;
+#[cfg(feature = "rten")]
+mod rten;
 mod steps;
 
 pub use binding::Binding;
@@ -104,6 +106,9 @@ enum Engine {
     Npu(Steps),
     /// ONNX Runtime, with the NPU's programs as operators.
     Shared(Shared),
+    /// The NPU and rten, in turn.
+    #[cfg(feature = "rten")]
+    Mixed(rten::Mixed),
 }
 
 /// What a session shall be; see [`Session::builder`].
@@ -212,6 +217,14 @@ impl Builder {
         let (mut graph, shown, host) = match (&fallback, &source) {
             (Fallback::Deny, Source::File(path)) => (import::file(path)?, None, ort),
             (Fallback::Deny, Source::Bytes(bytes)) => (import::bytes(bytes.clone())?, None, ort),
+            #[cfg(feature = "rten")]
+            (Fallback::Host(HostEngine::Rten), Source::File(path)) => {
+                (import::file(path)?, None, ort)
+            }
+            #[cfg(feature = "rten")]
+            (Fallback::Host(HostEngine::Rten), Source::Bytes(bytes)) => {
+                (import::bytes(bytes.clone())?, None, ort)
+            }
             (Fallback::Host(HostEngine::Ort(host)), source) => {
                 let shown = match source {
                     Source::File(path) => Shown::file(path, host)?,
@@ -227,6 +240,16 @@ impl Builder {
         let context = SessionContext::open(&device)?;
         let is_whole = plan.verdicts.iter().all(|verdict| verdict.taken.is_some());
         let engine = match shown.filter(|_| !is_whole) {
+            #[cfg(feature = "rten")]
+            None if !is_whole => {
+                let given = match &source {
+                    Source::File(path) => rten::Given::File(path),
+                    Source::Bytes(bytes) => rten::Given::Bytes(bytes),
+                };
+                let of_npu = context.context();
+                let mixed = rten::Mixed::new(&given, &graph, &plan, of_npu, &device, &options)?;
+                Engine::Mixed(mixed)
+            }
             None => Engine::Npu(Steps::new(&graph, &plan, context.context(), &device, &options)?),
             Some(shown) => {
                 let counts = (threads.asked(), host.threads);
@@ -358,6 +381,8 @@ impl Session {
         let single = match &self.engine {
             Engine::Npu(steps) => steps.single(),
             Engine::Shared(_) => None,
+            #[cfg(feature = "rten")]
+            Engine::Mixed(_) => None,
         };
         if let Some((executable, reads, writes)) = single {
             let ordered: Vec<TensorRef<'_>> = reads.iter().map(|&read| inputs[read]).collect();
@@ -381,10 +406,25 @@ impl Session {
     }
 
     /// Whether all results are what ONNX Runtime's CPU provider computes, bit for bit. So it is unless
-    /// [`Exactness::Bounded`] was asked for and some node needed it: with every engine that there is, what the
-    /// NPU takes is exact otherwise, and the rest is computed by that provider itself.
+    /// [`Exactness::Bounded`] was asked for and some node needed it, or another host engine than that provider
+    /// runs a part.
     pub fn is_exact(&self) -> bool {
-        self.plan.is_exact()
+        let is_host_exact = match &self.engine {
+            Engine::Npu(_) | Engine::Shared(_) => true,
+            #[cfg(feature = "rten")]
+            Engine::Mixed(_) => false,
+        };
+        is_host_exact && self.plan.is_exact()
+    }
+
+    /// Who runs a part of the model on the host, by name and version, if somebody does.
+    pub fn host_engine(&self) -> Option<String> {
+        match &self.engine {
+            Engine::Npu(_) => None,
+            Engine::Shared(shared) => Some(format!("ONNX Runtime {}", shared.version())),
+            #[cfg(feature = "rten")]
+            Engine::Mixed(_) => Some(rten::NAME.to_owned()),
+        }
     }
 
     /// Version of the ONNX Runtime that runs a part of the model, if one does.
@@ -392,6 +432,8 @@ impl Session {
         match &self.engine {
             Engine::Npu(_) => None,
             Engine::Shared(shared) => Some(shared.version()),
+            #[cfg(feature = "rten")]
+            Engine::Mixed(_) => None,
         }
     }
 
@@ -402,6 +444,8 @@ impl Session {
         match &self.engine {
             Engine::Npu(steps) => Ok(steps.run(&self.graph, inputs, self.workers())?),
             Engine::Shared(shared) => shared.run(inputs),
+            #[cfg(feature = "rten")]
+            Engine::Mixed(mixed) => mixed.run(&self.graph, inputs, self.workers()),
         }
     }
 

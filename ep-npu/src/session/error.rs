@@ -61,14 +61,22 @@ pub enum SessionError {
     /// ONNX Runtime does not load the model, or fails in its part of it.
     #[error(transparent)]
     Host(Box<HostError>),
-    /// ONNX Runtime runs a part of the model, on tensors of its own.
+    /// Another host engine does not load the model, or fails in its part of it.
+    #[error("{engine}: {message}")]
+    Engine {
+        /// Its name and version.
+        engine: &'static str,
+        /// What it says.
+        message: String,
+    },
+    /// A host engine runs a part of the model, on tensors of its own.
     #[error(
         "the host engine runs a part of the model, on tensors of its own; use `run_into` in place of `bind`"
     )]
     Unbound,
     /// The run took too long, and was ended.
     #[error(
-        "the run was not done within {timeout:?} and was ended behind the node of ONNX Runtime's that it was in; \
+        "the run was not done within {timeout:?} and was ended behind the node of the host's that it was in (ONNX Runtime or another engine); \
          allow it more, or look at what stays on the host"
     )]
     Late {

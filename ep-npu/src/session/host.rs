@@ -36,6 +36,9 @@ pub enum Fallback {
 pub enum HostEngine {
     /// ONNX Runtime's CPU provider: every result is what it computes for the whole model, bit for bit.
     Ort(OrtOptions),
+    /// The crate `rten`: no ONNX Runtime is needed, and results differ from it by roundings.
+    #[cfg(feature = "rten")]
+    Rten,
 }
 
 /// Which ONNX Runtime, and how. It is opened when it is needed: nothing links against it.

@@ -77,6 +77,9 @@ pub(crate) enum Host {
     None,
     /// ONNX Runtime's CPU provider; the results are exact.
     Ort,
+    /// The crate `rten`, without ONNX Runtime; the results are not exact.
+    #[cfg(feature = "rten")]
+    Rten,
 }
 
 impl OrtArgs {
@@ -94,6 +97,8 @@ impl Host {
         match self {
             Self::None => Fallback::Deny,
             Self::Ort => Fallback::Host(HostEngine::Ort(ort.options())),
+            #[cfg(feature = "rten")]
+            Self::Rten => Fallback::Host(HostEngine::Rten),
         }
     }
 }

@@ -200,10 +200,10 @@ fn placement(session: &Session) -> String {
             format!("not exact: {count} nodes within 1 code of the CPU's, on the same inputs\n")
         }
     };
-    let exact = if session.is_exact() { ", exact" } else { "" };
-    let placed = match session.host_version() {
-        Some(version) if !on_host.is_empty() => format!(
-            "NPU: {npu} nodes in {groups} program(s); host (ONNX Runtime {version}{exact}): {} nodes: {}\n",
+    let exact = if session.is_exact() { ", exact" } else { ", not exact" };
+    let placed = match session.host_engine() {
+        Some(engine) if !on_host.is_empty() => format!(
+            "NPU: {npu} nodes in {groups} program(s); host ({engine}{exact}): {} nodes: {}\n",
             on_host.len(),
             listed.join(", ")
         ),

@@ -108,7 +108,7 @@ enum Engine {
     Shared(Shared),
     /// The NPU and rten, in turn.
     #[cfg(feature = "rten")]
-    Mixed(rten::Mixed),
+    Mixed(Box<rten::Mixed>),
 }
 
 /// What a session shall be; see [`Session::builder`].
@@ -248,7 +248,7 @@ impl Builder {
                 };
                 let of_npu = context.context();
                 let mixed = rten::Mixed::new(&given, &graph, &plan, of_npu, &device, &options)?;
-                Engine::Mixed(mixed)
+                Engine::Mixed(Box::new(mixed))
             }
             None => Engine::Npu(Steps::new(&graph, &plan, context.context(), &device, &options)?),
             Some(shown) => {

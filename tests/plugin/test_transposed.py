@@ -5,10 +5,8 @@ Scales that are powers of two put many sums on rounding ties, where another orde
 
 import numpy as np
 import pytest
-import sessions
-from onnx import helper
+from test_float import Signed
 from test_layers import Layer, compare
-from test_signed import Signed
 
 SEEDS = range(16)
 
@@ -75,4 +73,26 @@ def test_to_uint8(seed, kind, rank):
     layer, codes, y, result = unit(seed, kind, rank)
     if seed % 4 == 0:
         y = layer.node("Relu", [y])
+    compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("kind", ["apart", "overlapping"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_to_int8(seed, kind, rank):
+    layer, codes, y, result = unit(seed + 100, kind, rank, Signed)
+    compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)
+
+
+@pytest.mark.parametrize("size", [[1, 1], [1, 2], [2, 2], [5, 3], [9, 9], [40]], ids=str)
+@pytest.mark.parametrize("filters", [1, 3, 24])
+@pytest.mark.parametrize("channels", [127, 128, 129, 300, 700])
+def test_many_channels_are_summed_in_blocks(channels, filters, size):
+    """Of 128, however few pixels there are: the library cannot make them longer where its first matrix lies transposed."""
+    layer = Layer(np.random.default_rng([channels, filters, 31]), [2, channels, *size])
+    codes, scale = (np.float32(0.0173), 128), np.float32(0.0091)
+    result = (np.float32(codes[0] * scale * 2 ** np.ceil(np.log2(40 * np.sqrt(channels)))), 128)
+    weight = layer.weights([channels, filters, *[2] * len(size)], 1, scale)
+    x = layer.dequantise(layer.quantise("x", codes), codes)
+    y = layer.node("ConvTranspose", [x, weight], kernel_shape=[2] * len(size), strides=[2] * len(size))
     compare(layer, layer.dequantise(layer.quantise(y, result), result), codes)

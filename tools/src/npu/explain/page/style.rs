@@ -15,7 +15,7 @@ header{display:flex;justify-content:space-between;align-items:center;gap:1rem}h1
 h2{font-size:1.1rem;margin:2rem 0 .4rem}p{margin:.3rem 0}.quiet{color:var(--quiet)}code{font-size:.92em}\
 button{font:inherit;color:var(--quiet);background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.2rem .7rem;cursor:pointer}\
 .figures{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.1rem 0 .8rem}.figures div{flex:1;min-width:140px;background:var(--card);\
-border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;color:var(--quiet)}.figures b{display:block;font-size:1.45rem;color:var(--ink)}\
+border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;color:var(--quiet)}.figures b{display:block;white-space:nowrap;font-size:1.45rem;color:var(--ink)}\
 .bar{height:8px;border-radius:4px;background:var(--host);overflow:hidden;margin:.2rem 0 .6rem}.bar i{display:block;height:100%;background:var(--p0)}\
 .picture{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px;margin:.4rem 0 1rem}\
 .picture svg{display:block}.cut{background:var(--card);border:1px solid var(--line);border-left:4px solid var(--host);border-radius:8px;\

@@ -3,22 +3,22 @@
 //! - the same one on both (channels, or pixels of a row): runs of 16;
 //! - pixels on one and channels on the other, as between NCHW and NHWC: tiles of 16 by 16, turned on the
 //!   stack;
-//! - f32 planes of up to four channels to pixels of four bytes, as for a model's image: 16 pixels at a
-//!   time, joined in registers.
+//! - f32 planes of up to four channels to pixels of four bytes, as for a model's image, and back, as for
+//!   a map that it gives: 16 pixels at a time, joined or parted in registers.
 //!
 //! Moves of bytes have a kernel of their own; everything else is the scalar kernel's.
 
 use crate::kernel::Stop;
 use crate::kernel::layout::{Conversion, Problem, offset};
 use crate::kernel::split::Split;
-use crate::kernel::vector::{Requantise, load_codes, mask_16, store_16, store_64};
+use crate::kernel::vector::{Requantise, load_codes, load_masked_64, mask_16, store_16, store_64};
 use crate::memory::isize_of;
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_div_ps,
-    _mm512_i32gather_epi32, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps,
-    _mm512_maskz_set1_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setr_epi32, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_si512,
-    _mm512_sub_epi32, _mm512_test_epi8_mask,
+    __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_ps, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_mask_storeu_epi32,
+    _mm512_maskz_loadu_ps, _mm512_maskz_set1_epi32, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_slli_epi32,
+    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi8_mask,
 };
 
 /// How a problem is walked.
@@ -34,6 +34,8 @@ enum Walk {
     ToPixels,
     /// Planes to pixels of four bytes.
     Image,
+    /// The other way around.
+    Planes,
 }
 
 /// Bytes of an element of source and result.
@@ -55,6 +57,10 @@ fn walk(p: &Problem) -> Option<Walk> {
     let image = p.conversion == Conversion::Quantise && c <= 4 && p.dst_strides[3] == 4;
     if image && src_pixels && dst_channels && w > 1 {
         return Some(Walk::Image);
+    }
+    let planes = p.conversion == Conversion::Dequantise && c <= 4 && p.src_strides[3] == 4;
+    if planes && src_channels && dst_pixels && w > 1 {
+        return Some(Walk::Planes);
     }
     match (src_pixels && dst_pixels, src_channels && dst_channels) {
         (true, true) if w > c => Some(Walk::Pixels),
@@ -83,7 +89,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     // Units are a piece of a row: many pixels by 16 channels, or the other way around.
     let (pixels, channels) = match walk {
         Walk::Channels => (PIECE / c.min(PIECE), c.min(PIECE)),
-        Walk::Image => (PIECE, c),
+        Walk::Image | Walk::Planes => (PIECE, c),
         Walk::Pixels | Walk::ToChannels | Walk::ToPixels => (PIECE, 16),
     };
     let (groups, pieces) = ((c + channels - 1) / channels, (w + pixels - 1) / pixels);
@@ -152,7 +158,13 @@ impl Convert {
             return self.finish.finish(_mm512_div_ps(values, self.scale));
         }
         // SAFETY: the caller's promise.
-        let codes = unsafe { load_codes(mask, from) };
+        self.floats(unsafe { load_codes(mask, from) })
+    }
+
+    /// Codes as integers to floats, as their bits.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn floats(&self, codes: __m512i) -> __m512i {
         let value = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, self.zero_point));
         _mm512_castps_si512(_mm512_mul_ps(value, self.scale))
     }
@@ -235,6 +247,12 @@ impl<'a> Piece<'a> {
                     unsafe { self.join(x) };
                 }
             }
+            Walk::Planes => {
+                for x in (0..w).step_by(16) {
+                    // SAFETY: at least one pixel from `x` on exists.
+                    unsafe { self.part(x) };
+                }
+            }
         }
     }
 
@@ -292,10 +310,35 @@ impl<'a> Piece<'a> {
             let codes = unsafe { self.convert.load(self.at(x, ch).0, pixels) };
             joined = _mm512_or_si512(_mm512_slli_epi32::<8>(joined), codes);
         }
-        let lanes = u32::MAX >> (32 - 8 * u32::try_from(self.channels).unwrap_or(4).min(4));
-        let real = _mm512_maskz_set1_epi32(pixels, lanes.cast_signed());
-        let real = _mm512_test_epi8_mask(real, real);
+        let real = self.real(pixels);
         // SAFETY: the real channels of the pixels of the mask.
         unsafe { store_64(self.at(x, 0).1, real, joined) };
+    }
+
+    /// Up to 16 pixels from `x` on, each of up to four channels in four bytes, to as many planes.
+    ///
+    /// # Safety
+    /// As of [`run`]; the source's pixels are four bytes, the result is contiguous along pixels.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn part(&self, x: i64) {
+        let pixels = mask_16(self.pixels - x);
+        // SAFETY: the real channels of the pixels of the mask; pad lanes may lie beyond the memory.
+        let mut joined = unsafe { load_masked_64(self.real(pixels), self.at(x, 0).0) };
+        for ch in 0..self.channels {
+            let codes = _mm512_and_si512(joined, _mm512_set1_epi32(0xff));
+            joined = _mm512_srli_epi32::<8>(joined);
+            let floats = self.convert.floats(codes);
+            // SAFETY: the pixels of the mask exist.
+            unsafe { self.convert.store(self.at(x, ch).1, pixels, floats) };
+        }
+    }
+
+    /// The bytes of `pixels` of four bytes that are channels.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn real(&self, pixels: u16) -> u64 {
+        let lanes = u32::MAX >> (32 - 8 * u32::try_from(self.channels).unwrap_or(4).min(4));
+        let real = _mm512_maskz_set1_epi32(pixels, lanes.cast_signed());
+        _mm512_test_epi8_mask(real, real)
     }
 }

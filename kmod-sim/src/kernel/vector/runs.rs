@@ -7,7 +7,8 @@ use crate::kernel::split::Split;
 /// Bytes of a piece of a run.
 const PIECE: i64 = 16 << 10;
 
-/// Calls `body(first offset in each map, bytes)` for pieces that cover every real element once.
+/// Calls `body(first offset in each map, bytes)` for pieces that cover every real element once, and lanes of
+/// padding where that makes runs long: a map's lanes are its own, read or written, whatever is in them.
 ///
 /// Dimensions over which all maps are dense are one run. Pieces are at most 16 KiB.
 pub(crate) fn over<const N: usize>(
@@ -17,6 +18,11 @@ pub(crate) fn over<const N: usize>(
     body: &(dyn Fn([i64; N], i64) + Sync),
 ) -> Result<(), Stop> {
     let [mut n, mut h, mut w, mut run] = dims;
+    // Pixels that are nothing but lanes follow each other without a gap.
+    let pixel = maps.first().map_or(run, |map| map.pixel);
+    if maps.iter().all(|map| map.pixel == pixel && map.lanes == pixel) {
+        run = pixel;
+    }
     if w == 1 || maps.iter().all(|map| map.pixel == run) {
         (run, w) = (run * w, 1);
         if h == 1 || maps.iter().all(|map| map.row == run) {

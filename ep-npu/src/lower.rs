@@ -182,7 +182,7 @@ impl Lowering<'_> {
 /// A shape as images of rows, columns and channels. What lies between channels and the last
 /// dimension is rows; a single dimension is channels.
 fn natural_dims(shape: &[usize]) -> Dims {
-    let narrow = |len: usize| u32::try_from(len).expect("`shape` bounds rows to 31 bits");
+    let narrow = |len: usize| u32::try_from(len).expect("`shape` bounds elements to 32 bits");
     let (n, c, rest) = match shape {
         [] => (1, 1, shape),
         &[c] => (1, c, &shape[1..]),

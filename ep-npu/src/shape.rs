@@ -111,7 +111,7 @@ pub fn outputs(
     Ok(outputs)
 }
 
-/// Refuses a tensor that is empty, or too long for the device's strides.
+/// Refuses a tensor that is empty, or too long for the device's strides and dimensions of 32 bits.
 fn check_size(node: &Node, shape: &[usize]) -> Result<(), Refusal> {
     let count = shape.iter().try_fold(1_u64, |n, &len| n.checked_mul(len.try_into().ok()?));
     let channels = if shape.len() < 2 { 1 } else { shape[1] };
@@ -119,7 +119,7 @@ fn check_size(node: &Node, shape: &[usize]) -> Result<(), Refusal> {
     let row = channels.checked_next_multiple_of(16).and_then(|lanes| lanes.checked_mul(columns));
     match (count, row.map(i32::try_from)) {
         (Some(0), _) => refuse!(SHAPE, "{node} has an empty tensor of shape {shape:?}"),
-        (Some(count), Some(Ok(_))) if count < 1 << 36 => Ok(()),
+        (Some(count), Some(Ok(_))) if count < 1 << 32 => Ok(()),
         _ => refuse!(SIZE, "{node} has a tensor of shape {shape:?}, too large for the device"),
     }
 }

@@ -237,7 +237,11 @@ fn check(command: &Command, slots: &[Option<Extent>]) -> Result<(), Stop> {
 fn rows_are_wrong(command: &Command) -> bool {
     let orders: &[u8] = match command {
         Command::Reduce(c) => &[c.order],
-        Command::Norm(c) if c.kind == norm_kind::STAGED => &[c.order, c.square_order],
+        Command::Norm(c) => match c.kind {
+            norm_kind::LAYER | norm_kind::INSTANCE => &[],
+            norm_kind::STAGED => &[c.order, c.square_order],
+            _ => return true,
+        },
         _ => &[],
     };
     let (length, shortest) = match command {

@@ -49,7 +49,7 @@ pub struct Walk {
 
 /// A shape as rows: one pixel an image, its channels the last dimension.
 pub(super) fn row_dims(shape: &[usize]) -> Dims {
-    let narrow = |len: usize| u32::try_from(len).expect("`shape` bounds rows to 31 bits");
+    let narrow = |len: usize| u32::try_from(len).expect("`shape` bounds elements to 32 bits");
     let (&c, rest) = shape.split_last().unwrap_or((&1, &[]));
     Dims { n: narrow(rest.iter().product()), h: 1, w: 1, c: narrow(c) }
 }

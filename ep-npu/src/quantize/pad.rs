@@ -99,7 +99,10 @@ impl Pads {
         let shape = steps.iter().fold(input.to_vec(), |shape, step| step.shape(shape));
         for (axis, &len) in shape.iter().enumerate() {
             let (before, behind) = (before[axis], behind[axis]);
-            if border == Border::Reflect && before.max(behind) >= len && before + behind > 0 {
+            if (before, behind) == (0, 0) {
+                continue;
+            }
+            if border == Border::Reflect && before.max(behind) >= len {
                 return refuse!(
                     SHAPE,
                     "{node} reflects {before} and {behind} elements of {len}; fewer than there are is taken"
@@ -128,7 +131,7 @@ fn cut_off(side: i64) -> Option<usize> {
 /// The elements of a padded dimension of `len`; `None` where they are too many to look through.
 fn elements(border: Border, len: usize, before: usize, behind: usize) -> Option<Vec<usize>> {
     let total = len.checked_add(before)?.checked_add(behind)?;
-    if before + behind > 0 && total > pick::LONGEST {
+    if total > pick::LONGEST {
         return None;
     }
     let element = |place: usize| {

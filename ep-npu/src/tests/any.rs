@@ -83,7 +83,7 @@ fn broken_type(mut ty: TensorType, noise: &mut Noise, odds: usize) -> TensorType
         ty.element = noise.pick(&[ElementType::F32, ElementType::I8, ElementType::Other(99)]);
     }
     if noise.below(odds) == 0 {
-        let lengths = [0, 1, 2, 77, 1 << 31, usize::MAX];
+        let lengths = [0, 1, 2, 77, 1 << 31, u32::MAX as usize - 1, 1 << 32, 1 << 35, usize::MAX];
         let shape: Vec<Dim> =
             (0..noise.below(6)).map(|_| Dim::Known(noise.pick(&lengths))).collect();
         ty.shape = Some(shape).filter(|_| noise.below(3) != 0);

@@ -266,6 +266,30 @@ fn dimensions_that_overflow() {
 }
 
 #[test]
+fn dimensions_beyond_32_bits() {
+    for shape in [[1, 1, 1 << 32, 1], [1, 1, 1 << 16, 1 << 16]] {
+        let mut model = Model::new(7);
+        let input = model.code_input(&shape, CODES);
+        let output = model.unit("Sigmoid", &[&input], &[], (CODES, &shape));
+        model.code_output(&output);
+        assert_refused(&model.finish(), "Sigmoid", rule::SIZE, "too large for the device");
+    }
+}
+
+#[test]
+fn a_long_dimension_beside_one_that_is_padded() {
+    let mut model = Model::new(7);
+    let input = model.code_input(&[1, 1, (1 << 32) - 2, 1], CODES);
+    let x = model.dequantize(&input);
+    let pads = [0_i64, 0, 0, 0, 0, 0, 0, 1].iter().flat_map(|pad| pad.to_le_bytes()).collect();
+    let pads = model.constant(ElementType::I64, &[8], pads);
+    let padded = model.node("Pad", &[x, pads], &[("mode", Attribute::String("edge".into()))]);
+    let output = model.quantize(padded, CODES);
+    model.code_output(&Flow { value: output, codes: CODES, shape: vec![1, 1, (1 << 32) - 2, 2] });
+    assert_refused(&model.finish(), "Pad", rule::SIZE, "too large for the device");
+}
+
+#[test]
 fn a_maximum_over_an_open_batch() {
     let reduced = |axis| {
         model(|model, input| {

@@ -1,5 +1,6 @@
 //! GetCapability: which nodes of a graph run on the NPU, said to ONNX Runtime and to the user.
 
+use crate::exactness::Exactness;
 use crate::graph;
 use crate::partition::{self, Plan, PlanOptions};
 
@@ -67,7 +68,14 @@ fn claim_compiled(
             "NPU takes {claimed} part(s) that were compiled before; {} nodes stay on the CPU",
             left.len()
         );
-        provider.logger.log(Severity::Info, &line);
+        match provider.options.exactness {
+            Exactness::Require => provider.logger.log(Severity::Info, &line),
+            Exactness::Bounded => {
+                let line = line
+                    + "; with `exactness=bounded` their results may differ from the CPU's by codes";
+                provider.logger.log(Severity::Warning, &line);
+            }
+        }
         provider.refuse(left);
     }
     Ok(claimed > 0)
@@ -129,7 +137,9 @@ fn report(provider: &Provider, graph: &graph::Graph, plan: &Plan) {
             )
         })
         .collect();
-    let summary = if refused.is_empty() { Severity::Info } else { Severity::Warning };
+    let is_exact = plan.verdicts.iter().all(|verdict| verdict.bound_codes == 0);
+    let is_news = !refused.is_empty() || !is_exact;
+    let summary = if is_news { Severity::Warning } else { Severity::Info };
     provider.logger.log(summary, &plan.summary(graph));
     let verbose = std::env::var(VERBOSE).is_ok_and(|value| value == "1");
     let each = if verbose { Severity::Warning } else { Severity::Info };

@@ -118,7 +118,7 @@ pub(super) fn of_nodes(
     for unit in &units.units {
         let is_taken = units.of_node[unit.target.0 as usize].is_ok();
         let own = if is_taken { bound(&parted, unit, shapes) } else { 0 };
-        let bound = own.max(u8::from(beside.contains(&unit.target)));
+        let bound = own.saturating_add(u8::from(beside.contains(&unit.target)));
         for node in &unit.nodes {
             let of_node = &mut bounds[node.0 as usize];
             *of_node = bound.max(*of_node);

@@ -22,10 +22,12 @@ pub(super) fn line(plan: &Plan, graph: &Graph) -> String {
     });
     if count > 0 {
         let exact = taken - of_npu;
-        let _ = write!(line, "; {of_npu} within 1 code of the CPU's, {exact} exact");
+        let most = plan.verdicts.iter().map(|verdict| verdict.bound_codes).max().unwrap_or(1);
+        let codes = if most == 1 { "1 code".to_owned() } else { format!("{most} codes") };
+        let _ = write!(line, "; {of_npu} within {codes} of the CPU's, {exact} exact");
         if count > of_npu {
             let beside = count - of_npu;
-            let _ = write!(line, "; {beside} on the CPU within 1 code of the whole model's");
+            let _ = write!(line, "; {beside} on the CPU within {codes} of the whole model's");
         }
     }
     let mut left: BTreeMap<(bool, &str, &str), (usize, &str)> = BTreeMap::new();

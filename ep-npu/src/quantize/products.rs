@@ -80,12 +80,13 @@ pub(super) fn gemm(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     if !(alpha.is_finite() && alpha > 0.0) {
         return refuse!(ATTRIBUTE, "{node} has alpha {alpha}; it must be finite and above zero");
     }
-    if unit.graph.exactness() == Exactness::Bounded {
+    // The CPU multiplies sums of floats by alpha, and no bound is known of those.
+    if unit.graph.exactness() == Exactness::Bounded && is_one(alpha) {
         let mut floats = unit.clone();
         let CutResult { output: value, codes: output, cut } = floats.cut_result()?;
         if cut.is_some() || floats.outer_edges() == Edges::Mixed {
             let range = cut.map_or([0, 255], |(_, range)| range);
-            let scales = scales.all(weights.outputs).into_iter().map(|s| alpha * s).collect();
+            let scales = scales.all(weights.outputs);
             let products = float(&mut floats, input, output, weights, scales, range)?;
             return Ok(floats.finish(value, Kind::Product(products)));
         }

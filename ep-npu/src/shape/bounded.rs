@@ -143,11 +143,22 @@ pub(super) fn roundings(order: Order, terms: usize) -> usize {
     }
 }
 
+/// Whether products and quotients of such scales, and of codes with them, neither overflow nor lose bits
+/// that count: each rounding is then one of a normal number, or of less than a code's part in 2^100.
+fn is_moderate(scale: f32) -> bool {
+    (2_f32.powi(-50)..=2_f32.powi(30)).contains(&scale.abs())
+}
+
 /// By less than how many codes the results of `products` in floats differ, once with sums in which a
 /// term passes so many roundings, once with so many others. Infinite where floats may overflow.
 fn codes_apart(products: &Products, roundings: [usize; 2]) -> f64 {
     let Arithmetic::Float(floats) = &products.arithmetic else { return f64::INFINITY };
     let Codes { scale, zero_point } = products.input;
+    let weight_scales = &floats.weight_scales;
+    let all = [scale, products.output.scale].into_iter().chain(weight_scales.iter().copied());
+    if !all.into_iter().all(is_moderate) || weight_scales.len() != products.weights.outputs {
+        return f64::INFINITY;
+    }
     let reach = f64::from(zero_point.max(255 - zero_point)) * f64::from(scale);
     let bias = |channel: usize| floats.bias.as_ref().map_or(0.0, |bias| f64::from(bias[channel]));
     let largest = |channel: usize| {
@@ -248,12 +259,18 @@ pub(crate) fn codes_from_integers(
         let float = floats.bias.as_ref().map_or(0.0, |bias| f64::from(bias[channel]));
         of_bias = of_bias.max((f64::from(bias) * scale(channel) - float).abs());
     }
+    // Floats on the CPU, or on the device in an order of its own.
+    let terms = of_floats.weights.terms();
+    let roundings = roundings.max(self::roundings(own_order(terms), terms));
     codes_apart(of_floats, [OF_INTEGERS, roundings])
         + SLACK * of_bias / f64::from(of_floats.output.scale)
 }
 
 /// By less than how many codes means over `count` elements differ, of integers and of floats in any order.
 pub(crate) fn means_apart(input: Codes, output: Codes, count: usize) -> f64 {
+    if ![input.scale, output.scale].into_iter().all(is_moderate) {
+        return f64::INFINITY;
+    }
     let reach = f64::from(input.zero_point.max(255 - input.zero_point));
     #[expect(clippy::cast_precision_loss, reason = "`SLACK` holds more than that")]
     let roundings = (count.saturating_add(OF_INTEGERS + 2 * AROUND)) as f64;
@@ -346,6 +363,11 @@ mod tests {
         assert!(codes_apart(&many, [8192, 192]) > 1.0);
         let endless = products(&[127; 64], [f32::MAX, 0.01, 0.05], [0, 0], 0.0);
         assert!(codes_apart(&endless, [64, 64]).is_infinite());
+        // A product of scales that is subnormal has lost bits before it is multiplied.
+        let small = products(&[127; 64], [1e-21, 2e-24, 4e-42], [0, 0], 0.0);
+        assert!(codes_apart(&small, [64, 64]).is_infinite());
+        let [tiny, fair] = [1e-21, 0.02].map(|scale| Codes { scale, zero_point: 128 });
+        assert!(means_apart(tiny, tiny, 4).is_infinite() && means_apart(fair, fair, 4) < 1.0);
         let no_number = products(&[1], [0.02, 0.01, 0.05], [0, 0], f32::NAN);
         assert!(codes_apart(&no_number, [1, 1]).is_infinite());
     }

@@ -208,6 +208,16 @@ pub struct Blocks {
 /// Weights that a unit may come to.
 const MOST_WEIGHTS: usize = 1 << 26;
 
+/// Bytes of all blocks' neighbours.
+const MOST_BYTES: u128 = 1 << 28;
+
+/// Multiplications, beside those of the model: small kernels come to four or nine times as many, and
+/// more on small images.
+const MOST_TIMES: u128 = 16;
+
+/// Multiplications that are no matter, whatever the model's are.
+const FEW: u128 = 1 << 22;
+
 impl Blocks {
     /// Of images of so many rows and columns; refuses what would be far more than the model says.
     pub fn new(
@@ -230,7 +240,7 @@ impl Blocks {
             blocks.channels(),
         ];
         match lengths.iter().try_fold(1_usize, |n, &len| n.checked_mul(len)) {
-            Some(0..=MOST_WEIGHTS) => Ok(blocks),
+            Some(0..=MOST_WEIGHTS) => blocks.check_work(node),
             _ => refuse!(
                 SIZE,
                 "{node} has {} weights by strides of {} and {}, and comes to more than {MOST_WEIGHTS}",
@@ -239,6 +249,30 @@ impl Blocks {
                 columns.stride
             ),
         }
+    }
+
+    /// Refuses gaps, dilation and edges that blow the work up.
+    fn check_work(self, node: &Node) -> Result<Self, Refusal> {
+        let product = |lengths: &[usize]| lengths.iter().map(|&len| len as u128).product::<u128>();
+        let [read, written] = self.shapes();
+        let bytes = product(&read);
+        let macs = product(&written).saturating_mul(self.terms() as u128);
+        let Self { images, groups, inputs, filters, rows, columns } = self;
+        let own = product(&[images, groups, inputs, filters]).saturating_mul(product(&[
+            rows.len,
+            columns.len,
+            rows.kernel,
+            columns.kernel,
+        ]));
+        if bytes <= MOST_BYTES && (macs <= FEW || macs <= MOST_TIMES.saturating_mul(own)) {
+            return Ok(self);
+        }
+        refuse!(
+            SIZE,
+            "{node} does {own} multiplications, and as a convolution of blocks {macs} over {bytes} bytes; up to \
+             {MOST_TIMES} times as many are taken, and {MOST_BYTES} bytes; less dilation, or a kernel that is small \
+             beside the image"
+        )
     }
 
     /// Whether each pixel of the output sees one of the input at most.

@@ -117,6 +117,10 @@ fn what_comes_to_more_than_it_says_is_refused() {
     // As many weights as a block has pixels, all but one of them nothing.
     let wide = of(&[2, 2], "strides", &[60_000, 60_000]);
     assert_refused(&wide, rule::SIZE, "comes to more than");
+    // Blocks of gaps, and edges larger than the image.
+    let gaps = of(&[2, 2], "dilations", &[100, 100]);
+    assert_refused(&gaps, rule::SIZE, "times as many are taken");
+    assert_refused(&of(&[64, 64], "strides", &[1, 1]), rule::SIZE, "times as many are taken");
     let wider = of(&[2, 2], "strides", &[70_000, 1]);
     assert_refused(&wider, rule::ATTRIBUTE, "strides");
     assert_refused(&of(&[2, 2], "pads", &[3, 3, 4, 3]), rule::SHAPE, "among these");

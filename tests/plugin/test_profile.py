@@ -35,3 +35,24 @@ def test_each_run_of_each_part_is_an_event_with_its_cycles(tmp_path):
     assert starts == sorted(starts), "in the order of time"
     # Nobody listens any more.
     sessions.run(session, graphs.sample(1))
+
+
+@pytest.mark.since("1.25")
+def test_a_part_from_the_cache_has_the_name_of_its_own_session(tmp_path):
+    """ONNX Runtime makes it of the model's path, and the session that filled the cache had another."""
+
+    def names(path, settings: dict[str, str]) -> set[str]:
+        made = sessions.options()
+        made.enable_profiling = True
+        made.profile_file_prefix = str(tmp_path / "profile")
+        session = sessions.on_npu(str(path), made, settings)
+        sessions.run(session, graphs.sample(1))
+        return {event["name"] for event in events(session.end_profiling()) if event.get("name", "").startswith("npu:")}
+
+    paths = [tmp_path / "first.onnx", tmp_path / "second.onnx"]
+    for path in paths:
+        path.write_bytes(graphs.quantised().SerializeToString())
+    cached = {"cache_dir": str(tmp_path / "cache")}
+    first, second = (names(path, cached) for path in paths)
+    assert len(list((tmp_path / "cache").glob("*.npub"))) == 1, "both are one part"
+    assert second == names(paths[1], {}) and first != second

@@ -188,3 +188,38 @@ fn look_after() {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libnpu::Device;
+
+    static FLAGS: [AtomicU8; 2] = [AtomicU8::new(0), AtomicU8::new(0)];
+
+    #[test]
+    fn a_device_that_is_slow_to_abort_delays_no_other_run_s_stop() {
+        let watched = FLAGS.each_ref().map(|flag| {
+            let context = Device::open("sim").unwrap().create_context().unwrap();
+            // SAFETY: a static.
+            Watched::new(unsafe { StopFlag::new(NonNull::from(flag)) }, &context)
+        });
+        let [slow, other] = &watched;
+        // As if the abort of the first were under way, for as long as this is held.
+        let held = slow.0.has_returned.lock().unwrap();
+        FLAGS[0].store(1, Ordering::Relaxed);
+        let until = Instant::now() + Duration::from_secs(60);
+        let wait_for = |run: &Watched| {
+            while !run.0.is_aborting.load(Ordering::Acquire) {
+                assert!(Instant::now() < until, "nobody aborts the run");
+                thread::yield_now();
+            }
+        };
+        wait_for(slow);
+        FLAGS[1].store(1, Ordering::Relaxed);
+        wait_for(other);
+        assert!(slow.0.is_aborting.load(Ordering::Acquire), "the first is still held up");
+        drop(held);
+        // Waits for what is under way, and leaves nothing that looks at the flags.
+        drop(watched);
+    }
+}

@@ -160,3 +160,18 @@ def test_sums_beside_convolutions(kind, axes, keep, behind, batch):
     # Where one stands behind, the order is not certain; of few elements any gives the same codes.
     is_left = bool(behind) and axes in ([1], [2, 3])
     assert (kind in sessions.operators_on(npu, sessions.CPU)) == is_left
+
+
+@pytest.mark.parametrize("kind", ["ReduceMean", "ReduceSum", "ReduceMax"])
+@pytest.mark.parametrize("axes", [[-1], [3], [2, -1], [-2, -1], [2, 3]])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_sums_of_a_batch_of_none(kind, axes, keep):
+    """Of an empty tensor the CPU provider leaves out dimensions that are counted from the end, and so does the NPU."""
+    _, layer, codes, x = start(3, ["batch", 2, 3, 6], 129)
+    layer.opset = 18
+    y = reduced(layer, kind, layer.dequantise(x, codes), axes, keepdims=keep)
+    model = layer.model(layer.dequantise(layer.quantise(y, codes), codes)).SerializeToString()
+    npu, cpu = sessions.by_name(model), sessions.cpu(model)
+    for batch in (2, 0, 1):
+        layer.shape = [batch, 2, 3, 6]
+        sessions.assert_same(npu, cpu, layer.input(codes), f"{kind} {axes} of {batch}")

@@ -2,8 +2,12 @@
 //!
 //! The device takes no empty tensor. What the shapes would be follows from the batches 1 and 2: a length
 //! that doubles belongs to the batch, one that stays does not.
+//!
+//! Of an empty tensor, the CPU provider's reductions leave out dimensions that are counted from the end.
 
-use super::{Executable, Outputs, RunError, RunReport, TensorRef, check_element};
+use super::{Edge, Executable, Outputs, RunError, RunReport, TensorRef, check_element};
+use crate::program;
+use crate::quantize::{Kind, Sum};
 
 impl Executable {
     /// The run, if a batch of the inputs is 0 and all outputs are therefore empty.
@@ -17,11 +21,17 @@ impl Executable {
         outputs: &mut dyn Outputs,
     ) -> Option<Result<RunReport, RunError>> {
         let [one, two] = [Self::with_batch(shapes, 1)?, Self::with_batch(shapes, 2)?];
-        let (edges, one) = self.edges(&one).ok()?;
-        let (_, two) = self.edges(&two).ok()?;
+        let (edges, outputs_of_one) = self.edges(&one).ok()?;
+        let (_, outputs_of_two) = self.edges(&two).ok()?;
+        let of = |edges: Vec<Edge>| edges.into_iter().map(|edge| edge.shape).collect::<Vec<_>>();
+        let shapes = match self.without_the_last([&one, &two])? {
+            Some(shapes) => shapes,
+            None => [of(outputs_of_one.clone()), of(outputs_of_two)],
+        };
+        let one = outputs_of_one;
         let mut empty = Vec::with_capacity(one.len());
-        for (one, two) in one.iter().zip(&two) {
-            let lengths = one.shape.iter().zip(&two.shape);
+        for (one, two) in shapes[0].iter().zip(&shapes[1]) {
+            let lengths = one.iter().zip(two);
             let shape: Option<Vec<usize>> = lengths.map(|(&one, &two)| at_none(one, two)).collect();
             empty.push(shape.filter(|shape| shape.contains(&0))?);
         }
@@ -37,6 +47,34 @@ impl Executable {
             Ok(RunReport::default())
         };
         Some(given())
+    }
+
+    /// The shapes of outputs for each of these shapes of inputs, where reductions leave out dimensions
+    /// that are counted from the end; the inner `None` where there are no such reductions.
+    fn without_the_last(&self, inputs: [&[Vec<usize>]; 2]) -> Option<Option<[Vec<Vec<usize>>; 2]>> {
+        let whole = self.whole().ok()?;
+        let mut units = whole.units.units.clone();
+        let mut is_any = false;
+        for unit in &mut units {
+            let (Kind::Sum(Sum { axes: Some(axes), .. }) | Kind::Extreme { axes: Some(axes), .. }) =
+                &mut unit.kind
+            else {
+                continue;
+            };
+            let count = axes.len();
+            axes.retain(|&axis| axis >= 0);
+            is_any |= axes.len() != count;
+        }
+        if !is_any {
+            return Some(None);
+        }
+        let units: Vec<_> = units.iter().collect();
+        let of = |shapes: &[Vec<usize>]| -> Option<Vec<Vec<usize>>> {
+            let given = whole.graph.inputs().iter().copied().zip(shapes.iter().cloned());
+            let all = program::infer(&whole.graph, &units, given.collect()).ok()?;
+            whole.graph.outputs().iter().map(|output| all.get(output).cloned()).collect()
+        };
+        Some(Some([of(inputs[0])?, of(inputs[1])?]))
     }
 
     /// The shapes with `batch` in place of each batch of 0; `None` when another dimension is empty.

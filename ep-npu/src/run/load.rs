@@ -12,8 +12,8 @@ use std::sync::{Arc, PoisonError};
 #[derive(Debug)]
 pub(super) struct Whole {
     /// The part with all of its constants.
-    graph: Graph,
-    units: Units,
+    pub(super) graph: Graph,
+    pub(super) units: Units,
 }
 
 impl Executable {
@@ -62,7 +62,7 @@ impl Executable {
         Ok(all)
     }
 
-    fn whole(&self) -> Result<&Whole, CompileError> {
+    pub(super) fn whole(&self) -> Result<&Whole, CompileError> {
         match self.whole.get() {
             Some(whole) => Ok(whole),
             None => {

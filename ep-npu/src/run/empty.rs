@@ -52,7 +52,7 @@ impl Executable {
     /// The shapes of outputs for each of these shapes of inputs, where reductions leave out dimensions
     /// that are counted from the end; the inner `None` where there are no such reductions.
     fn without_the_last(&self, inputs: [&[Vec<usize>]; 2]) -> Option<Option<[Vec<Vec<usize>>; 2]>> {
-        let whole = self.whole().ok()?;
+        let Ok(whole) = self.whole() else { return Some(None) };
         let mut units = whole.units.units.clone();
         let mut is_any = false;
         for unit in &mut units {

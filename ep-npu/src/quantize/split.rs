@@ -8,6 +8,9 @@ use super::unit::{Kind, Unit};
 use crate::graph::{Node, Tensor};
 use crate::refusal::{Refusal, refuse};
 
+/// Most parts. Where each one is, is found from the lengths of all.
+const MOST_PARTS: usize = 1024;
+
 /// How a dimension is parted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Split {
@@ -83,6 +86,9 @@ impl Split {
 pub(super) fn split(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let node = unit.node();
     let count = node.outputs.len();
+    if count > MOST_PARTS {
+        return refuse!(SIZE, "{node} has {count} outputs; {MOST_PARTS} are taken");
+    }
     let given = match node.input(1) {
         Some(_) => match unit.graph.constant(node, 1).and_then(Tensor::as_i64) {
             Some(lengths) => Some(lengths),
@@ -125,4 +131,44 @@ pub(super) fn split(mut unit: Former<'_>) -> Result<Unit, Refusal> {
         shares.push(Share { index, table: input.requantise(output) });
     }
     unit.finish_all(&values, Kind::Split { how, shares })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn parts(lengths: Lengths, len: usize, count: usize) -> Option<Vec<(usize, usize)>> {
+        let node = Node {
+            name: "n".into(),
+            op: "Split".into(),
+            domain: String::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            attributes: BTreeMap::new(),
+        };
+        let split = Split { axis: -1, lengths };
+        let part = |index| match split.step(&node, &[2, len], index).ok()? {
+            Step::Slice { axis: 1, start, step: 1, len } => Some((start, len)),
+            other => panic!("{other:?}"),
+        };
+        (0..count).map(part).collect()
+    }
+
+    #[test]
+    fn parts_lie_side_by_side_and_are_the_whole() {
+        assert_eq!(parts(Lengths::Given(vec![1, 3, 2]), 6, 3), Some(vec![(0, 1), (1, 3), (4, 2)]));
+        assert_eq!(parts(Lengths::Equal(3), 6, 3), Some(vec![(0, 2), (2, 2), (4, 2)]));
+        assert_eq!(parts(Lengths::Chunks(4), 7, 4), Some(vec![(0, 2), (2, 2), (4, 2), (6, 1)]));
+    }
+
+    #[test]
+    fn lengths_that_are_not_the_dimensions_are_refused() {
+        assert_eq!(parts(Lengths::Given(vec![1, 3]), 6, 2), None);
+        assert_eq!(parts(Lengths::Given(vec![7, -1]), 6, 2), None);
+        assert_eq!(parts(Lengths::Given(vec![i64::MAX, i64::MAX, 8]), 6, 3), None);
+        assert_eq!(parts(Lengths::Equal(4), 6, 4), None);
+        // The last of four chunks of two would begin behind the end.
+        assert_eq!(parts(Lengths::Chunks(4), 5, 4), None);
+    }
 }

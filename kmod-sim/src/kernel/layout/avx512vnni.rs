@@ -322,8 +322,9 @@ impl<'a> Piece<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn part(&self, x: i64) {
         let pixels = mask_16(self.pixels - x);
+        let real = self.real(pixels);
         // SAFETY: the real channels of the pixels of the mask; pad lanes may lie beyond the memory.
-        let mut joined = unsafe { load_masked_64(self.real(pixels), self.at(x, 0).0) };
+        let mut joined = unsafe { load_masked_64(real, self.at(x, 0).0) };
         for ch in 0..self.channels {
             let codes = _mm512_and_si512(joined, _mm512_set1_epi32(0xff));
             joined = _mm512_srli_epi32::<8>(joined);

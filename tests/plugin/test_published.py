@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import sessions
-from npu_models import describe, inputs, quantise
+from npu_models import describe, inputs, quantise, signed
 from npu_models.build import ALL, RECIPES, SETS
 from npu_models.published import Published
 
@@ -34,16 +34,20 @@ def feeds(name: str, packages) -> list[dict[str, np.ndarray]]:
     return [{"input": eight[kind]} for kind in ("real", "real, others", "normal", "wide normal")]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_outputs_equal_the_cpu(models, name, capsys):
-    file = models / f"{name}.qdq-pc.onnx"
+# Per channel, and with all of them per tensor.
+FILES = [(name, "qdq-pc") for name in NAMES] + [(name, "u8s8-pt") for name in NAMES if os.environ.get("NPU_MODELS") == "all"]
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES, ids=[f"{name}.{kind}" for name, kind in FILES])
+def test_outputs_equal_the_cpu(models, name, kind, capsys):
+    file = models / f"{name}.{kind}.onnx" if kind == "qdq-pc" else signed.ensure(name, kind, models)
     reference, session = sessions.cpu(str(file)), sessions.by_name(str(file))
     macs = describe.macs_by_node(onnx.load(file))
     taken = sum(macs.get(node, 0) for node in sessions.nodes_on(session, sessions.EP))
     subgraphs = sum(provider == sessions.EP for provider, _ in sessions.placement(session))
     left = Counter(sessions.operators_on(session, sessions.CPU))
     with capsys.disabled():
-        print(f"\n{name}: {taken / sum(macs.values()):.2%} of the multiplications in {subgraphs} subgraphs; left to the CPU {dict(left)}")
+        print(f"\n{name}.{kind}: {taken / sum(macs.values()):.2%} of the multiplications in {subgraphs} subgraphs; left to the CPU {dict(left)}")
     seen = set()
     for index, feed in enumerate(feeds(name, models / "packages")):
         for output in sessions.assert_same(session, reference, feed, f"{name}, input {index}"):

@@ -1,4 +1,4 @@
-"""S8S8 variants: the same networks with int8 activations, quantised with the same settings, made when they are asked for."""
+"""Variants of the networks, quantised with the same settings but other types or scales, made when they are asked for."""
 
 import json
 from hashlib import sha256
@@ -10,8 +10,9 @@ from onnxruntime.quantization import QuantType
 from . import build, quantise
 from .published import Published
 
-# Whether weights have a scale for each channel.
-KINDS = {"s8s8-pc": True, "s8s8-pt": False}
+# Types of activations, and whether weights have a scale for each channel.
+VARIANTS = {"s8s8-pc": (QuantType.QInt8, True), "s8s8-pt": (QuantType.QInt8, False), "u8s8-pt": (QuantType.QUInt8, False)}
+KINDS = [kind for kind, (activations, _) in VARIANTS.items() if activations == QuantType.QInt8]
 
 
 def ensure(name: str, kind: str, folder: Path) -> Path:
@@ -27,7 +28,8 @@ def ensure(name: str, kind: str, folder: Path) -> Path:
         return file
     recipe = build.ALL[name]
     calibration = recipe.calibration(folder / "packages")
-    model = quantise.static_qdq(onnx.load(source), calibration, KINDS[kind], QuantType.QInt8)
+    activations, per_channel = VARIANTS[kind]
+    model = quantise.static_qdq(onnx.load(source), calibration, per_channel, activations)
     part = file.with_suffix(".part")
     part.write_bytes(model.SerializeToString(deterministic=True))
     part.replace(file)

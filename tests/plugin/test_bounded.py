@@ -84,7 +84,7 @@ def gemm_of_both_types(seed: int) -> tuple[bytes, list[int]]:
 def gemm_that_is_cut_off(seed: int) -> tuple[bytes, list[int]]:
     unit = Unit(seed, [3, 96])
     inputs = [unit.dequantised("x", 0.02, 128, np.uint8), unit.weights([24, 96])]
-    relu = unit.node("Relu", [unit.node("Gemm", inputs, "gemm", transB=1, alpha=0.5)], "relu")
+    relu = unit.node("Relu", [unit.node("Gemm", inputs, "gemm", transB=1)], "relu")
     unit.quantised(relu, 0.1, 60, "y", np.uint8)
     return unit.model("y", TensorProto.UINT8, TensorProto.UINT8), unit.shape
 

@@ -176,7 +176,7 @@ def test_a_part_of_an_older_version_is_told_to_compile_again(tmp_path):
     path = compiled(tmp_path, graphs.quantised().SerializeToString(), True)
     older = bytearray(attribute(context_nodes(path)[0], "ep_cache_context"))
     older[4] = 1
-    with pytest.raises(Exception, match="compiled part of version 1, this library reads 2: compile the model again"):
+    with pytest.raises(Exception, match="compiled part of version 1, this library reads 3: compile the model again"):
         sessions.by_name(str(with_blob(path, bytes(older))))
 
 
@@ -202,7 +202,7 @@ def test_the_models_line_says_whether_the_device_fits(tmp_path):
     path = compiled(tmp_path, graphs.quantised().SerializeToString(), True)
     lines = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     line = lines[f"ep_compatibility_info.{EP}"]
-    assert line.startswith("npu;bundle=2;isa=1.")
+    assert line.startswith("npu;bundle=3;isa=1.")
     from onnxruntime.capi import _pybind_state as state
 
     def verdict(text: str) -> int:

@@ -130,12 +130,40 @@ fn count(values: &[f32]) -> f32 {
     values.len() as f32
 }
 
-/// What a processor does in one instruction, and `core` lacks.
+/// What a processor does in one instruction, and `core` lacks; and what it does in wider ones.
 pub trait Instructions {
     /// `a * b + c`, rounded once.
     fn fma(a: f32, b: f32, c: f32) -> f32;
     /// The square root.
     fn sqrt(value: f32) -> f32;
+
+    /// The sum in f64, in four lanes. Of what codes of one scale stand for it is exact, in any order: 20
+    /// bits of count and 8 of the code beside the 24 of the scale are fewer than 53.
+    #[inline(always)]
+    fn wide_sum(values: &[f32]) -> f64 {
+        let (fours, rest) = values.as_chunks::<4>();
+        let mut lanes = [0.0_f64; 4];
+        for four in fours {
+            for (lane, &value) in lanes.iter_mut().zip(four) {
+                *lane += f64::from(value);
+            }
+        }
+        let sum = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+        rest.iter().fold(sum, |sum, &value| sum + f64::from(value))
+    }
+
+    /// Squares of distances from `mean` in eight lanes, by fused additions.
+    #[inline(always)]
+    fn squares(eights: &[[f32; 8]], mean: f32) -> [f32; 8] {
+        let mut lanes = [0.0_f32; 8];
+        for eight in eights {
+            for (lane, value) in lanes.iter_mut().zip(eight) {
+                let from_mean = value - mean;
+                *lane = Self::fma(from_mean, from_mean, *lane);
+            }
+        }
+        lanes
+    }
 }
 
 /// In software.
@@ -166,16 +194,9 @@ impl Spread {
     /// lanes by fused additions, joined as halves; of the rest, four by two roundings, then by fused ones.
     #[inline(always)]
     pub fn of_layer<I: Instructions>(values: &[f32], epsilon: f32) -> Self {
-        let mean = wide_mean(values);
+        let mean = wide_mean::<I>(values);
         let (eights, rest) = values.as_chunks::<8>();
-        let mut lanes = [0.0_f32; 8];
-        for eight in eights {
-            for (lane, value) in lanes.iter_mut().zip(eight) {
-                let from_mean = value - mean;
-                *lane = I::fma(from_mean, from_mean, *lane);
-            }
-        }
-        let [a, b, c, d, e, f, g, h] = lanes;
+        let [a, b, c, d, e, f, g, h] = I::squares(eights, mean);
         let fours = [a + e, b + f, c + g, d + h];
         let mut squares = (fours[0] + fours[2]) + (fours[1] + fours[3]);
         let (four, few) = rest.split_at(rest.len() / 4 * 4);
@@ -246,18 +267,10 @@ pub fn square(values: &[f32], mean: f32, squares: &mut [f32]) {
     }
 }
 
-/// The mean, summed in f64 in four lanes.
+/// The mean, summed in f64.
 #[inline(always)]
-fn wide_mean(values: &[f32]) -> f32 {
-    let (fours, rest) = values.as_chunks::<4>();
-    let mut lanes = [0.0_f64; 4];
-    for four in fours {
-        for (lane, &value) in lanes.iter_mut().zip(four) {
-            *lane += f64::from(value);
-        }
-    }
-    let sum = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
-    let sum = rest.iter().fold(sum, |sum, &value| sum + f64::from(value));
+fn wide_mean<I: Instructions>(values: &[f32]) -> f32 {
+    let sum = I::wide_sum(values);
     #[expect(clippy::cast_precision_loss, reason = "a row has at most 2^20 elements")]
     let mean = sum / values.len() as f64;
     #[expect(clippy::cast_possible_truncation, reason = "the rounding is part of the definition")]

@@ -5,9 +5,11 @@ use super::{Buffers, Problem, Row, compute};
 use crate::kernel::vector::{load_codes, mask_16, store_16};
 use npu_uapi::rows::{Codes, Instructions};
 use std::arch::x86_64::{
-    __m512, _mm512_add_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
-    _mm512_div_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sub_epi32,
+    __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    _mm256_sub_ps, _mm512_add_epi32, _mm512_add_pd, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
+    _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_div_ps, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_reduce_add_pd,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_pd, _mm512_sub_epi32,
 };
 
 /// Instructions of the processor.
@@ -23,6 +25,59 @@ impl Instructions for Native {
     fn sqrt(value: f32) -> f32 {
         value.sqrt()
     }
+
+    #[inline(always)]
+    fn wide_sum(values: &[f32]) -> f64 {
+        // SAFETY: `row`, the only caller, runs with the instructions.
+        unsafe { wide_sum(values) }
+    }
+
+    #[inline(always)]
+    fn squares(eights: &[[f32; 8]], mean: f32) -> [f32; 8] {
+        // SAFETY: as above.
+        unsafe { squares(eights, mean) }
+    }
+}
+
+/// The sum in f64, sixteen at a time: exact, as the definition's is.
+///
+/// # Safety
+/// Vector instructions are present.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+unsafe fn wide_sum(values: &[f32]) -> f64 {
+    let (sixteens, rest) = values.as_chunks::<16>();
+    let mut sums = [_mm512_setzero_pd(); 2];
+    for sixteen in sixteens {
+        let (eights, _) = sixteen.as_chunks::<8>();
+        for (sum, eight) in sums.iter_mut().zip(eights) {
+            // SAFETY: eight floats.
+            let eight = unsafe { _mm256_loadu_ps(eight.as_ptr()) };
+            *sum = _mm512_add_pd(*sum, _mm512_cvtps_pd(eight));
+        }
+    }
+    let sum = _mm512_reduce_add_pd(_mm512_add_pd(sums[0], sums[1]));
+    rest.iter().fold(sum, |sum, &value| sum + f64::from(value))
+}
+
+/// Squares of distances from `mean`, eight lanes together.
+///
+/// # Safety
+/// Vector instructions are present.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma")]
+#[inline]
+unsafe fn squares(eights: &[[f32; 8]], mean: f32) -> [f32; 8] {
+    let (mean, mut sums) = (_mm256_set1_ps(mean), _mm256_setzero_ps());
+    for eight in eights {
+        // SAFETY: eight floats.
+        let eight = unsafe { _mm256_loadu_ps(eight.as_ptr()) };
+        let from_mean = _mm256_sub_ps(eight, mean);
+        sums = _mm256_fmadd_ps(from_mean, from_mean, sums);
+    }
+    let mut lanes = [0.0; 8];
+    // SAFETY: eight floats.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
+    lanes
 }
 
 /// Sixteen elements at a time.

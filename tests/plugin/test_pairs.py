@@ -54,6 +54,18 @@ def test_floats_between_two_tensors(seed):
     compare(graph, PAIRS)
 
 
+@pytest.mark.parametrize("activation", ["", "Relu"])
+@pytest.mark.parametrize("scale", [16, 1024, 4096])
+def test_a_sum_whose_terms_are_of_very_different_sizes(scale, activation):
+    """An activation that changes nothing is taken away by the CPU, which then adds codes, not floats."""
+    graph = Graph(0, scale)
+    y = graph.node("Add", [graph.dequantise("x", (scale, 255)), graph.dequantise("y", (0.03125, 114))])
+    y = graph.node(activation, [y]) if activation else y
+    output = graph.quantise(y, (0.0187584069, 0))
+    graph.outputs.append(helper.make_tensor_value_info(output, TensorProto.UINT8, None))
+    compare(graph, PAIRS)
+
+
 REPEATS = [((2, 5, 4, 3), (1, 5, 1, 1)), ((2, 5, 4, 3), (2, 1, 4, 1)), ((2, 1, 1, 3), (2, 5, 4, 1)), ((2, 7), (7,)), ((3, 4, 5), (5,))]
 
 

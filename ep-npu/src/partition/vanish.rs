@@ -1,10 +1,10 @@
-//! Units that make a fixed shape of an open batch, such as a maximum over it: for a batch of none the CPU
-//! provider has a value of its own there, and no program would write it.
+//! Units that make a fixed shape of an open batch, such as a maximum over it, or nothing of some batches:
+//! for a batch of none the CPU provider has a value of its own there, and no program would write it.
 
 use super::refuse_unit;
-use crate::graph::{Graph, ValueId};
-use crate::quantize::Units;
-use crate::refusal::{Refusal, rule};
+use crate::graph::{Graph, Node, ValueId};
+use crate::quantize::{Carry, Kind, Rearrange, Unit, Units};
+use crate::refusal::{Refusal, refuse, rule};
 use crate::shape::Shapes;
 
 /// Refuses them. `one` and `other` are the shapes for two assignments of the open dimensions.
@@ -12,15 +12,49 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units, one: &Shapes, other: &Sha
     for index in 0..units.units.len() {
         let unit = &units.units[index];
         let is_open = |value: &ValueId| one.get(value) != other.get(value);
-        if units.of_node[unit.target.0 as usize].is_ok()
-            && unit.inputs.iter().any(is_open)
-            && unit.outputs().any(|output| !is_open(&output))
-        {
-            let node = graph.node(unit.target);
+        if units.of_node[unit.target.0 as usize].is_err() || !unit.inputs.iter().any(is_open) {
+            continue;
+        }
+        let node = graph.node(unit.target);
+        let refusal = if unit.outputs().any(|output| !is_open(&output)) {
             let reason = format!(
                 "{node} makes a fixed shape of an open batch; give the batch a length, or keep it a dimension"
             );
-            refuse_unit(units, index, &Refusal::new(rule::SHAPE, reason));
+            Some(Refusal::new(rule::SHAPE, reason))
+        } else {
+            takes_always(node, unit, one, other).err()
+        };
+        if let Some(refusal) = refusal {
+            refuse_unit(units, index, &refusal);
         }
     }
+}
+
+/// Refuses a slice of an open dimension that is empty at some length of it. One end may be counted from
+/// the front and one from the back, so that they meet only where the dimension is long.
+fn takes_always(node: &Node, unit: &Unit, one: &Shapes, other: &Shapes) -> Result<(), Refusal> {
+    let (Kind::Rearrange { how, .. } | Kind::Carry(Carry::Rearrange(how))) = &unit.kind else {
+        return Ok(());
+    };
+    let input = unit.inputs[0];
+    let (Rearrange::Slice { .. }, Some(one), Some(other)) =
+        (how, one.get(&input), other.get(&input))
+    else {
+        return Ok(());
+    };
+    let open = (0..one.len()).filter(|&axis| one[axis] != other[axis]);
+    for axis in open {
+        for length in (1..64).chain((6..32).map(|bits| 1 << bits)) {
+            let mut shape = one.clone();
+            shape[axis] = length;
+            if how.steps(node, &shape).is_err() {
+                return refuse!(
+                    SHAPE,
+                    "{node} takes nothing of an open dimension {axis} of length {length}; give it a length, or both \
+                     ends from one side"
+                );
+            }
+        }
+    }
+    Ok(())
 }

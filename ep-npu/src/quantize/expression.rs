@@ -40,6 +40,12 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
     if reads_a_tensor_of_constants(graph, node) {
         return Ok(None);
     }
+    if let Some(before) = kept_only(graph, node) {
+        return refuse!(
+            UNIT,
+            "{node} changes nothing that codes can hold, so the CPU runs {before} without it, which is refused"
+        );
+    }
     let mut reader = Reader {
         graph,
         nodes: Vec::new(),
@@ -86,6 +92,16 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
         Err(_) if is_merged => pair(steps, &root, own, &leaves, (value, edges, output)),
         closed => closed.map(Some),
     }
+}
+
+/// The operator before an activation that the CPU provider takes away, since the codes behind it hold no
+/// more than it lets through. That operator's own unit has the activation in it.
+fn kept_only<'g>(graph: &'g Graph, node: &Node) -> Option<&'g Node> {
+    let is_activation = node.is("Relu") || node.is("Clip");
+    let producer = graph.value(node.input(0)?).producer.filter(|_| is_activation)?;
+    let before = graph.node(producer);
+    let is_kept = !is_dequantize(before) && Former::new(graph, producer).result().is_ok();
+    is_kept.then_some(before)
 }
 
 /// The unit of `root` as a function of two tensors; `None` where the CPU provider computes it on codes,

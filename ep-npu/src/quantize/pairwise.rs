@@ -42,7 +42,7 @@ impl Pairwise {
         };
         let reach = match (operator, terms.as_slice()) {
             (Operator::Mul, terms) => 255.0 * 255.0 * terms[0].abs() + 255.0,
-            (Operator::Add, terms) => terms.iter().map(|term| 255.0 * term.abs()).sum::<f32>(),
+            (Operator::Add, terms) => 255.0 * (terms[0].abs() + terms[1].abs()) + terms[2].abs(),
         };
         let broken = terms.into_iter().find(|term| !term.is_finite());
         match broken.or((reach >= 2_147_483_648.0).then_some(reach)) {

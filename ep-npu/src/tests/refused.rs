@@ -290,6 +290,26 @@ fn a_long_dimension_beside_one_that_is_padded() {
 }
 
 #[test]
+fn a_slice_that_is_empty_at_some_batches() {
+    let of = |start: i64, end: i64, step: i64| {
+        let mut model = Model::new(7);
+        let input = model.code_input(&[4, 8], CODES);
+        let x = model.dequantize(&input);
+        let numbers = [start, end, 0, step].map(|number| number.to_le_bytes().to_vec());
+        let numbers = numbers.map(|bytes| model.constant(ElementType::I64, &[1], bytes));
+        let part = model.node("Slice", &[vec![x], numbers.to_vec()].concat(), &[]);
+        let output = model.quantize(part, CODES);
+        model.code_output(&Flow { value: output, codes: CODES, shape: vec![4, 8] });
+        model.finish()
+    };
+    // Alone it is not worth a program, but nothing is wrong with it.
+    let backwards = plan(&of(-1, i64::MIN, -1));
+    assert!(backwards.verdicts.iter().all(|verdict| !verdict.reason.contains("open dimension")));
+    assert_refused(&of(-3, 2, 1), "Slice", rule::SHAPE, "of length 5");
+    assert_refused(&of(-3000, 2000, 1), "Slice", rule::SHAPE, "of length 8192");
+}
+
+#[test]
 fn a_maximum_over_an_open_batch() {
     let reduced = |axis| {
         model(|model, input| {

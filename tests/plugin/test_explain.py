@@ -81,7 +81,7 @@ def test_progress_is_told_when_asked_for_and_not_into_a_pipe(models, tool, libra
     assert quiet == ""
     _, told = call(tool, library, "run", file, "--progress")
     steps = [line for line in told.replace("\r", "\n").split("\n") if line.endswith(" s, done")]
-    assert [step.split(":")[0] for step in steps[-2:]] == ["compiling", "running"], told
+    assert [step.split(":")[0] for step in steps[-2:]] == ["loading and compiling", "running"], told
 
 
 @pytest.mark.parametrize("gain", [None, 0, 1_000_000])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sessions
+from onnx import TensorProto, helper
 from test_layers import SEEDS, Layer, compare, convolution, image, start
 
 
@@ -324,3 +325,22 @@ def test_a_slice_of_one_image_behind_a_slice_that_may_be_empty():
     for batch in (1, 2, 3):
         layer.shape[0] = batch
         sessions.assert_same(npu, reference, layer.input(codes), f"batch {batch}")
+
+
+def test_a_tensor_of_any_rank_is_left_and_what_stands_behind_it():
+    """A Reshape to lengths that are data: nobody knows the rank of its result before the run."""
+    scale, zero = helper.make_tensor("s", TensorProto.FLOAT, [], [0.125]), helper.make_tensor("z", TensorProto.UINT8, [], [7])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["a"]),
+        helper.make_node("Reshape", ["a", "lengths"], ["b"]),
+        helper.make_node("Add", ["b", "a"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.UINT8, [12, 1]), helper.make_tensor_value_info("lengths", TensorProto.INT64, ["rank"])]
+    graph = helper.make_graph(nodes, "any", inputs, [helper.make_tensor_value_info("y", TensorProto.UINT8, None)], [scale, zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    for lengths in ([12], [12, 1], [2, 1, 6], [1, 12]):
+        feeds = {"x": np.arange(12, dtype=np.uint8).reshape(12, 1) * 20, "lengths": np.array(lengths, np.int64)}
+        (found,), (want,) = npu.run(None, feeds), reference.run(None, feeds)
+        assert found.shape == want.shape and np.array_equal(found, want), lengths

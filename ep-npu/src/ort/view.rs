@@ -312,7 +312,9 @@ pub(super) unsafe fn tensor_type(
     let symbols = tensor.symbols()?;
     let dims = tensor.dims()?.into_iter().zip(symbols);
     let dim = |(len, symbol)| usize::try_from(len).map_or(Dim::Symbol(symbol), Dim::Known);
-    Ok(Some(TensorType { element: tensor.element()?, shape: Some(dims.map(dim).collect()) }))
+    let shape: Vec<Dim> = dims.map(dim).collect();
+    let shape = if shape.is_empty() && !tensor.has_shape() { None } else { Some(shape) };
+    Ok(Some(TensorType { element: tensor.element()?, shape }))
 }
 
 impl View<'_, OrtTensorTypeAndShapeInfo> {
@@ -320,6 +322,14 @@ impl View<'_, OrtTensorTypeAndShapeInfo> {
         let mut code = 0_u32;
         call!(self.api, GetTensorElementType(self.raw, (&raw mut code).cast()))?;
         Ok(ElementType::from_onnx(code))
+    }
+
+    /// Whether a type without dimensions is of a scalar, and not of a tensor of any rank. Before version
+    /// 24 nobody knows, and it is taken for the latter.
+    fn has_shape(self) -> bool {
+        let table = self.api.ort();
+        // SAFETY: the table is of a version that has the slot, and the type is live.
+        self.api.version() >= 24 && unsafe { ((*table).TensorTypeAndShape_HasShape)(self.raw) }
     }
 
     /// Lengths; negative where unknown.

@@ -327,9 +327,13 @@ impl View<'_, OrtTensorTypeAndShapeInfo> {
     /// Whether a type without dimensions is of a scalar, and not of a tensor of any rank. Before version
     /// 24 nobody knows, and it is taken for the latter.
     fn has_shape(self) -> bool {
-        let table = self.api.ort();
-        // SAFETY: the table is of a version that has the slot, and the type is live.
-        self.api.version() >= 24 && unsafe { ((*table).TensorTypeAndShape_HasShape)(self.raw) }
+        if self.api.version() < 24 {
+            return false;
+        }
+        // SAFETY: the table is of a version that has the slot.
+        let has_shape = unsafe { (*self.api.ort()).TensorTypeAndShape_HasShape };
+        // SAFETY: the type is live.
+        unsafe { has_shape(self.raw) }
     }
 
     /// Lengths; negative where unknown.

@@ -253,6 +253,8 @@ impl Lowering<'_> {
             is_whole[index] && held[index].view.is_none() && held[index].table.is_none()
         });
         let plain = plain.map(|index| self.ops.tensor(held[index].tensor).form.dims());
+        // What was only reshaped may lie in dimensions that are not those of its shape.
+        let plain = plain.filter(|&dims| View::of(Form::map(dims), &shape).is_some());
         let natural = natural_dims(&shape);
         let dims = plain.reduce(|one, other| if one == natural { other } else { one });
         let dims = dims.unwrap_or(natural);

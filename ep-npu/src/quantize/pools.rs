@@ -1,9 +1,11 @@
 //! Units of MaxPool, AveragePool and GlobalAveragePool.
 
+use super::codes::Codes;
 use super::form::Former;
 use super::signed::Edges;
 use super::unit::{Kind, Unit};
 use super::window::WindowSpec;
+use crate::graph::Node;
 use crate::refusal::{Refusal, refuse};
 
 /// MaxPool. Codes keep the order of what they stand for, so the maximum of codes is the code of the
@@ -35,6 +37,7 @@ pub(super) fn average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
             "{node} reads or writes int8; quantise activations as uint8"
         );
     }
+    check_reach(node, input, output)?;
     Ok(unit.finish(value, Kind::AveragePool { window, count_padding, input, output }))
 }
 
@@ -44,7 +47,24 @@ pub(super) fn global_average_pool(mut unit: Former<'_>) -> Result<Unit, Refusal>
     let (value, output) = unit.result()?;
     let kind = match unit.edges() {
         Edges::Mixed => Kind::GlobalMean { input, output },
-        Edges::Unsigned | Edges::Signed => Kind::GlobalAveragePool { input, output },
+        Edges::Unsigned | Edges::Signed => {
+            check_reach(unit.node(), input, output)?;
+            Kind::GlobalAveragePool { input, output }
+        }
     };
     Ok(unit.finish(value, kind))
+}
+
+/// Refuses scales that take averages of codes beyond 32 bits, where the CPU provider's conversion wraps.
+fn check_reach(node: &Node, input: Codes, output: Codes) -> Result<(), Refusal> {
+    let reach = 256.0 * (input.scale / output.scale);
+    if reach < 2_147_483_648.0 {
+        return Ok(());
+    }
+    refuse!(
+        SCALE,
+        "{node} has scales {} and {}, which take codes up to {reach}, beyond 32 bits; use a larger scale for its result",
+        input.scale,
+        output.scale
+    )
 }

@@ -4,12 +4,15 @@ One JSON object a line each way: `{"seed": 7}` or `{"case": "file.onnx"}` in, a 
 NPU is left out.
 """
 
+import faulthandler
 import json
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from .case import Case
@@ -94,18 +97,42 @@ def main() -> None:
     import sessions
 
     from .generate import generate
-    from .judge import judge, run_on_cpu
+    from .judge import DIFFERENT, judge, run_on_cpu
 
     # ONNX Runtime and the plugin may print; answers go where nothing else does.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     ort.set_default_logger_severity(4)  # or each session would say what the NPU does not take
     ort.register_execution_provider_library(sessions.EP, os.environ["NPU_EP_LIBRARY"])
+    faulthandler.enable(os.fdopen(os.dup(2), "w"))
     for line in sys.stdin:
         question = json.loads(line)
         case = generate(question["seed"]) if "seed" in question else Case.load(Path(question["case"]))
         run = run_on_cpu if "only" in question else judge
-        answers.write(json.dumps(run(case).to_json()) + "\n")
+        with said() as words:
+            verdict = run(case)
+        # The plugin catches a panic, and ONNX Runtime goes on without it: nothing else would show.
+        if "panicked at" in words[0]:
+            verdict.kind, verdict.text = DIFFERENT, words[0][words[0].index("panicked at") :][:300]
+        answers.write(json.dumps(verdict.to_json()) + "\n")
+
+
+@contextmanager
+def said():
+    """Collects what is written to stderr, and passes it on at the end."""
+    words, kept = [""], os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield words
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            text = file.read()
+            words[0] = text.decode(errors="replace")
+            os.write(2, text)
 
 
 if __name__ == "__main__":

@@ -258,6 +258,11 @@ fn operator(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
     form(unit)
 }
 
+/// The unit of one conversion.
+fn alone(node: NodeId, input: ValueId, output: ValueId, kind: Kind) -> Unit {
+    Unit { target: node, nodes: vec![node], inputs: vec![input], output, others: Vec::new(), kind }
+}
+
 /// A QuantizeLinear that ends no operator's unit: of floats from a graph input, or behind a
 /// DequantizeLinear.
 fn quantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
@@ -273,26 +278,12 @@ fn quantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
             return refuse!(ELEMENT_TYPE, "{node} reads `{}`, which is not float32", value.name);
         }
         let kind = Kind::Quantize(Codes::read(graph, node)?);
-        return Ok(Unit {
-            target: id,
-            nodes: vec![id],
-            inputs: vec![input],
-            output,
-            others: Vec::new(),
-            kind,
-        });
+        return Ok(alone(id, input, output, kind));
     };
     let before = graph.node(producer);
     if carry::from_an_input(graph, before) {
         let kind = Kind::Quantize(Codes::read(graph, node)?);
-        return Ok(Unit {
-            target: id,
-            nodes: vec![id],
-            inputs: vec![input],
-            output,
-            others: Vec::new(),
-            kind,
-        });
+        return Ok(alone(id, input, output, kind));
     }
     if !is_dequantize(before) {
         return refuse!(
@@ -319,5 +310,5 @@ fn dequantize(graph: &Graph, id: NodeId, node: &Node) -> Result<Unit, Refusal> {
         return refuse!(UNIT, "{node} feeds no unit and no graph output");
     }
     let kind = Kind::Dequantize(signed::codes(graph, node, input)?);
-    Ok(Unit { target: id, nodes: vec![id], inputs: vec![input], output, others: Vec::new(), kind })
+    Ok(alone(id, input, output, kind))
 }

@@ -13,7 +13,7 @@ use kmod_sim::kernel::{Control, Engine, Isa, execute};
 use kmod_sim::memory::Extent;
 use npu_uapi::command::{ChannelRecord, Command, Layout, Strides4, element};
 use npu_uapi::extent::{FeatureMap, accesses, feature_maps};
-use npu_uapi::fuzz::{check_verify, program};
+use npu_uapi::fuzz::{check_verify, program, seeds};
 use npu_uapi::image::Image;
 use npu_uapi::limits::Limits;
 use npu_uapi::queue::access::WRITE;
@@ -59,18 +59,19 @@ impl Workers for Threads {
 #[test]
 fn an_accepted_program_runs_inside_its_slots_and_equally_on_every_isa() {
     let runs = Cell::new(0);
-    arbtest(|u| {
-        let seed = u.arbitrary()?;
-        if let Some(program) = check_verify(u)?
-            && is_small(&program)
-        {
-            run(u, &program, seed)?;
-            runs.set(runs.get() + 1);
-        }
-        Ok(())
-    })
-    .size_min(2000)
-    .budget_ms(4000);
+    for case in seeds(1000) {
+        arbtest(|u| {
+            let seed = u.arbitrary()?;
+            if let Some(program) = check_verify(u)?
+                && is_small(&program)
+            {
+                run(u, &program, seed)?;
+                runs.set(runs.get() + 1);
+            }
+            Ok(())
+        })
+        .seed(case);
+    }
     assert!(runs.get() > 0, "no program was accepted");
 }
 

@@ -24,7 +24,7 @@
 //! | [`text`] | disassembly that assembles again |
 //! | [`vfio_user`] | messages to a device in another process |
 //! | [`workers`] | who computes when the device is in this process |
-#![cfg_attr(not(any(test, loom)), no_std)]
+#![cfg_attr(not(any(test, loom, feature = "fuzz")), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;

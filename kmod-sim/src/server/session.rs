@@ -489,23 +489,25 @@ mod tests {
 
     #[test]
     fn no_sequence_of_messages_breaks_a_session() {
-        arbtest::arbtest(|u| {
-            let mut session = new();
-            for _ in 0..u.int_in_range(0..=30)? {
-                if let Err(refusal) = session.answer(arbitrary_message(u)?) {
-                    assert_ne!(refusal.errno, 0, "zero would say success");
+        for seed in npu_uapi::fuzz::seeds(500) {
+            arbtest::arbtest(|u| {
+                let mut session = new();
+                for _ in 0..u.int_in_range(0..=30)? {
+                    if let Err(refusal) = session.answer(arbitrary_message(u)?) {
+                        assert_ne!(refusal.errno, 0, "zero would say success");
+                    }
+                    session.function.drive(&Caller);
+                    session.memory.check();
                 }
-                session.function.drive(&Caller);
-                session.memory.check();
-            }
-            if !session.is_open {
-                session.answer(message(command::VERSION, &[0; 4], Vec::new())).unwrap();
-            }
-            assert_eq!(magic(&mut session), MAGIC.to_le_bytes());
-            unmap(&mut session, dma_unmap_flags::ALL, 0, 0).unwrap();
-            map(&mut session, 0, 0x1000, vec![memfd(0x1000, true)]).unwrap();
-            Ok(())
-        })
-        .budget_ms(2000);
+                if !session.is_open {
+                    session.answer(message(command::VERSION, &[0; 4], Vec::new())).unwrap();
+                }
+                assert_eq!(magic(&mut session), MAGIC.to_le_bytes());
+                unmap(&mut session, dma_unmap_flags::ALL, 0, 0).unwrap();
+                map(&mut session, 0, 0x1000, vec![memfd(0x1000, true)]).unwrap();
+                Ok(())
+            })
+            .seed(seed);
+        }
     }
 }

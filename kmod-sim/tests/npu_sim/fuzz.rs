@@ -162,47 +162,49 @@ fn act(u: &mut Unstructured<'_>, function: &Function, memory: &Memory) -> arbitr
 #[test]
 fn no_sequence_of_register_and_ring_writes_breaks_a_function() {
     let config = Config::parse("sram=64K").unwrap();
-    arbtest::arbtest(|u| {
-        let start = Instant::now();
-        let memory = Memory(MmapMut::map_anon(WORDS * 4).unwrap().into());
-        let function = Function::new(config).unwrap();
-        assert!(map(&function, &memory, BASE.into(), (0, BYTES), 3));
-        enable(&function);
-        for _ in 0..u.int_in_range(0..=60)? {
-            act(u, &function, &memory)?;
-            if u.ratio(1, 2)? {
-                function.write32(Kick::OFFSET, u.int_in_range(0..=2)?);
-                function.drive(&Caller);
+    for seed in npu_uapi::fuzz::seeds(500) {
+        arbtest::arbtest(|u| {
+            let start = Instant::now();
+            let memory = Memory(MmapMut::map_anon(WORDS * 4).unwrap().into());
+            let function = Function::new(config).unwrap();
+            assert!(map(&function, &memory, BASE.into(), (0, BYTES), 3));
+            enable(&function);
+            for _ in 0..u.int_in_range(0..=60)? {
+                act(u, &function, &memory)?;
+                if u.ratio(1, 2)? {
+                    function.write32(Kick::OFFSET, u.int_in_range(0..=2)?);
+                    function.drive(&Caller);
+                }
+                assert_eq!(function.read32(Magic::OFFSET), MAGIC);
+                assert!(start.elapsed() < DEADLINE, "a hang");
             }
-            assert_eq!(function.read32(Magic::OFFSET), MAGIC);
-            assert!(start.elapsed() < DEADLINE, "a hang");
-        }
-        // Whatever it was, a reset makes it good.
-        function.write32(Ctrl::OFFSET, Ctrl::default().with(Ctrl::RESET, true).raw());
-        function.drive(&Caller);
-        let found = State::from_raw(function.read32(State::OFFSET)).get(State::STATE);
-        assert_eq!(found, state::RESET);
-        for at in 0..32_u64 {
-            for len in [4096, 8192, 16384] {
-                let _ = function.unmap(Iova::new(at << 12), len);
+            // Whatever it was, a reset makes it good.
+            function.write32(Ctrl::OFFSET, Ctrl::default().with(Ctrl::RESET, true).raw());
+            function.drive(&Caller);
+            let found = State::from_raw(function.read32(State::OFFSET)).get(State::STATE);
+            assert_eq!(found, state::RESET);
+            for at in 0..32_u64 {
+                for len in [4096, 8192, 16384] {
+                    let _ = function.unmap(Iova::new(at << 12), len);
+                }
             }
-        }
-        let _ = function.unmap(Iova::new(BASE.into()), BYTES);
-        (0..WORDS).for_each(|at| memory.word(at).store(0, Ordering::Relaxed));
-        assert!(map(&function, &memory, BASE.into(), (0, BYTES), 3));
-        function.config_write(offset::MSIX, MSIX_ENABLE);
-        enable(&function);
-        let mut admin = Driver::new(&memory, RingLayout::new(4, 4).unwrap()).unwrap();
-        let (header, out) =
-            (EntryHeader::new(opcode::IDENTIFY, 3), Iova::new(u64::from(BASE) + 0x8000));
-        let entry = Identify { header, out, ..Identify::default() };
-        admin.push(&entry.words()).unwrap();
-        admin.publish();
-        function.write32(Kick::OFFSET, 0);
-        function.drive(&Caller);
-        let done = npu_uapi::queue::Completion::from_words(admin.reap().unwrap().unwrap());
-        assert_eq!((done.job, done.status), (3, Status::OK));
-        Ok(())
-    })
-    .budget_ms(3000);
+            let _ = function.unmap(Iova::new(BASE.into()), BYTES);
+            (0..WORDS).for_each(|at| memory.word(at).store(0, Ordering::Relaxed));
+            assert!(map(&function, &memory, BASE.into(), (0, BYTES), 3));
+            function.config_write(offset::MSIX, MSIX_ENABLE);
+            enable(&function);
+            let mut admin = Driver::new(&memory, RingLayout::new(4, 4).unwrap()).unwrap();
+            let (header, out) =
+                (EntryHeader::new(opcode::IDENTIFY, 3), Iova::new(u64::from(BASE) + 0x8000));
+            let entry = Identify { header, out, ..Identify::default() };
+            admin.push(&entry.words()).unwrap();
+            admin.publish();
+            function.write32(Kick::OFFSET, 0);
+            function.drive(&Caller);
+            let done = npu_uapi::queue::Completion::from_words(admin.reap().unwrap().unwrap());
+            assert_eq!((done.job, done.status), (3, Status::OK));
+            Ok(())
+        })
+        .seed(seed);
+    }
 }

@@ -18,6 +18,7 @@
 
 mod float;
 mod pixels;
+mod shallow;
 mod zero_points;
 
 use crate::kernel::Stop;
@@ -85,6 +86,10 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
         job.counted = Some(zero_points::counted(&job));
     }
     let job = job;
+    if shallow::takes(&job) {
+        // SAFETY: the caller's promise; it takes the job.
+        return Some(unsafe { shallow::run(&job, channels, split) });
+    }
     let plan = Plan::new(&job, split);
     Some(split.chunks(plan.chunks(), &|chunk, _| {
         // SAFETY: the caller's promise; a chunk is at most as large as `Plan::new` bounds it.

@@ -91,6 +91,7 @@ impl Stage {
     /// # Safety
     /// With an addition, the bytes of `masks` at `aux` must be readable.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
     pub(crate) unsafe fn any_64(
         &self,
         sums: [__m512i; 4],

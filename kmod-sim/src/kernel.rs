@@ -16,11 +16,12 @@
 //! | `resize` | RESIZE |
 //! | `binary`, `pool`, `table`, `layout`, `copy` | the other commands |
 //! | `lookup` | PAIR_TABLE and CHANNEL_TABLE |
-//! | `vector` | AVX-512 building blocks that the vector kernels share |
+//! | `vector`, `vector_avx2` | building blocks that the kernels on AVX-512 share, and those on AVX2 |
 //!
 //! Each command has a scalar kernel, written as the loop that [`npu_uapi::command`] documents, right
-//! for every valid command. Beside it lies an AVX-512 kernel for the shapes that models have; it says
-//! which, and the scalar kernel takes the rest. Weights' padding must hold zeros, as the command set
+//! for every valid command. Beside it lies an AVX-512 kernel for the shapes that models have, and for
+//! the commands of image networks one on AVX2, of whose dot products there is a form for AVX-VNNI. Each
+//! says what it takes, and the scalar kernel takes the rest. Weights' padding must hold zeros, as the command set
 //! says: kernels differ in what they make of other bytes there.
 
 pub(crate) mod binary;
@@ -40,6 +41,8 @@ pub(crate) mod stage;
 pub(crate) mod table;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod vector;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod vector_avx2;
 
 #[cfg(test)]
 mod tests;
@@ -56,12 +59,16 @@ use npu_uapi::workers::Workers;
 use operand::Slots;
 use split::Split;
 
-/// Which kernels run.
+/// Which kernels run. Where a shape has no kernel of an instruction set, scalar code takes it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Isa {
     /// Portable scalar code.
     Scalar,
-    /// AVX-512 with VNNI and VBMI; scalar code where a shape has no vector kernel.
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX2 with FMA, and dot products of AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 with VNNI and VBMI.
     Avx512Vnni,
 }
 
@@ -71,18 +78,24 @@ pub enum Isa {
 pub enum IsaError {
     /// No kernels of that name.
     #[error(
-        "NPU_ISA is `{found}`; it can be `scalar` or `avx512vnni`, or unset to choose the best"
+        "NPU_ISA is `{found}`; it can be `scalar`, `avx2`, `avx-vnni` or `avx512-vnni`, or unset to choose the best"
     )]
     Unknown {
         /// What was found.
         found: String,
     },
     /// This processor lacks the instructions.
-    #[error("NPU_ISA asks for `avx512vnni`, which this processor lacks; unset it or use `scalar`")]
-    Absent,
+    #[error("NPU_ISA asks for `{}`, which this processor lacks; unset it or use `{}`", .asked.name(), Isa::best().name())]
+    Absent {
+        /// What was asked for.
+        asked: Isa,
+    },
 }
 
 impl Isa {
+    /// All there are, the best first.
+    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Scalar];
+
     /// The best kernels that this processor runs, or those that the variable `NPU_ISA` names.
     pub fn detect() -> Result<Self, IsaError> {
         match std::env::var_os("NPU_ISA") {
@@ -92,28 +105,47 @@ impl Isa {
     }
 
     fn named(name: &str) -> Result<Self, IsaError> {
-        match name {
-            "scalar" => Ok(Self::Scalar),
-            "avx512vnni" if Self::best() == Self::Avx512Vnni => Ok(Self::Avx512Vnni),
-            "avx512vnni" => Err(IsaError::Absent),
-            found => Err(IsaError::Unknown { found: found.to_owned() }),
-        }
+        let asked = match name {
+            "scalar" => Self::Scalar,
+            "avx2" => Self::Avx2,
+            "avx-vnni" => Self::AvxVnni,
+            "avx512-vnni" | "avx512vnni" => Self::Avx512Vnni,
+            found => return Err(IsaError::Unknown { found: found.to_owned() }),
+        };
+        if asked.is_available() { Ok(asked) } else { Err(IsaError::Absent { asked }) }
     }
 
     /// The best kernels that this processor runs.
     pub fn best() -> Self {
+        Self::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Scalar)
+    }
+
+    /// Whether this processor runs them.
+    pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if vector::is_available() {
-            return Self::Avx512Vnni;
-        }
-        Self::Scalar
+        return match self {
+            Self::Scalar => true,
+            Self::Avx2 => vector_avx2::is_available(),
+            Self::AvxVnni => vector_avx2::is_available() && vector_avx2::has_vnni(),
+            Self::Avx512Vnni => vector::is_available(),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        return self == Self::Scalar;
+    }
+
+    /// Whether the kernels on vectors of 256 bits run.
+    #[cfg(target_arch = "x86_64")]
+    fn is_256(self) -> bool {
+        matches!(self, Self::Avx2 | Self::AvxVnni)
     }
 
     /// The name that `NPU_ISA` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
-            Self::Avx512Vnni => "avx512vnni",
+            Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
+            Self::Avx512Vnni => "avx512-vnni",
         }
     }
 }
@@ -155,22 +187,23 @@ pub fn execute(
     let slots = Slots::new(slots);
     let split = Split { workers, control };
     // The vector kernels need instructions; an `Isa` can be made by hand, so ask once more.
-    let vector = isa == Isa::Avx512Vnni && Isa::best() == Isa::Avx512Vnni;
+    let isa = if isa.is_available() { isa } else { Isa::Scalar };
+    let vector = isa == Isa::Avx512Vnni;
     match command {
-        Command::Conv(c) => conv::run(&conv::Problem::of_conv(c, slots), vector, &split),
-        Command::MatMul(c) => conv::run(&conv::Problem::of_matmul(c, slots), vector, &split),
+        Command::Conv(c) => conv::run(&conv::Problem::of_conv(c, slots), isa, &split),
+        Command::MatMul(c) => conv::run(&conv::Problem::of_matmul(c, slots), isa, &split),
         Command::Product(c) => product::run(c, slots, vector, &split),
         Command::Softmax(c) => softmax::run(c, slots, vector, &split),
         Command::Reduce(c) => rows::reduce(c, slots, vector, &split),
         Command::Norm(c) => rows::norm(c, slots, vector, &split),
         Command::Resize(c) => resize::run(c, slots, vector, &split),
-        Command::Add(c) => binary::add(c, slots, vector, &split),
-        Command::Mul(c) => binary::mul(c, slots, vector, &split),
-        Command::Pool(c) => pool::run(c, slots, vector, &split),
-        Command::Table(c) => table::run(c, slots, vector, &split),
+        Command::Add(c) => binary::add(c, slots, isa, &split),
+        Command::Mul(c) => binary::mul(c, slots, isa, &split),
+        Command::Pool(c) => pool::run(c, slots, isa, &split),
+        Command::Table(c) => table::run(c, slots, isa, &split),
         Command::PairTable(c) => lookup::pairs(c, slots, vector, &split),
         Command::ChannelTable(c) => lookup::channels(c, slots, vector, &split),
-        Command::Layout(c) => layout::run(c, slots, vector, &split),
+        Command::Layout(c) => layout::run(c, slots, isa, &split),
         Command::Copy(c) => copy::copy(c, slots, &split),
         Command::Fill(c) => copy::fill(c, slots, &split),
         Command::End(_) => Ok(()),

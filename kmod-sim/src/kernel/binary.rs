@@ -1,12 +1,14 @@
 //! ADD and MUL: two feature maps, element by element.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 mod scalar;
 
-use super::Stop;
 use super::operand::{Map, Slots, signed};
 use super::split::Split;
+use super::{Isa, Stop};
 use npu_uapi::command::{self, Flags};
 use npu_uapi::requantise::{self, AddTerms, MulTerms};
 
@@ -43,7 +45,7 @@ impl Function {
 pub(crate) fn add(
     c: &command::Add,
     slots: Slots<'_>,
-    vector: bool,
+    isa: Isa,
     split: &Split<'_>,
 ) -> Result<(), Stop> {
     let problem = Problem {
@@ -56,14 +58,14 @@ pub(crate) fn add(
         high: c.clamp_high,
         table: c.header.flags().contains(Flags::TABLE_0).then(|| slots.table(c.tables, 0)),
     };
-    run(&problem, vector, split)
+    run(&problem, isa, split)
 }
 
 /// Runs a MUL.
 pub(crate) fn mul(
     c: &command::Mul,
     slots: Slots<'_>,
-    vector: bool,
+    isa: Isa,
     split: &Split<'_>,
 ) -> Result<(), Stop> {
     let terms = MulTerms {
@@ -82,15 +84,20 @@ pub(crate) fn mul(
         high: c.clamp_high,
         table: c.header.flags().contains(Flags::TABLE_0).then(|| slots.table(c.tables, 0)),
     };
-    run(&problem, vector, split)
+    run(&problem, isa, split)
 }
 
-fn run(problem: &Problem, vector: bool, split: &Split<'_>) -> Result<(), Stop> {
+fn run(problem: &Problem, isa: Isa, split: &Split<'_>) -> Result<(), Stop> {
     #[cfg(target_arch = "x86_64")]
-    if vector {
-        // SAFETY: `vector` says that the instructions exist.
+    if isa == Isa::Avx512Vnni {
+        // SAFETY: `isa` says that the instructions exist.
         return unsafe { avx512vnni::run(problem, split) };
     }
-    let _ = vector;
+    #[cfg(target_arch = "x86_64")]
+    if isa.is_256() {
+        // SAFETY: as above.
+        return unsafe { avx2::run(problem, split) };
+    }
+    let _ = isa;
     scalar::run(problem, split)
 }

@@ -2,6 +2,8 @@
 //! one row, whose pixels are the rows of the matrix.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx512vnni;
@@ -10,10 +12,10 @@ mod depthwise_float_avx512vnni;
 mod float;
 mod scalar;
 
-use super::Stop;
 use super::operand::{Map, Region, Slots, signed, zero_point};
 use super::split::Split;
 use super::stage::OutputStage;
+use super::{Isa, Stop};
 use npu_uapi::command::{Conv, Dims, MatMul, Strides, Window};
 
 /// A convolution with resolved operands.
@@ -155,29 +157,37 @@ impl Problem {
 }
 
 /// Runs `problem` on the fastest kernel that takes it.
-pub(crate) fn run(problem: &Problem, vector: bool, split: &Split<'_>) -> Result<(), Stop> {
+pub(crate) fn run(problem: &Problem, isa: Isa, split: &Split<'_>) -> Result<(), Stop> {
     #[cfg(target_arch = "x86_64")]
-    if vector && avx512vnni::takes(problem) {
-        // SAFETY: it takes the problem, and `vector` says that the instructions exist.
+    if isa == Isa::Avx512Vnni && avx512vnni::takes(problem) {
+        // SAFETY: it takes the problem, and `isa` says that the instructions exist.
         if let Some(done) = unsafe { avx512vnni::run(problem, split) } {
             return done;
         }
     }
     #[cfg(target_arch = "x86_64")]
     if let Some(float) = problem.stage.float
-        && vector
+        && isa == Isa::Avx512Vnni
         && depthwise_float_avx512vnni::takes(problem)
     {
         // SAFETY: as above.
         return unsafe { depthwise_float_avx512vnni::run(problem, float, split) };
     }
     #[cfg(target_arch = "x86_64")]
-    if vector && problem.stage.float.is_none() && depthwise_avx512vnni::takes(problem) {
+    if isa == Isa::Avx512Vnni
+        && problem.stage.float.is_none()
+        && depthwise_avx512vnni::takes(problem)
+    {
         // SAFETY: as above.
         if let Some(done) = unsafe { depthwise_avx512vnni::run(problem, split) } {
             return done;
         }
     }
-    let _ = vector;
+    #[cfg(target_arch = "x86_64")]
+    if isa.is_256() && avx2::takes(problem) {
+        // SAFETY: as above.
+        return unsafe { avx2::run(problem, isa, split) };
+    }
+    let _ = isa;
     scalar::run(problem, split)
 }

@@ -6,9 +6,9 @@ mod avx512vnni;
 mod bytes;
 mod scalar;
 
-use super::Stop;
 use super::operand::{Region, Slots, signed, zero_point};
 use super::split::Split;
+use super::{Isa, Stop};
 use npu_uapi::command::{self, Flags, Strides4, element};
 
 /// A change of layout with resolved operands.
@@ -49,7 +49,7 @@ fn strides(outer: i64, s: &Strides4) -> [i64; 5] {
 pub(crate) fn run(
     c: &command::Layout,
     slots: Slots<'_>,
-    vector: bool,
+    isa: Isa,
     split: &Split<'_>,
 ) -> Result<(), Stop> {
     let floats = (c.src_element == element::F32, c.dst_element == element::F32);
@@ -71,15 +71,15 @@ pub(crate) fn run(
         table: c.header.flags().contains(Flags::TABLE_0).then(|| slots.table(c.tables, 0)),
     };
     #[cfg(target_arch = "x86_64")]
-    if vector && problem.conversion == Conversion::MoveBytes {
-        // SAFETY: `vector` says that the instructions exist.
+    if isa == Isa::Avx512Vnni && problem.conversion == Conversion::MoveBytes {
+        // SAFETY: `isa` says that the instructions exist.
         return unsafe { bytes::run(&problem, split) };
     }
     #[cfg(target_arch = "x86_64")]
-    if vector && avx512vnni::takes(&problem) {
-        // SAFETY: it takes the problem, and `vector` says that the instructions exist.
+    if isa == Isa::Avx512Vnni && avx512vnni::takes(&problem) {
+        // SAFETY: it takes the problem, and `isa` says that the instructions exist.
         return unsafe { avx512vnni::run(&problem, split) };
     }
-    let _ = vector;
+    let _ = isa;
     scalar::run(&problem, split)
 }

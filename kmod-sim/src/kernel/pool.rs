@@ -4,10 +4,10 @@
 mod avx512vnni;
 mod scalar;
 
-use super::Stop;
 use super::conv::Taps;
 use super::operand::{Map, Slots, signed, zero_point};
 use super::split::Split;
+use super::{Isa, Stop};
 use npu_uapi::command::{self, Flags};
 use std::ops::Range;
 
@@ -96,15 +96,15 @@ fn covered(start: i64, step: i64, count: i64, range: &Range<i64>) -> Range<i64> 
 pub(crate) fn run(
     c: &command::Pool,
     slots: Slots<'_>,
-    vector: bool,
+    isa: Isa,
     split: &Split<'_>,
 ) -> Result<(), Stop> {
     let problem = Problem::new(c, slots);
     #[cfg(target_arch = "x86_64")]
-    if vector {
-        // SAFETY: `vector` says that the instructions exist.
+    if isa == Isa::Avx512Vnni {
+        // SAFETY: `isa` says that the instructions exist.
         return unsafe { avx512vnni::run(&problem, split) };
     }
-    let _ = vector;
+    let _ = isa;
     scalar::run(&problem, split)
 }

@@ -1,12 +1,14 @@
 //! TABLE: every element through a table of 256 bytes.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 mod scalar;
 
-use super::Stop;
 use super::operand::{Map, Slots, signed};
 use super::split::Split;
+use super::{Isa, Stop};
 use npu_uapi::command;
 
 /// A lookup with resolved operands.
@@ -22,7 +24,7 @@ pub(crate) struct Problem {
 pub(crate) fn run(
     c: &command::Table,
     slots: Slots<'_>,
-    vector: bool,
+    isa: Isa,
     split: &Split<'_>,
 ) -> Result<(), Stop> {
     let problem = Problem {
@@ -32,10 +34,15 @@ pub(crate) fn run(
         table: slots.table(c.table, 0),
     };
     #[cfg(target_arch = "x86_64")]
-    if vector {
-        // SAFETY: `vector` says that the instructions exist.
+    if isa == Isa::Avx512Vnni {
+        // SAFETY: `isa` says that the instructions exist.
         return unsafe { avx512vnni::run(&problem, split) };
     }
-    let _ = vector;
+    #[cfg(target_arch = "x86_64")]
+    if isa.is_256() {
+        // SAFETY: as above.
+        return unsafe { avx2::run(&problem, split) };
+    }
+    let _ = isa;
     scalar::run(&problem, split)
 }

@@ -31,19 +31,20 @@ use crate::kernel::vector::{
     store_64,
 };
 use crate::memory::{isize_of, usize_of};
-use pixels::{Pixels, Runs};
+pub(super) use pixels::{Pixels, Runs};
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_castsi512_si128, _mm512_castsi512_si256,
     _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_store_si512,
 };
 use std::mem::MaybeUninit;
+pub(super) use zero_points::counted;
 
 /// Most pixels of a tile: 14 x 2 accumulators, 2 vectors of weights and a broadcast fill 31 registers.
 const MOST_PIXELS: usize = 14;
 
 /// Places for pixels, so that whole fours of vectors can be counted in them.
-const ROOM: usize = 16;
+pub(super) const ROOM: usize = 16;
 
 /// Most accumulators of a tile.
 const MOST_VECTORS: usize = 28;
@@ -99,33 +100,33 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
 }
 
 /// A problem in the terms of this kernel: addresses, steps, blocks.
-struct Job<'a> {
-    problem: &'a Problem,
+pub(super) struct Job<'a> {
+    pub(super) problem: &'a Problem,
     /// Dimensions and window; a dense 1x1 convolution is one row of pixels.
     ofm_h: i64,
     ofm_w: i64,
     ifm_h: i64,
     ifm_w: i64,
-    pixels: i64,
+    pub(super) pixels: i64,
     window: Taps,
     ifm: Plane,
     ofm: Plane,
     aux: Option<Plane>,
-    weights: *const u8,
+    pub(super) weights: *const u8,
     /// Channel records; with sums of floats, what their integer sums need.
-    records: *const u8,
+    pub(super) records: *const u8,
     /// Steps of four channels in a tap.
     steps: i64,
     /// Bytes of the weights of one block of 16 outputs.
-    block_bytes: i64,
+    pub(super) block_bytes: i64,
     /// Blocks of a group.
-    blocks: i64,
+    pub(super) blocks: i64,
     /// When a kernel row of a pixel is contiguous: all its columns in one run.
     contiguous_rows: bool,
     /// Present when sums are of floats.
     floats: Option<&'a float::Prepared>,
     /// Where weights have zero points: for each byte of a run, 1 when it is a channel, 0 in pad lanes.
-    counted: Option<Vec<u8>>,
+    pub(super) counted: Option<Vec<u8>>,
     /// A pixel of zero points; empty when no pixel of the problem is in the padding.
     padding: Vec<u8>,
 }
@@ -165,7 +166,7 @@ impl Plane {
 }
 
 impl<'a> Job<'a> {
-    fn new(p: &'a Problem) -> Self {
+    pub(super) fn new(p: &'a Problem) -> Self {
         let w = p.window;
         let steps = (p.group_inputs + 3) / 4;
         let one = w.kernel_h == 1 && w.kernel_w == 1;
@@ -304,7 +305,7 @@ impl Plan {
 /// First pixel of `tile` of `tiles`, and how many it has: tiles differ by one pixel at most.
 ///
 /// Without a product of the two, which overflows where a hostile program has 2^40 pixels.
-fn span(tile: i64, tiles: i64, pixels: i64) -> (i64, i64) {
+pub(super) fn span(tile: i64, tiles: i64, pixels: i64) -> (i64, i64) {
     let (each, over) = (pixels / tiles, pixels % tiles);
     (tile * each + tile.min(over), each + i64::from(tile < over))
 }

@@ -119,14 +119,12 @@ impl Machine {
     /// What `slot` holds after `command` on each kernel, from the same contents before.
     pub(super) fn run_each(&self, command: &Command, slot: usize) -> Vec<(Isa, Vec<u8>)> {
         let before = self.read(slot);
-        let mut isas = vec![Isa::Scalar];
-        isas.extend((Isa::best() != Isa::Scalar).then(Isa::best));
         let run = |isa| {
             self.write(slot, &before);
             self.run(command, isa).expect("operands lie in their slots");
             (isa, self.read(slot))
         };
-        isas.into_iter().map(run).collect()
+        super::available().into_iter().map(run).collect()
     }
 }
 

@@ -75,8 +75,7 @@ fn name(command: &Command) -> String {
 fn a_command_preempted_anywhere_gives_the_bytes_of_one_that_is_not() {
     let mut random = Random::new(11);
     let mut stops = BTreeMap::<(String, &str), u32>::new();
-    let mut isas = vec![Isa::Scalar];
-    isas.extend((Isa::best() != Isa::Scalar).then(Isa::best));
+    let isas = super::available();
     for seed in 0..500 {
         let bytes = random.bytes(3000);
         let image = program(&mut Unstructured::new(&bytes)).unwrap();

@@ -10,8 +10,8 @@ use std::cell::RefCell;
 const MOST_WINDOW: i64 = 8 << 10;
 
 /// The pixels of a tile: where their windows begin in the input, and where their results go.
-pub(super) struct Pixels {
-    pub(super) count: usize,
+pub(in crate::kernel::conv) struct Pixels {
+    pub(in crate::kernel::conv) count: usize,
     /// Whether no window reaches into the padding.
     inside: bool,
     /// First tap of each pixel's window; an address outside the input when that is in the padding.
@@ -19,19 +19,19 @@ pub(super) struct Pixels {
     /// Row and column of that tap.
     y: [i64; MOST_PIXELS],
     x: [i64; MOST_PIXELS],
-    pub(super) out: [*mut u8; ROOM],
-    pub(super) aux: [*const u8; ROOM],
+    pub(in crate::kernel::conv) out: [*mut u8; ROOM],
+    pub(in crate::kernel::conv) aux: [*const u8; ROOM],
     /// With sums of floats, the norm of what each window covers.
-    pub(super) norms: [f32; ROOM],
+    pub(in crate::kernel::conv) norms: [f32; ROOM],
     /// Where weights have zero points, the sum of what each window covers, of one group's channels.
-    pub(super) sums: Option<[i32; ROOM]>,
+    pub(in crate::kernel::conv) sums: Option<[i32; ROOM]>,
     /// Pixel of the tile, block of all groups and lanes that an integer sum does not settle.
-    pub(super) unsettled: RefCell<Vec<(usize, i64, u16)>>,
+    pub(in crate::kernel::conv) unsettled: RefCell<Vec<(usize, i64, u16)>>,
 }
 
 impl Pixels {
     /// Pixels `first .. first + count` of the output, counted through rows and images.
-    pub(super) fn new(job: &Job<'_>, first: i64, count: i64) -> Self {
+    pub(in crate::kernel::conv) fn new(job: &Job<'_>, first: i64, count: i64) -> Self {
         let (row, mut ox) = (first / job.ofm_w, first % job.ofm_w);
         let (mut n, mut oy) = (row / job.ofm_h, row % job.ofm_h);
         let w = &job.window;
@@ -84,7 +84,7 @@ impl Pixels {
     }
 
     /// The runs of a tile's reduction, in the order of the weights.
-    pub(super) fn runs<'a>(
+    pub(in crate::kernel::conv) fn runs<'a>(
         &self,
         job: &Job<'_>,
         addresses: &'a mut Vec<[*const u8; MOST_PIXELS]>,
@@ -181,9 +181,9 @@ impl Pixels {
 }
 
 /// What a tile's reduction reads: runs of steps, from an address for each pixel.
-pub(super) struct Runs<'a> {
-    pub(super) addresses: &'a [[*const u8; MOST_PIXELS]],
-    pub(super) steps: usize,
+pub(in crate::kernel::conv) struct Runs<'a> {
+    pub(in crate::kernel::conv) addresses: &'a [[*const u8; MOST_PIXELS]],
+    pub(in crate::kernel::conv) steps: usize,
     /// Weights to be asked for meanwhile, a line a step; may lie behind the last.
-    pub(super) next: *const u8,
+    pub(in crate::kernel::conv) next: *const u8,
 }

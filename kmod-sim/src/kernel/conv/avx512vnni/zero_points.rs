@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 };
 
 /// For each byte of the longest run, whether it counts in a sum of inputs; in whole vectors.
-pub(super) fn counted(job: &Job<'_>) -> Vec<u8> {
+pub(in crate::kernel::conv) fn counted(job: &Job<'_>) -> Vec<u8> {
     let lanes = usize_of((4 * job.steps).unsigned_abs());
     let channels = usize_of(job.problem.group_inputs.unsigned_abs());
     let len = lanes * usize_of(job.window.kernel_w.unsigned_abs());

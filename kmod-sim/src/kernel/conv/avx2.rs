@@ -23,8 +23,7 @@ use crate::kernel::{Isa, Stop};
 use crate::memory::{isize_of, usize_of};
 use dot::{Dot, Vnni, Widened};
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T1, _mm_prefetch, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_storeu_si256,
+    __m256i, _MM_HINT_T1, _mm_prefetch, _mm256_setzero_si256, _mm256_storeu_si256,
 };
 use std::mem::MaybeUninit;
 
@@ -50,7 +49,7 @@ pub(crate) unsafe fn run(p: &Problem, isa: Isa, split: &Split<'_>) -> Result<(),
         unsafe { run_with::<Vnni>(p, split) }
     } else {
         // SAFETY: the caller's promise.
-        unsafe { run_with::<Widened>(p, split) }
+        unsafe { run_with::<Widened<false>>(p, split) }
     }
 }
 
@@ -116,12 +115,15 @@ impl Plan {
         let stage = Stage::new(&job.problem.stage);
         let (mut addresses, mut window) = (Vec::new(), Vec::new());
         let mut inputs = dot::Inputs::default();
+        let blocks = first_block..(first_block + self.blocks_a_chunk).min(self.blocks);
+        // SAFETY: the caller's promise; the blocks exist.
+        let records: Vec<_> = blocks.clone().map(|at| unsafe { records(job, at) }).collect();
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
             let (start, count) = span(tile, self.tiles, job.pixels);
             let mut pixels = Pixels::new(job, start, count);
             let runs = pixels.runs(job, &mut addresses, &mut window);
             let mut prepared = None;
-            for at in first_block..(first_block + self.blocks_a_chunk).min(self.blocks) {
+            for (at, records) in blocks.clone().zip(&records) {
                 let (group, block) = (at / job.blocks, at % job.blocks);
                 if prepared != Some(group) {
                     let first_input = isize_of(group * job.problem.group_inputs);
@@ -135,16 +137,30 @@ impl Plan {
                     }
                     prepared = Some(group);
                 }
-                let kernel = tiles::<D>()[pixels.count - 1];
+                // Only the very first block may have no byte before it.
+                let kernels = if at == 0 { tiles::<D::First>() } else { tiles::<D>() };
+                let kernel = kernels[pixels.count - 1];
                 // SAFETY: the pixels lie in the problem, and so does the block.
-                unsafe { kernel(job, &stage, &pixels, &inputs, [group, block]) };
+                unsafe { kernel(job, &stage, &pixels, &inputs, records, [group, block]) };
             }
         }
     }
 }
 
+/// Records of block `at` of all groups.
+///
+/// # Safety
+/// Vector instructions present; the block exists.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn records(job: &Job<'_>, at: i64) -> [Records; 2] {
+    let output = at / job.blocks * job.problem.group_outputs + at % job.blocks * 16;
+    let from = job.records.wrapping_offset(isize_of(output * 16));
+    // SAFETY: groups of more than one have whole blocks, so the records of a block are sixteen.
+    unsafe { [Records::load(from), Records::load(from.wrapping_add(128))] }
+}
+
 /// Kernels by pixels less one.
-type Kernel = unsafe fn(&Job<'_>, &Stage, &Pixels, &dot::Inputs, [i64; 2]);
+type Kernel = unsafe fn(&Job<'_>, &Stage, &Pixels, &dot::Inputs, &[Records; 2], [i64; 2]);
 fn tiles<D: Dot>() -> [Kernel; MOST_PIXELS] {
     [tile::<D, 1>, tile::<D, 2>, tile::<D, 3>, tile::<D, 4>, tile::<D, 5>, tile::<D, 6>]
 }
@@ -153,40 +169,31 @@ fn tiles<D: Dot>() -> [Kernel; MOST_PIXELS] {
 ///
 /// # Safety
 /// As of [`run_with`]; pixels and block lie in the problem, `pixels.count` is `PIXELS`, and `inputs` are
-/// those of the pixels and the group.
+/// those of the pixels and the group, `records` those of the block.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<D: Dot, const PIXELS: usize>(
     job: &Job<'_>,
     stage: &Stage,
     pixels: &Pixels,
     inputs: &dot::Inputs,
+    records: &[Records; 2],
     [group, block]: [i64; 2],
 ) {
     let p = job.problem;
     let first_output = group * p.group_outputs + block * 16;
-    let records = job.records.wrapping_offset(isize_of(first_output * 16));
     let mut weights =
         job.weights.wrapping_offset(isize_of((group * job.blocks + block) * job.block_bytes));
     let mut acc = [[_mm256_setzero_si256(); 2]; PIXELS];
-    let mut multipliers = [_mm256_setzero_ps(); 2];
-    for v in 0..2 {
-        // SAFETY: groups of more than one have whole blocks, so the records of a block are sixteen.
-        let records = unsafe { Records::load(records.wrapping_add(128 * v)) };
-        multipliers[v] = records.multiplier;
-        for row in &mut acc {
-            row[v] = records.bias;
-        }
+    for row in &mut acc {
+        *row = [records[0].bias, records[1].bias];
     }
     let mut next = weights.wrapping_offset(isize_of(job.block_bytes));
     for run in inputs.runs() {
-        let mut at: [*const u8; PIXELS] = std::array::from_fn(|r| run[r]);
-        for _ in 0..inputs.steps() {
+        let at: [*const u8; PIXELS] = std::array::from_fn(|r| run[r]);
+        for step in 0..inputs.steps() {
             // SAFETY: the weights of this step, within `weight_bytes`; four channels of each pixel,
             // pad lanes included, or of the padding, which is as long.
-            unsafe { D::step(&mut acc, &at, weights) };
-            for at in &mut at {
-                *at = at.wrapping_add(D::STEP);
-            }
+            unsafe { D::step(&mut acc, &at, step * D::STEP, weights) };
             weights = weights.wrapping_add(64);
             // A hint, which reads nothing: any address will do.
             _mm_prefetch::<_MM_HINT_T1>(next.cast());
@@ -207,12 +214,12 @@ unsafe fn tile<D: Dot, const PIXELS: usize>(
     // SAFETY: so many pairs were stored above.
     let sums = unsafe { std::slice::from_raw_parts_mut(to.cast::<[__m256i; 2]>(), PIXELS) };
     if let Some(inputs) = &pixels.sums {
-        // SAFETY: the records of the block.
+        // SAFETY: as of this function.
         unsafe { zero_points::subtract(sums, inputs, records) };
     }
     let lanes = usize_of((p.group_outputs - block * 16).min(16).unsigned_abs());
     // SAFETY: the pixels lie in the problem, and so does the block.
-    unsafe { finish(stage, sums, multipliers, pixels, (isize_of(first_output), lanes)) };
+    unsafe { finish(stage, sums, records, pixels, (isize_of(first_output), lanes)) };
 }
 
 /// Passes a tile's sums through the output stage, two pixels at a time. `lanes` says where in a pixel
@@ -226,10 +233,11 @@ unsafe fn tile<D: Dot, const PIXELS: usize>(
 unsafe fn finish(
     stage: &Stage,
     sums: &[[__m256i; 2]],
-    [low, high]: [__m256; 2],
+    [low, high]: &[Records; 2],
     pixels: &Pixels,
     (first_lane, lanes): (isize, usize),
 ) {
+    let multipliers = [low.multiplier, high.multiplier, low.multiplier, high.multiplier];
     for (pair, two) in sums.chunks(2).enumerate() {
         let first = 2 * pair;
         // An odd pixel is its own neighbour, of which nothing is stored.
@@ -238,7 +246,7 @@ unsafe fn finish(
         let of = |i: usize| (first + i) % ROOM;
         let aux = [of(0), of(1)].map(|i| pixels.aux[i].wrapping_offset(first_lane));
         // SAFETY: the caller's promise; behind the last pixel, `aux` is that of one which exists.
-        let bytes = unsafe { stage.codes([a, b, c, d], [low, high, low, high], aux, [lanes; 2]) };
+        let bytes = unsafe { stage.codes([a, b, c, d], multipliers, aux, [lanes; 2]) };
         // SAFETY: the caller's promise.
         unsafe { store_some(pixels.out[of(0)].wrapping_offset(first_lane), lanes, bytes) };
         if two.len() == 2 {

@@ -78,16 +78,17 @@ pub(super) unsafe fn sums(
 /// Takes the sum of each pixel's inputs times each channel's zero point from `sums`.
 ///
 /// # Safety
-/// Vector instructions present; the records of 16 channels are readable.
+/// Vector instructions present.
 #[target_feature(enable = "avx2,fma")]
 #[inline(never)]
-pub(super) unsafe fn subtract(sums: &mut [[__m256i; 2]], inputs: &[i32; ROOM], records: *const u8) {
-    for v in 0..2 {
-        // SAFETY: the caller's promise.
-        let zero_points = unsafe { Records::load(records.wrapping_add(128 * v)) }.zero_point;
-        for (sums, &input) in sums.iter_mut().zip(inputs) {
-            let less = _mm256_mullo_epi32(all(input), zero_points);
-            sums[v] = _mm256_sub_epi32(sums[v], less);
+pub(super) unsafe fn subtract(
+    sums: &mut [[__m256i; 2]],
+    inputs: &[i32; ROOM],
+    records: &[Records; 2],
+) {
+    for (sums, &input) in sums.iter_mut().zip(inputs) {
+        for (sum, records) in sums.iter_mut().zip(records) {
+            *sum = _mm256_sub_epi32(*sum, _mm256_mullo_epi32(all(input), records.zero_point));
         }
     }
 }

@@ -77,9 +77,14 @@ pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
         }
     };
     vanish::refuse(graph, &mut units, &shapes, &distinct);
-    layout::refuse(graph, &mut units);
+    layout::refuse(graph, &mut units, &shapes);
     let assigned = Assigned { one: &shapes, other: &distinct };
-    let groups = group::groups(graph, &mut units, assigned, limits, options);
+    let groups = loop {
+        let groups = group::groups(graph, &mut units, assigned, limits, options);
+        if !layout::refuse(graph, &mut units, &shapes) {
+            break groups;
+        }
+    };
     let borders = cut::borders(graph, &units, &groups, assigned);
     let bounds = bounds::of_nodes(graph, &units, &borders.values, &borders.bounded, assigned);
     let verdicts = graph

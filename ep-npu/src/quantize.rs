@@ -58,6 +58,7 @@ pub use resize::{Coordinates, Factors, Nearest, Rounding, Scaling};
 pub(crate) use signed::{becomes_unsigned, is_signed, way};
 pub use split::{Lengths, Share, Split};
 pub use sums::Sum;
+pub(crate) use sums::{comes_from_one, leads_to_one, stops_transpositions};
 pub(crate) use transposed::weight;
 pub use transposed::{Blocks, Spread, TransposedSpec};
 pub use unit::{Kind, Products, ShapeChange, Unit, Weights};

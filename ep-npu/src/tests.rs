@@ -6,6 +6,7 @@ mod bounded;
 mod bundled;
 pub(crate) mod exact;
 mod golden;
+mod layout;
 mod moves;
 mod pairs;
 mod refused;

@@ -1,56 +1,157 @@
-//! Cubic Resize between convolutions: the CPU provider turns such a stretch to channels-last as a whole,
-//! and its cubic Resize computes other values there. Taken apart, or run elsewhere, it would not.
+//! Operators that stay with the CPU and compute other values in another layout.
+//!
+//! The CPU provider turns its 8-bit convolutions to channels-last and then moves transpositions through the
+//! graph, as far as they meet others: a cubic Resize computes other values there, and a float sum adds in
+//! another order. It does so only when it has such a convolution, and each node that is taken bars the way.
+//! So what may change such an operator stays beside it.
 
 use super::refuse_unit;
-use crate::graph::{Graph, Node, NodeId};
-use crate::quantize::Units;
+use crate::graph::{ElementType, Graph, Node, NodeId, ValueId};
+use crate::quantize::{self, Arithmetic, Kind, Sum, Units};
 use crate::refusal::{Refusal, rule};
+use crate::shape::{Shapes, rows};
 use std::collections::BTreeSet;
 
-/// Refuses all that is before or behind such a node, and the node.
-pub(super) fn refuse(graph: &Graph, units: &mut Units) {
-    for (id, node) in graph.nodes().filter(|(_, node)| is_cubic(node)) {
-        let before = reached(graph, id, |node| {
-            let values = node.inputs.iter().flatten();
-            values.filter_map(|&value| graph.value(value).producer).collect()
-        });
-        let after = reached(graph, id, |node| {
-            let values = node.outputs.iter().flatten();
-            values.flat_map(|&value| graph.value(value).consumers.clone()).collect()
-        });
-        let turns = |nodes: &BTreeSet<NodeId>| nodes.iter().any(|&id| turns(graph.node(id)));
-        if !turns(&before) || !turns(&after) {
-            continue;
-        }
+/// Refuses all units that may change an operator which is left. Gives whether there were any.
+pub(super) fn refuse(graph: &Graph, units: &mut Units, shapes: &Shapes) -> bool {
+    // Without one, nothing is moved behind the stage at which nodes are taken.
+    if !graph.nodes().any(|(_, node)| is_turned(node)) {
+        return false;
+    }
+    let is_left = |id: NodeId| units.of_node[id.0 as usize].is_err();
+    let found: Vec<NodeId> = graph
+        .nodes()
+        .filter(|&(id, node)| is_left(id) && is_sensitive(graph, node))
+        .filter(|&(id, node)| !adds_in_any_order(units, id, node, shapes))
+        .map(|(id, _)| id)
+        .collect();
+    let mut any = false;
+    for id in found {
+        let near = around(graph, id);
+        let keeps_turning = near.iter().any(|&id| is_surely_turned(units, id));
+        let node = graph.node(id);
         let reason = format!(
-            "{node} is cubic and stands between convolutions, where the CPU computes it in an order of its own; use linear or nearest"
+            "{node} stays on the CPU and stands between operators whose transpositions the CPU provider may move \
+             through it, which changes its values; what decides on that stays with it: {}",
+            way_out(node)
         );
         let refusal = Refusal::new(rule::FLOAT_ORDER, reason);
-        for &near in before.iter().chain(&after).chain([&id]) {
-            if let Ok(unit) = units.of_node[near.0 as usize].as_ref().copied() {
+        for (other, node) in graph.nodes() {
+            let decides = near.contains(&other) || (!keeps_turning && is_turned(node));
+            if let (true, Ok(unit)) = (decides, units.of_node[other.0 as usize].clone()) {
                 refuse_unit(units, unit, &refusal);
+                any = true;
             }
         }
     }
+    any
+}
+
+/// Whether the CPU provider's result of `node` depends on the order of its dimensions, and transpositions
+/// may come through it.
+fn is_sensitive(graph: &Graph, node: &Node) -> bool {
+    const SUMS: [&str; 8] = [
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceProd",
+    ];
+    let (Some(source), Some(result)) = (node.input(0), node.output(0)) else { return false };
+    if is_cubic(node) {
+        // A pool of codes has channels last, too, where it may.
+        return quantize::comes_from_one(graph, source)
+            && (quantize::leads_to_one(graph, result) || leads_to_a_pool(graph, result));
+    }
+    let is_float = |value: ValueId| {
+        graph.value(value).ty.as_ref().is_none_or(|ty| ty.element == ElementType::F32)
+    };
+    SUMS.iter().any(|sum| node.is(sum))
+        && is_float(source)
+        && quantize::comes_from_one(graph, source)
+        && quantize::leads_to_one(graph, result)
 }
 
 fn is_cubic(node: &Node) -> bool {
     node.is("Resize") && node.string("mode") == Some("cubic")
 }
 
-/// Whether the CPU provider has it channels-last.
-fn turns(node: &Node) -> bool {
-    ["Conv", "MaxPool", "AveragePool", "GlobalAveragePool"].iter().any(|op| node.is(op))
+fn leads_to_a_pool(graph: &Graph, result: ValueId) -> bool {
+    let pools = ["MaxPool", "AveragePool", "GlobalAveragePool"];
+    let behind = |node: &Node| -> Vec<NodeId> {
+        let values = node.outputs.iter().flatten();
+        values.flat_map(|&value| graph.value(value).consumers.clone()).collect()
+    };
+    let first = graph.value(result).consumers.clone();
+    reached(graph, first, behind).iter().any(|&id| pools.iter().any(|op| graph.node(id).is(op)))
 }
 
-/// All nodes that some steps of `next` lead to.
-fn reached(graph: &Graph, from: NodeId, next: impl Fn(&Node) -> Vec<NodeId>) -> BTreeSet<NodeId> {
+/// Whether `id` is a sum that is left for another reason, and comes to the same codes in any order.
+fn adds_in_any_order(units: &Units, id: NodeId, node: &Node, shapes: &Shapes) -> bool {
+    let unit = units.units.iter().find(|unit| unit.target == id);
+    unit.is_some_and(|unit| match &unit.kind {
+        Kind::Sum(sum) => {
+            let exposed = Sum { is_exposed: true, ..sum.clone() };
+            let shape = shapes.get(&unit.inputs[0]);
+            shape.is_some_and(|shape| rows::of_sum(node, &exposed, shape).is_ok())
+        }
+        _ => false,
+    })
+}
+
+/// Whether the CPU provider may have it channels-last.
+fn is_turned(node: &Node) -> bool {
+    node.is("Conv") || node.op == "QLinearConv"
+}
+
+/// Whether `id` is of a convolution that the CPU provider computes on codes.
+fn is_surely_turned(units: &Units, id: NodeId) -> bool {
+    units.units.iter().any(|unit| match &unit.kind {
+        Kind::Conv { products, .. } => {
+            unit.target == id && matches!(products.arithmetic, Arithmetic::Integer)
+        }
+        _ => false,
+    })
+}
+
+/// All that transpositions around `id` may come from, go to, or pass on their way, in whatever direction.
+fn around(graph: &Graph, id: NodeId) -> BTreeSet<NodeId> {
+    let both = |node: &Node| -> Vec<NodeId> {
+        let read = node.inputs.iter().flatten().map(|&value| graph.value(value));
+        let read = read.filter(|value| value.constant.is_none());
+        let written = node.outputs.iter().flatten().map(|&value| graph.value(value));
+        // Whoever else reads what `node` reads has its part in where that is turned.
+        let beside =
+            read.flat_map(|value| value.producer.into_iter().chain(value.consumers.clone()));
+        beside.chain(written.flat_map(|value| value.consumers.clone())).collect()
+    };
+    reached(graph, vec![id], both)
+}
+
+/// `from` and all nodes that some steps of `next` lead to, but not through what no transposition passes.
+fn reached(
+    graph: &Graph,
+    from: Vec<NodeId>,
+    next: impl Fn(&Node) -> Vec<NodeId>,
+) -> BTreeSet<NodeId> {
     let mut found = BTreeSet::new();
-    let mut open = next(graph.node(from));
+    let mut open = from;
     while let Some(id) = open.pop() {
-        if found.insert(id) {
+        if found.insert(id) && !quantize::stops_transpositions(graph.node(id)) {
             open.extend(next(graph.node(id)));
         }
     }
     found
+}
+
+/// What the model could have instead.
+fn way_out(node: &Node) -> &'static str {
+    if is_cubic(node) {
+        "make it linear or nearest"
+    } else {
+        "quantise what it reads and what it writes, or use a GlobalAveragePool"
+    }
 }

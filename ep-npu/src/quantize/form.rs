@@ -252,7 +252,7 @@ impl<'g> Former<'g> {
             return refuse!(UNIT, "{node} is read by {quantize}; a unit ends in QuantizeLinear");
         }
         let codes = Codes::read(graph, quantize)?;
-        let cut = match activation.filter(|after| !is_redundant(graph, after, codes)) {
+        let cut = match activation.filter(|after| !is_redundant(graph, after, quantize, codes)) {
             Some(activation) => Some((activation, range(graph, activation, codes)?)),
             None => None,
         };
@@ -391,13 +391,35 @@ pub(super) fn is_dequantize(node: &Node) -> bool {
         && matches!(node.domain.as_str(), "" | "ai.onnx" | "com.microsoft")
 }
 
-/// Whether every value that `codes` can hold passes `activation`, a Relu or Clip, unchanged.
-fn is_redundant(graph: &Graph, activation: &Node, codes: Codes) -> bool {
+/// Whether the CPU provider takes `activation`, a Relu or Clip, away: every value that the codes of
+/// `quantize` behind it can hold passes it unchanged, or nearly so.
+fn is_redundant(graph: &Graph, activation: &Node, quantize: &Node, codes: Codes) -> bool {
     if activation.is("Relu") {
         return codes.zero_point == 0;
     }
+    // Not where scale and zero point are lists of one.
+    let is_scalar =
+        |index| graph.constant(quantize, index).is_some_and(|tensor| tensor.shape.is_empty());
+    if !is_scalar(1) || !is_scalar(2) {
+        return false;
+    }
     let held = |code| npu_uapi::requantise::dequantise(code, codes.scale, codes.zero_point);
-    clip_range(graph, activation).is_some_and(|(low, high)| low <= held(0) && held(255) <= high)
+    // So much is borne on either side, be the scale however small.
+    let is_inside = |by: f32| by <= f32::EPSILON;
+    clip_range(graph, activation)
+        .is_some_and(|(low, high)| is_inside(low - held(0)) && is_inside(held(255) - high))
+}
+
+/// Whether the CPU provider takes `activation`, a Relu or Clip, away before the QuantizeLinear behind it.
+pub(super) fn is_taken_away(graph: &Graph, activation: &Node) -> bool {
+    let Some(value) = activation.output(0).filter(|&value| !graph.is_output(value)) else {
+        return false;
+    };
+    let &[reader] = graph.value(value).consumers.as_slice() else { return false };
+    let quantize = graph.node(reader);
+    is_quantize(quantize)
+        && Codes::read(graph, quantize)
+            .is_ok_and(|codes| is_redundant(graph, activation, quantize, codes))
 }
 
 /// The lowest and highest code behind `activation`, a Relu or Clip. Quantisation is monotonic, so cutting

@@ -7,7 +7,7 @@ use super::codes::Codes;
 use super::form::Former;
 use super::reduce::axes;
 use super::unit::{Kind, Unit};
-use crate::graph::{Graph, NodeId, ValueId};
+use crate::graph::{Graph, Node, NodeId, ValueId};
 use crate::refusal::Refusal;
 
 /// A sum or mean over whole dimensions.
@@ -65,11 +65,16 @@ pub(super) fn sum(mut unit: Former<'_>) -> Result<Unit, Refusal> {
 
 /// Whether transpositions before `source` may be moved to others behind `result`.
 pub(super) fn is_exposed(graph: &Graph, source: ValueId, result: ValueId) -> bool {
-    meets(graph, source, Way::Back) && leads_to_one(graph, result)
+    comes_from_one(graph, source) && leads_to_one(graph, result)
+}
+
+/// Whether a transposition is before `source`.
+pub(crate) fn comes_from_one(graph: &Graph, source: ValueId) -> bool {
+    meets(graph, source, Way::Back)
 }
 
 /// Whether `result` leads to a transposition.
-pub(super) fn leads_to_one(graph: &Graph, result: ValueId) -> bool {
+pub(crate) fn leads_to_one(graph: &Graph, result: ValueId) -> bool {
     meets(graph, result, Way::On)
 }
 
@@ -80,17 +85,8 @@ enum Way {
 }
 
 /// Whether there is a transposition on this way from `value`, or what gets one: the CPU provider's 8-bit
-/// convolutions have channels last. It moves none through what depends on the order of all elements.
+/// convolutions have channels last.
 fn meets(graph: &Graph, value: ValueId, way: Way) -> bool {
-    const ENDS: [&str; 7] = [
-        "Reshape",
-        "Flatten",
-        "MatMul",
-        "Gemm",
-        "LayerNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-    ];
     let next = |value: ValueId| -> Vec<NodeId> {
         let value = graph.value(value);
         match way {
@@ -108,13 +104,28 @@ fn meets(graph: &Graph, value: ValueId, way: Way) -> bool {
         if node.is("Transpose") || node.op.contains("Conv") {
             return true;
         }
-        if ENDS.iter().any(|end| node.is(end)) {
+        if stops_transpositions(node) {
             continue;
         }
         let values = if way == Way::Back { &node.inputs } else { &node.outputs };
         open.extend(values.iter().flatten().flat_map(|&value| next(value)));
     }
     false
+}
+
+/// Whether the result of `node` depends on the order of all elements, so that no transposition is moved
+/// through it.
+pub(crate) fn stops_transpositions(node: &Node) -> bool {
+    const ENDS: [&str; 7] = [
+        "Reshape",
+        "Flatten",
+        "MatMul",
+        "Gemm",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+    ];
+    ENDS.iter().any(|end| node.is(end))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What an expression is made of: operators on floats, and those that the CPU provider computes on codes.
 
 use super::codes::Codes;
-use super::form::clip_range;
+use super::form::{clip_range, is_taken_away};
 use super::functions;
 use super::pairwise::{Operator, Pairwise};
 use super::signed::Edges;
@@ -164,6 +164,7 @@ pub(super) fn operation(graph: &Graph, node: &Node) -> Result<(Vec<usize>, Opera
         "Relu" => one(Operation::Relu),
         "LeakyRelu" => one(Operation::LeakyRelu(float("alpha", 0.01)?)),
         "Clip" => match clip_range(graph, node) {
+            Some(_) if is_taken_away(graph, node) => one(Operation::Clip(f32::MIN, f32::MAX)),
             Some((low, high)) if low <= high => one(Operation::Clip(low, high)),
             Some((low, high)) => refuse!(ATTRIBUTE, "{node} has bounds {low} and {high}"),
             None => refuse!(ATTRIBUTE, "{node} has bounds that are not constant float32"),

@@ -332,18 +332,3 @@ fn a_global_maximum_of_volumes() {
     };
     assert_refused(&graph, "GlobalMaxPool", rule::SHAPE, "four dimensions are taken");
 }
-
-#[test]
-fn convolutions_around_a_cubic_resize() {
-    let resized = |mode: &str| {
-        model(|model, input| {
-            let first = model.weighted("Conv", input, &pointwise(), &[], (CODES, &SHAPE));
-            let attributes = [("mode", Attribute::String(mode.to_owned()))];
-            let middle = model.unit("Resize", &[&first], &attributes, (CODES, &SHAPE));
-            model.weighted("Conv", &middle, &pointwise(), &[], (CODES, &SHAPE))
-        })
-    };
-    assert_refused(&resized("cubic"), "Conv", rule::FLOAT_ORDER, "stands between convolutions");
-    let plan = plan(&resized("linear"));
-    assert!(!plan.verdicts.iter().any(|verdict| verdict.reason.contains("between convolutions")));
-}

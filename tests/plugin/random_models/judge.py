@@ -7,10 +7,12 @@ import numpy as np
 import onnxruntime as ort
 import sessions
 
+from . import faults
 from .case import Case, Feeds
 
 EQUAL, DIFFERENT, REFUSED, UNSTEADY = "equal", "different", "refused by both", "the CPU provider differs from itself"
 CRASH, HANG, CPU_CRASH = "crash", "hang", "the CPU provider alone crashes"
+CPU_FAULT = "a known fault of the CPU provider"
 
 
 @dataclass
@@ -29,13 +31,6 @@ class Verdict:
 
     def to_json(self) -> dict:
         return asdict(self)
-
-
-# Faults of the CPU provider with models that are right: where it stops for these, an answer of ours is no finding.
-CPU_FAULTS = (
-    "Shape mismatch attempting to re-use buffer",  # inference and kernel disagree on a pool's `ceil_mode`
-    "'Cubic' mode only supports",  # its own layout change made the Resize what it does not take
-)
 
 
 def options(case: Case) -> ort.SessionOptions:
@@ -58,15 +53,19 @@ def judge(case: Case) -> Verdict:
     if wanted is None or found is None:
         if wanted is None and found is None:
             return Verdict(REFUSED)
+        if wanted is None and faults.is_of_cpu(why_not, case.proto):
+            return Verdict(CPU_FAULT, f"the session: {why_not}")
         return Verdict(DIFFERENT, f"the session: CPU {why_not or 'opens'}; NPU {why_not_npu or 'opens'}")
     verdict = Verdict(EQUAL, taken=count(found, sessions.EP), left=count(found, sessions.CPU))
     for index, feeds in enumerate(case.feeds):
-        text, values = compare(wanted, found, feeds)
+        text, values = compare(wanted, found, feeds, case, verdict.left)
         verdict.values += values
-        if text and all(compare(wanted, open_cpu(case), feeds)[0] is None for _ in range(2)):
+        if text == CPU_FAULT:
+            verdict.kind, verdict.text = CPU_FAULT, f"feed {index}"
+        elif text and all(compare(wanted, open_cpu(case), feeds, case)[0] in (None, CPU_FAULT) for _ in range(2)):
             verdict.kind, verdict.text = DIFFERENT, f"feed {index}: {text}"
             return verdict
-        if text:
+        elif text:
             verdict.kind, verdict.text = UNSTEADY, f"feed {index}: {text}"
     return verdict
 
@@ -90,14 +89,19 @@ def count(session: ort.InferenceSession, provider: str) -> dict[str, int]:
     return dict(Counter(sessions.operators_on(session, provider)))
 
 
-def compare(a: ort.InferenceSession, b: ort.InferenceSession, feeds: Feeds) -> tuple[str | None, int]:
-    """The first difference, and how many values were equal before it."""
+def compare(
+    a: ort.InferenceSession, b: ort.InferenceSession, feeds: Feeds, case: Case, left: dict[str, int] | None = None
+) -> tuple[str | None, int]:
+    """The first difference, and how many values were equal before it. `b` left those operators to the CPU provider."""
     wanted, why_not = attempt(lambda: a.run(None, feeds))
     found, why_not_npu = attempt(lambda: b.run(None, feeds))
     if wanted is None or found is None:
         empty = any(value.size == 0 for value in feeds.values())  # -1 in a Reshape of none: the CPU cannot say
-        no_answer = why_not is not None and (empty or any(fault in why_not for fault in CPU_FAULTS))
-        return (None if no_answer or (why_not and why_not_npu) else f"the run: CPU {why_not or 'works'}; NPU {why_not_npu or 'works'}"), 0
+        if (why_not and why_not_npu) or (why_not and empty):
+            return None, 0
+        if (why_not and faults.is_of_cpu(why_not, case.proto)) or (why_not_npu and faults.is_of_rest(why_not_npu, case.proto, left or {})):
+            return CPU_FAULT, 0
+        return f"the run: CPU {why_not or 'works'}; NPU {why_not_npu or 'works'}", 0
     total = 0
     for name, one, other in zip([o.name for o in a.get_outputs()], wanted, found, strict=True):
         if one is None or other is None:  # ONNX Runtime gives nothing for some outputs of an empty batch

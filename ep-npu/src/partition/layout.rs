@@ -2,8 +2,8 @@
 //!
 //! The CPU provider turns its 8-bit convolutions to channels-last and then moves transpositions through the
 //! graph, as far as they meet others: a cubic Resize computes other values there, and a float sum adds in
-//! another order. It does so only when it has such a convolution, and each node that is taken bars the way.
-//! So what may change such an operator stays beside it.
+//! another order. It does so only when it has such a convolution, or what lets transpositions pass on the
+//! CPU alone, and each node that is taken bars the way. So what may change such an operator stays beside it.
 
 use super::refuse_unit;
 use crate::graph::{ElementType, Graph, Node, NodeId, ValueId};
@@ -14,10 +14,7 @@ use std::collections::BTreeSet;
 
 /// Refuses all units that may change an operator which is left. Gives whether there were any.
 pub(super) fn refuse(graph: &Graph, units: &mut Units, shapes: &Shapes) -> bool {
-    // Without one, nothing is moved behind the stage at which nodes are taken.
-    if !graph.nodes().any(|(_, node)| is_turned(node)) {
-        return false;
-    }
+    let has_turned = graph.nodes().any(|(_, node)| is_turned(node));
     let is_left = |id: NodeId| units.of_node[id.0 as usize].is_err();
     let found: Vec<NodeId> = graph
         .nodes()
@@ -28,6 +25,10 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units, shapes: &Shapes) -> bool 
     let mut any = false;
     for id in found {
         let near = around(graph, id);
+        // Without any of these, nothing is moved behind the stage at which nodes are taken.
+        if !has_turned && !near.iter().any(|&id| lets_transpositions_pass(graph.node(id))) {
+            continue;
+        }
         let keeps_turning = near.iter().any(|&id| is_surely_turned(units, id));
         let node = graph.node(id);
         let reason = format!(
@@ -105,6 +106,11 @@ fn adds_in_any_order(units: &Units, id: NodeId, node: &Node, shapes: &Shapes) ->
 /// Whether the CPU provider may have it channels-last.
 fn is_turned(node: &Node) -> bool {
     node.is("Conv") || node.op == "QLinearConv"
+}
+
+/// Whether transpositions pass it only once it is the CPU provider's.
+fn lets_transpositions_pass(node: &Node) -> bool {
+    node.is("Resize") || node.is("MaxPool")
 }
 
 /// Whether `id` is of a convolution that the CPU provider computes on codes.

@@ -139,3 +139,16 @@ fn a_sum_without_transpositions_on_both_sides_changes_nothing() {
     });
     assert_eq!(taken(&graph, "Conv"), [true]);
 }
+
+#[test]
+fn a_cubic_resize_between_transpositions_needs_no_convolution_to_change() {
+    let graph = graph(|model, input| {
+        let first = moved(model, input);
+        let middle = resized(model, &first, "cubic");
+        let last = moved(model, &middle);
+        model.code_output(&last);
+    });
+    let plan = plan(&graph);
+    assert_eq!(plan.groups.len(), 0, "{}", plan.summary(&graph));
+    assert!(plan.verdicts[1].reason.contains("Resize"), "{}", plan.verdicts[1].reason);
+}

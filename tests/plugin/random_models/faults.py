@@ -33,8 +33,11 @@ def has_pool_of_doubtful_shape(model: onnx.ModelProto) -> bool:
     return any(is_doubtful(node) for node in nodes(model.graph))
 
 
-def has_cubic_resize(model: onnx.ModelProto) -> bool:
-    return any(node.op_type == "Resize" and attributes(node).get("mode") == b"cubic" for node in nodes(model.graph))
+def has_resize(mode: bytes) -> Callable[[onnx.ModelProto], bool]:
+    def has(model: onnx.ModelProto) -> bool:
+        return any(node.op_type == "Resize" and attributes(node).get("mode") == mode for node in nodes(model.graph))
+
+    return has
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ class Fault:
 FAULTS = (
     # It plans memory by the shape that it inferred: which nodes get such a buffer again depends on which it has.
     Fault("Shape mismatch attempting to re-use buffer", has_pool_of_doubtful_shape, depends_on_rest=True),
+    # Its own operator for a Where between codes looks at both.
+    Fault("(QLinearWhere) [ShapeInferenceError] Incompatible dimensions", has_pool_of_doubtful_shape),
     # Its own layout change made the Resize what it does not take.
-    Fault("'Cubic' mode only supports", has_cubic_resize),
+    Fault("'Cubic' mode only supports", has_resize(b"cubic")),
+    Fault("'Linear' mode only supports", has_resize(b"linear")),
 )
 
 OPERATOR = re.compile(r"while running (\w+) node")

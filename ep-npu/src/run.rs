@@ -205,13 +205,20 @@ impl Executable {
     ) -> Result<RunReport, RunError> {
         // Before any lock, which another thread may have held when this process was forked.
         self.device.check_process()?;
-        let shapes = self.check(inputs)?;
-        if shapes.iter().any(|shape| shape.contains(&0))
-            && let Some(ran) = self.run_empty(inputs, &shapes, outputs)
-        {
-            return ran;
-        }
-        let loaded = self.program_for(inputs, &shapes)?;
+        self.check(inputs)?;
+        let loaded = match self.cache.find(|shapes| is_of(shapes, inputs)) {
+            Some(loaded) => loaded,
+            None => {
+                let shapes: Vec<Vec<usize>> =
+                    inputs.iter().map(|tensor| tensor.shape().to_vec()).collect();
+                if shapes.iter().any(|shape| shape.contains(&0))
+                    && let Some(ran) = self.run_empty(inputs, &shapes, outputs)
+                {
+                    return ran;
+                }
+                self.program_for(inputs, &shapes)?
+            }
+        };
         let mut bound = Bound::new(&self.device, self.options.deny_copy);
         for (slot, (tensor, edge)) in
             (emit::EDGE_SLOTS_FROM..).zip(inputs.iter().zip(&loaded.inputs))
@@ -239,13 +246,13 @@ impl Executable {
     fn job(
         &self,
         loaded: &Loaded,
-        overlay: Vec<(SlotId, Memory)>,
+        overlay: &[(SlotId, Memory)],
         workers: &dyn Workers,
         timeout: Duration,
         is_in_place: bool,
     ) -> Result<Done, RunError> {
         let table = loaded.constants.as_ref().map(|constants| constants.table());
-        let job = self.context.exec(&loaded.program, table, overlay)?;
+        let job = self.context.exec(&loaded.program, table, overlay.iter().cloned())?;
         job.wait(workers, timeout).map_err(|error| {
             if is_in_place {
                 self.end(&job, workers);
@@ -294,12 +301,12 @@ impl Executable {
         Ok((loaded.inputs.clone(), loaded.outputs.clone()))
     }
 
-    /// Holds the inputs to the rank that the part declares; gives their shapes.
+    /// Holds the inputs to the rank that the part declares.
     ///
     /// Declared lengths bind nobody: ONNX Runtime holds a caller to those of the model's inputs, and
     /// those in the middle of a model can be wrong, as inference rounds a pool up that the CPU's
     /// kernel rounds down.
-    fn check(&self, inputs: &[TensorRef<'_>]) -> Result<Vec<Vec<usize>>, RunError> {
+    fn check(&self, inputs: &[TensorRef<'_>]) -> Result<(), RunError> {
         let declared = self.part.inputs();
         if inputs.len() != declared.len() {
             return Err(RunError::Inputs { found: inputs.len(), want: declared.len() });
@@ -309,7 +316,7 @@ impl Executable {
                 return Err(self.wrong_shape(tensor, input));
             }
         }
-        Ok(inputs.iter().map(|tensor| tensor.shape().to_vec()).collect())
+        Ok(())
     }
 
     /// The program for the shapes of `inputs`, which the units may refuse.
@@ -367,6 +374,11 @@ impl Executable {
             want: crate::graph::shape_text(self.declared(input).unwrap_or_default()),
         }
     }
+}
+
+/// Whether `shapes` are those of `inputs`.
+fn is_of(shapes: &[Vec<usize>], inputs: &[TensorRef<'_>]) -> bool {
+    shapes.iter().map(Vec::as_slice).eq(inputs.iter().map(TensorRef::shape))
 }
 
 /// Holds an input to the element type and size that the program takes.

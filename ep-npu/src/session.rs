@@ -47,6 +47,7 @@ use crate::run::{
 use bytes::Bytes;
 use host::Shared;
 use libnpu::{Caller, Device, Pool, Workers};
+use smallvec::SmallVec;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -63,6 +64,9 @@ pub struct TensorInfo {
     /// Shape; open dimensions, such as the batch, by name. `None` when the model does not say.
     pub shape: Option<Vec<Dim>>,
 }
+
+/// Inputs, or outputs, up to which a run allocates no lists of them.
+const FEW: usize = 8;
 
 /// What a run gives.
 #[derive(Debug)]
@@ -385,7 +389,8 @@ impl Session {
             Engine::Mixed(_) => None,
         };
         if let Some((executable, reads, writes)) = single {
-            let ordered: Vec<TensorRef<'_>> = reads.iter().map(|&read| inputs[read]).collect();
+            let ordered: SmallVec<[TensorRef<'_>; FEW]> =
+                reads.iter().map(|&read| inputs[read]).collect();
             let mut given = GivenOutputs::new(outputs, writes);
             return Ok(executable.run(&ordered, &mut given, self.workers())?);
         }
@@ -459,7 +464,7 @@ impl Session {
 
     /// Holds inputs to what the model declares of them.
     fn check(&self, inputs: &[TensorRef<'_>]) -> Result<(), RunError> {
-        let shapes: Vec<&[usize]> = inputs.iter().map(TensorRef::shape).collect();
+        let shapes: SmallVec<[&[usize]; FEW]> = inputs.iter().map(TensorRef::shape).collect();
         self.check_shapes(&shapes)?;
         for (tensor, info) in inputs.iter().zip(&self.inputs) {
             if tensor.element() != info.element {

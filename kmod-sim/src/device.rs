@@ -320,8 +320,10 @@ impl Function {
                 state.guest.put_back(iova, mapping);
                 return Err(MapError::Busy { iova });
             }
+            state.await_end(true);
             let waited = self.ended.wait_timeout(state, deadline - now);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.await_end(false);
         }
         state.stop_queues_in(range);
         if state.running.iter().flatten().any(|running| running.end.is_some()) {

@@ -80,9 +80,9 @@ impl Function {
         self.engine.begin(task.place);
         self.show(&state, true);
         drop(state);
-        let mut ending = Ending { function: self, band: task.band, how: Some(Ended::Broken) };
+        let mut ending = Ending { function: self, task: Some(task), how: Some(Ended::Broken) };
         self.engine.beat();
-        ending.how = Some(self.execute(&task, workers, held));
+        ending.how = ending.task.as_ref().map(|task| self.execute(task, workers, held));
         true
     }
 
@@ -232,7 +232,7 @@ fn hold<'a>(
 /// Sees to it that a command that was begun is ended, even where a worker of the caller panics.
 struct Ending<'a> {
     function: &'a Function,
-    band: usize,
+    task: Option<Task>,
     how: Option<Ended>,
 }
 
@@ -240,10 +240,16 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let place = self.function.engine.place();
         let how = self.how.take().unwrap_or(Ended::Broken);
+        let Some(task) = self.task.take() else { return };
         let mut state = self.function.lock();
-        state.ended(self.band, how, place);
+        state.ended(task.band, how, place);
+        state.keep(task.work);
         self.function.show(&state, false);
+        let is_awaited = state.is_awaited();
         drop(state);
-        self.function.ended.notify_all();
+        // Waking costs a system call even where nobody sleeps.
+        if is_awaited {
+            self.function.ended.notify_all();
+        }
     }
 }

@@ -301,10 +301,13 @@ impl State {
             }
         };
         let slots = self.config.limits.slots;
-        let overlay = Bindings::read(&self.guest, (entry.overlay, entry.count), slots)?;
+        self.overlay.read_again(&self.guest, (entry.overlay, entry.count), slots)?;
         let memory = (&self.guest, self.sram.bank(band));
-        let slots = Slots::resolve(program.verified(), base, &overlay, memory)?;
-        Ok(Arc::new(Work { commands: Commands::Program(Arc::clone(program)), slots }))
+        let mut work = self.spare.take().unwrap_or_default();
+        let own = Arc::get_mut(&mut work).ok_or(Problem::new(Status::INTERNAL))?;
+        own.slots.resolve(program.verified(), base, &self.overlay, memory)?;
+        own.commands = Commands::Program(Arc::clone(program));
+        Ok(work)
     }
 
     fn copy(&self, entry: CopyEntry) -> Result<Begun, Problem> {

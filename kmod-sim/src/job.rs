@@ -13,15 +13,18 @@ use npu_uapi::status::Status;
 use std::sync::Arc;
 
 /// What a job does and where; shared with the thread that executes a command of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Work {
     pub(crate) commands: Commands,
     pub(crate) slots: Slots,
 }
 
 /// The commands of a job.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) enum Commands {
+    /// None: it has ended.
+    #[default]
+    Ended,
     /// Those of a loaded program.
     Program(Arc<Program>),
     /// A transfer: one command, with its cost.
@@ -36,8 +39,14 @@ impl Work {
         match &self.commands {
             Commands::Program(program) => program.command(index),
             Commands::One(one) => (index == 0).then_some((&one.0, one.1)),
-            Commands::Load(_) => None,
+            Commands::Load(_) | Commands::Ended => None,
         }
+    }
+
+    /// Lets go of commands and memory, and keeps the room for those of another job.
+    pub(crate) fn clear(&mut self) {
+        self.commands = Commands::Ended;
+        self.slots.clear();
     }
 
     /// Whether the job reaches memory in the IOVA range `(start, len)`.

@@ -15,27 +15,40 @@ use npu_uapi::verify::Verified;
 use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
+/// Slots that a program may declare: its operands name them in 8 bits.
+const MOST_SLOTS: usize = 256;
+
 /// A table of bindings, copied from the client's memory: at most one a slot, each well formed.
 #[derive(Debug, Default)]
 pub(crate) struct Bindings(Vec<Binding>);
 
 impl Bindings {
     /// Copies `count` bindings at `table`.
-    pub(crate) fn read(
+    pub(crate) fn read(guest: &Guest, table: (Iova, u32), slots: u32) -> Result<Self, Problem> {
+        let mut bindings = Self::default();
+        bindings.read_again(guest, table, slots)?;
+        Ok(bindings)
+    }
+
+    /// As [`Bindings::read`], in the place of what it held.
+    pub(crate) fn read_again(
+        &mut self,
         guest: &Guest,
         (table, count): (Iova, u32),
         slots: u32,
-    ) -> Result<Self, Problem> {
+    ) -> Result<(), Problem> {
         let len = u64::from(count) * size_of::<Binding>() as u64;
         let too_many = Problem::new(Status::INVALID_FIELD).at(0, len).iova(table);
         if count > slots {
             return Err(too_many);
         }
         let count = usize::try_from(count).map_err(|_| too_many)?;
-        let mut bindings = vec![Binding::default(); count];
+        let bindings = &mut self.0;
+        bindings.clear();
+        bindings.resize(count, Binding::default());
         guest.read(table, bindings.as_mut_slice().as_mut_bytes())?;
-        let mut is_bound = [false; 256];
-        for (at, binding) in (0_u64..).step_by(size_of::<Binding>()).zip(&bindings) {
+        let mut is_bound = [false; MOST_SLOTS];
+        for (at, binding) in (0_u64..).step_by(size_of::<Binding>()).zip(&*bindings) {
             let bad =
                 |status| Problem::new(status).slot(binding.slot).at(at, 32).iova(binding.base);
             if binding.reserved != [0; 5] || binding.reserved2 != 0 {
@@ -49,7 +62,7 @@ impl Bindings {
                 _ => return Err(bad(Status::INVALID_FIELD)),
             }
         }
-        Ok(Self(bindings))
+        Ok(())
     }
 
     fn iter(&self) -> impl Iterator<Item = &Binding> {
@@ -73,15 +86,19 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Binds every slot that `program` uses: SRAM by the device, the rest by `overlay`, else `base`.
+    /// Binds every slot that `program` uses: SRAM by the device, the rest by `overlay`, else `base`. In
+    /// the place of what was bound before, whose room is used again.
     pub(crate) fn resolve(
+        &mut self,
         program: &Verified,
         base: &Bindings,
         overlay: &Bindings,
         (guest, sram): (&Guest, &Bank),
-    ) -> Result<Self, Problem> {
+    ) -> Result<(), Problem> {
+        self.clear();
         let declared = program.slots();
-        let mut bound: Vec<Option<&Binding>> = vec![None; declared.len()];
+        let mut bound = [None::<&Binding>; MOST_SLOTS];
+        let bound = bound.get_mut(..declared.len()).ok_or(Problem::new(Status::INTERNAL))?;
         for binding in base.iter() {
             // A base table may serve several programs: what this one does not have, it ignores.
             if let Some(slot) = bound.get_mut(binding.slot.index()) {
@@ -92,8 +109,7 @@ impl Slots {
             let stray = Problem::new(Status::INVALID_FIELD).slot(binding.slot).iova(binding.base);
             *bound.get_mut(binding.slot.index()).ok_or(stray)? = Some(binding);
         }
-        let mut slots = Self { extents: vec![None; declared.len()], ..Self::default() };
-        let mut uses = Vec::new();
+        self.extents.resize(declared.len(), None);
         let mut sram_offset = 0;
         for (index, decl) in declared.iter().enumerate() {
             let id = SlotId(u16::try_from(index).unwrap_or(u16::MAX));
@@ -101,19 +117,35 @@ impl Slots {
             if decl.kind == slot_kind::SRAM {
                 let extent = sram.extent(sram_offset, decl.len);
                 let extent = extent.ok_or(Problem::new(Status::SLOT_TOO_SMALL).slot(id))?;
-                slots.extents[index] = Some(extent);
-                slots.has_sram |= decl.len > 0;
+                self.extents[index] = Some(extent);
+                self.has_sram |= decl.len > 0;
                 sram_offset += decl.len.next_multiple_of(64);
             } else if used != 0 {
                 let unbound = Problem::new(Status::UNBOUND_SLOT).slot(id).at(0, decl.len);
                 let binding = bound[index].ok_or(unbound)?;
                 let reached = reach(guest, decl, used, (id, binding))?;
-                uses.push((id, (binding.base, decl.len, used)));
-                slots.add(id, (binding.base, decl.len), reached);
+                self.add(id, (binding.base, decl.len), reached);
             }
         }
-        slots.check_overlaps(&uses)?;
-        Ok(slots)
+        if self.is_bounced() {
+            let uses = (0..).map(SlotId).zip(declared).filter_map(|(id, decl)| {
+                let used = program.used().get(id.index()).copied().filter(|&used| used != 0)?;
+                let binding = bound[id.index()].filter(|_| decl.kind != slot_kind::SRAM)?;
+                Some((id, (binding.base, decl.len, used)))
+            });
+            self.check_overlaps(&uses.collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of all memory, and keeps the room for as many slots.
+    pub(crate) fn clear(&mut self) {
+        let Self { extents, ranges, has_sram, bounces, bounced } = self;
+        extents.clear();
+        ranges.clear();
+        bounces.clear();
+        *has_sram = false;
+        *bounced.get_mut() = 0;
     }
 
     /// Slots `0..` of a transfer, each `(start, len, access)`.

@@ -9,7 +9,7 @@ use crate::front_end::{Answer, header};
 use crate::guest::Guest;
 use crate::inject::{Injector, Kind};
 use crate::interrupt::Signals;
-use crate::job::{Running, Task, What};
+use crate::job::{Running, Task, What, Work};
 use crate::kernel::Stop;
 use crate::kernel::control::Place;
 use crate::pci::Pci;
@@ -57,6 +57,11 @@ pub(crate) struct State {
     /// The job of each band that was begun, and what the admin queue loads. One of them is active at most.
     pub(crate) running: [Option<Running>; LOADER + 1],
     resets: u32,
+    /// Threads that wait for a command to end.
+    awaiting: u32,
+    /// The room of a job that has ended, for the next, and that of its table of bindings.
+    pub(crate) spare: Option<Arc<Work>>,
+    pub(crate) overlay: Bindings,
 }
 
 /// What the thread that drives does next.
@@ -108,6 +113,9 @@ impl State {
             turns: [0; priority::COUNT],
             running: Default::default(),
             resets: 0,
+            awaiting: 0,
+            spare: None,
+            overlay: Bindings::default(),
         };
         new.set_constants();
         new
@@ -397,6 +405,24 @@ impl State {
             (Ended::Done, None) => return self.advance(band),
         };
         self.finish_at(band, problem);
+    }
+
+    /// Keeps the room of `work`, unless its job goes on.
+    pub(crate) fn keep(&mut self, mut work: Arc<Work>) {
+        if let Some(ended) = Arc::get_mut(&mut work) {
+            ended.clear();
+            self.spare = Some(work);
+        }
+    }
+
+    /// Whether a thread waits for a command to end.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaiting > 0
+    }
+
+    /// A thread begins to wait for a command to end, or (`false`) has done so.
+    pub(crate) fn await_end(&mut self, begins: bool) {
+        self.awaiting = if begins { self.awaiting + 1 } else { self.awaiting - 1 };
     }
 
     /// The active part of the job in `band` is done.

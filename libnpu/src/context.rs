@@ -15,7 +15,8 @@ use npu_uapi::queue::{
 use npu_uapi::reg::Register;
 use npu_uapi::regs::Abort;
 use npu_uapi::ring::RingLayout;
-use std::sync::Arc;
+use smallvec::SmallVec;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zerocopy::IntoBytes;
 
 /// Log2 of a context's rings: as many jobs in flight.
@@ -83,6 +84,68 @@ struct Inner {
     queue: Arc<Queue>,
     /// Resets the device had been through when this was made.
     epoch: u64,
+    /// Memory for tables of bindings that no job uses.
+    spare: Mutex<Vec<Buffer>>,
+}
+
+/// What a job that runs a program uses until it has ended.
+#[derive(Debug)]
+pub(crate) struct Uses {
+    /// Where the device reads what the slots are; none when all are the table's.
+    bindings: Option<Buffer>,
+    overlay: SmallVec<[(SlotId, Memory); SPARE_BINDINGS]>,
+    program: Program,
+    _table: Option<Table>,
+}
+
+/// Tables of bindings that are kept for the next jobs.
+const SPARE_TABLES: usize = 4;
+/// Bindings for which they have room.
+const SPARE_BINDINGS: usize = 8;
+
+impl Uses {
+    /// Writes the bindings of the overlay to memory of the device; gives how many.
+    fn bind(&mut self) -> Result<u32, Error> {
+        let slots = &self.overlay;
+        if slots.is_empty() {
+            return Ok(0);
+        }
+        let inner = &self.program.0.context;
+        let mut table = SmallVec::<[Binding; SPARE_BINDINGS]>::new();
+        for slot in slots {
+            table.push(binding(&inner.device.heap, slot)?);
+        }
+        let bytes = table.as_slice().as_bytes();
+        let spare = match slots.len() <= SPARE_BINDINGS {
+            true => inner.spare().pop(),
+            false => None,
+        };
+        let buffer = match spare {
+            Some(buffer) => buffer,
+            None => {
+                let room = SPARE_BINDINGS * size_of::<Binding>();
+                Buffer::new(&inner.device.heap, bytes.len().max(room))?
+            }
+        };
+        buffer.write(0, bytes)?;
+        self.bindings = Some(buffer);
+        count(slots)
+    }
+}
+
+impl Drop for Uses {
+    fn drop(&mut self) {
+        let Some(buffer) = self.bindings.take() else { return };
+        let inner = &self.program.0.context;
+        // A forked child may find the lock held for ever.
+        if self.overlay.len() > SPARE_BINDINGS || inner.device.heap.check_process().is_err() {
+            return;
+        }
+        let mut spare = inner.spare();
+        if spare.len() < SPARE_TABLES {
+            spare.push(buffer);
+        }
+    }
 }
 
 /// A loaded program: verified and sealed by the device. A clone is the same one; the last unloads it.
@@ -124,7 +187,8 @@ impl Context {
         match open_queue(device, id, options) {
             Ok(queue) => {
                 let device = Arc::clone(device);
-                Ok(Self(Arc::new(Owner(Arc::new(Inner { device, id, queue, epoch })))))
+                let spare = Mutex::new(Vec::with_capacity(SPARE_TABLES));
+                Ok(Self(Arc::new(Owner(Arc::new(Inner { device, id, queue, epoch, spare })))))
             }
             Err(error) => {
                 // The context would stay, unused, until the next reset.
@@ -176,7 +240,7 @@ impl Context {
             }
             .words()
         };
-        let id = inner.device.admin(entry, Box::new(buffer.clone()))?.value;
+        let id = inner.device.admin(entry, Kept::new(buffer.clone()))?.value;
         let (context, end) = (Arc::clone(inner), opcode::UNLOAD_PROGRAM);
         Ok(Program(Arc::new(Object { context, id, end })))
     }
@@ -200,7 +264,7 @@ impl Context {
             }
             .words()
         };
-        let id = inner.device.admin(entry, Box::new(buffer))?.value;
+        let id = inner.device.admin(entry, Kept::new(buffer))?.value;
         let object = Object { context: Arc::clone(inner), id, end: opcode::UNBIND };
         let memory = slots.iter().map(|(_, memory)| memory.clone()).collect();
         Ok(Table(Arc::new(BoundTable { object, _memory: memory })))
@@ -215,7 +279,7 @@ impl Context {
         &self,
         program: &Program,
         table: Option<&Table>,
-        overlay: Vec<(SlotId, Memory)>,
+        overlay: impl IntoIterator<Item = (SlotId, Memory)>,
     ) -> Result<Job, Error> {
         let inner = self.inner();
         inner.check_alive()?;
@@ -226,8 +290,14 @@ impl Context {
         if table.is_some_and(|table| !is_ours(&table.0.object)) {
             return Err(Error::NotOurs { what: "the table" });
         }
-        let (buffer, count) = bindings(&inner.device.heap, &overlay)?;
-        let address = buffer.as_ref().map_or(Iova::default(), Buffer::iova);
+        let mut uses = Uses {
+            bindings: None,
+            overlay: overlay.into_iter().collect(),
+            program: program.clone(),
+            _table: table.cloned(),
+        };
+        let count = uses.bind()?;
+        let address = uses.bindings.as_ref().map_or(Iova::default(), Buffer::iova);
         let (program_id, table_id) = (program.0.id, table.map_or(0, |table| table.0.object.id));
         let entry = |job| {
             Exec {
@@ -240,8 +310,7 @@ impl Context {
             }
             .words()
         };
-        let kept = (buffer, overlay, program.clone(), table.cloned());
-        self.submit(entry, Box::new(kept))
+        self.submit(entry, Kept::Exec { _uses: uses })
     }
 
     /// Submits a copy of `from` to `to`, of equal length.
@@ -258,7 +327,7 @@ impl Context {
             let header = EntryHeader::new(opcode::COPY, job);
             CopyEntry { header, src, dst, len, ..CopyEntry::default() }.words()
         };
-        self.submit(entry, Box::new((from.clone(), to.clone())))
+        self.submit(entry, Kept::new((from.clone(), to.clone())))
     }
 
     /// Submits a fill of `to` with `value`.
@@ -272,7 +341,7 @@ impl Context {
             let header = EntryHeader::new(opcode::FILL, job);
             FillEntry { header, dst, len, value: value.into(), ..FillEntry::default() }.words()
         };
-        self.submit(entry, Box::new(to.clone()))
+        self.submit(entry, Kept::new(to.clone()))
     }
 
     /// Submits an entry that only completes.
@@ -282,7 +351,7 @@ impl Context {
     pub fn nop(&self) -> Result<Job, Error> {
         let entry =
             |job| Nop { header: EntryHeader::new(opcode::NOP, job), ..Nop::default() }.words();
-        self.submit(entry, Box::new(()))
+        self.submit(entry, Kept::new(()))
     }
 
     /// Submits an entry that completes with the device's modelled cycles.
@@ -294,7 +363,7 @@ impl Context {
             let header = EntryHeader::new(opcode::TIMESTAMP, job);
             Timestamp { header, ..Timestamp::default() }.words()
         };
-        self.submit(entry, Box::new(()))
+        self.submit(entry, Kept::new(()))
     }
 
     /// Submits any sixteen words, for tests of what the device refuses: `entry` is given the job
@@ -303,7 +372,7 @@ impl Context {
     /// # Errors
     /// [`Error::QueueFull`].
     pub fn submit_words(&self, entry: impl FnOnce(u32) -> [u32; 16]) -> Result<Job, Error> {
-        self.submit(entry, Box::new(()))
+        self.submit(entry, Kept::new(()))
     }
 
     /// Ends every job in flight with `ABORTED`.
@@ -327,19 +396,25 @@ fn bindings(heap: &Arc<Heap>, slots: &[(SlotId, Memory)]) -> Result<(Option<Buff
     if slots.is_empty() {
         return Ok((None, 0));
     }
-    let mut table = Vec::with_capacity(slots.len());
-    for (slot, memory) in slots {
-        if !Arc::ptr_eq(memory.heap(), heap) {
-            return Err(Error::NotOurs { what: "the memory of a slot" });
-        }
-        let (base, len, access) = (memory.iova(), memory.len(), memory.access().bits());
-        table.push(Binding { base, len, slot: *slot, access, ..Binding::default() });
-    }
+    let table: Result<Vec<Binding>, Error> = slots.iter().map(|slot| binding(heap, slot)).collect();
+    let table = table?;
     let bytes = table.as_slice().as_bytes();
     let buffer = Buffer::new(heap, bytes.len())?;
     buffer.write(0, bytes)?;
+    Ok((Some(buffer), count(slots)?))
+}
+
+fn count(slots: &[(SlotId, Memory)]) -> Result<u32, Error> {
     let many = Error::OutOfRange { start: 0, len: slots.len() as u64, size: u32::MAX.into() };
-    Ok((Some(buffer), u32::try_from(slots.len()).map_err(|_| many)?))
+    u32::try_from(slots.len()).map_err(|_| many)
+}
+
+fn binding(heap: &Arc<Heap>, (slot, memory): &(SlotId, Memory)) -> Result<Binding, Error> {
+    if !Arc::ptr_eq(memory.heap(), heap) {
+        return Err(Error::NotOurs { what: "the memory of a slot" });
+    }
+    let (base, len, access) = (memory.iova(), memory.len(), memory.access().bits());
+    Ok(Binding { base, len, slot: *slot, access, ..Binding::default() })
 }
 
 fn open_queue(
@@ -371,7 +446,7 @@ fn open_queue(
         }
         .words()
     };
-    let id = device.admin(entry, Box::new(region.clone()))?.value;
+    let id = device.admin(entry, Kept::new(region.clone()))?.value;
     let id = u16::try_from(id).ok().filter(|&id| id != 0).ok_or(Error::Implausible)?;
     let queue = Arc::new(Queue::new(&device.heap, (id, vector), region, layout)?);
     device.register(&queue);
@@ -381,10 +456,14 @@ fn open_queue(
 fn end(device: &DeviceInner, opcode: u8, id: u32) -> Result<(), Error> {
     let entry =
         |job| Destroy { header: EntryHeader::new(opcode, job), id, ..Destroy::default() }.words();
-    device.admin(entry, Box::new(())).map(drop)
+    device.admin(entry, Kept::new(())).map(drop)
 }
 
 impl Inner {
+    fn spare(&self) -> MutexGuard<'_, Vec<Buffer>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the device still knows it.
     fn is_alive(&self) -> bool {
         self.epoch == self.device.epoch() && self.device.heap.check_process().is_ok()

@@ -141,7 +141,7 @@ impl Device {
                 let header = EntryHeader::new(opcode::GET_LOG, job);
                 GetLog { header, out: out.iova(), ..GetLog::default() }.words()
             },
-            Box::new(out.clone()),
+            crate::queue::Kept::new(out.clone()),
         )?;
         Counters::read_from_bytes(&out.to_vec()).map_err(|_| Error::Implausible)
     }
@@ -284,7 +284,7 @@ impl Inner {
                 let header = EntryHeader::new(opcode::IDENTIFY, job);
                 Identify { header, out: out.iova(), ..Identify::default() }.words()
             },
-            Box::new(out.clone()),
+            crate::queue::Kept::new(out.clone()),
         )?;
         let limits = Limits::read_from_bytes(&out.to_vec()).map_err(|_| Error::Implausible)?;
         if limits.is_plausible() { Ok(limits) } else { Err(Error::Implausible) }
@@ -320,7 +320,7 @@ impl Inner {
                 let header = EntryHeader::new(opcode::CREATE_CONTEXT, job);
                 CreateContext { header, ..CreateContext::default() }.words()
             },
-            Box::new(()),
+            crate::queue::Kept::new(()),
         )?;
         Ok(completion.value)
     }

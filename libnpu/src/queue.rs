@@ -11,6 +11,7 @@ mod pending;
 pub(crate) mod words;
 
 use crate::buffer::Buffer;
+use crate::context::Uses;
 use crate::error::{Error, Loss, Stall};
 use crate::heap::Heap;
 use crate::transport::TransportExt;
@@ -27,7 +28,23 @@ use std::time::{Duration, Instant};
 use words::RingWords;
 
 /// What a submission keeps alive until it is answered.
-pub(crate) type Kept = Box<dyn Any + Send>;
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// Of a job that runs a program: no allocation, as there are many.
+    Exec { _uses: Uses },
+    /// Of anything else, which is dropped when it has ended.
+    Other { _uses: Box<dyn Any + Send> },
+}
+
+impl Kept {
+    /// What is dropped when the job has ended.
+    pub(crate) fn new(uses: impl Any + Send) -> Self {
+        Self::Other { _uses: Box::new(uses) }
+    }
+}
+
+/// Tickets kept for the next jobs: more than there are mostly in flight.
+const SPARE_TICKETS: usize = 4;
 
 /// The answer to one submission, once it is here.
 #[derive(Debug, Default)]
@@ -57,6 +74,8 @@ pub(crate) struct Queue {
 struct State {
     rings: Driver<Arc<RingWords>>,
     pending: Pending,
+    /// Of jobs that have ended; those that nobody holds any more are used again.
+    spare: Vec<Arc<Ticket>>,
     lost: Option<Loss>,
     has_leader: bool,
     /// Threads on the condition variable.
@@ -86,6 +105,7 @@ impl Queue {
         let state = State {
             rings,
             pending: Pending::new(layout.cq_depth()),
+            spare: Vec::with_capacity(SPARE_TICKETS),
             lost: None,
             has_leader: false,
             followers: 0,
@@ -136,7 +156,7 @@ impl Queue {
         }
         // The device may begin; its answer is looked for under the lock only.
         state.rings.publish();
-        let ticket = Arc::new(Ticket { job, outcome: OnceLock::new() });
+        let ticket = state.ticket(job);
         state.pending.insert(Entry { ticket: Arc::clone(&ticket), kept });
         let needs_kick = state.rings.needs_kick();
         state.check_index();
@@ -403,6 +423,24 @@ impl Drop for Leader<'_> {
 }
 
 impl State {
+    /// A ticket for `job`.
+    fn ticket(&mut self, job: u32) -> Arc<Ticket> {
+        let mut spare = self.spare.iter_mut().enumerate();
+        let free = spare.find_map(|(at, ticket)| Arc::get_mut(ticket).map(|ticket| (at, ticket)));
+        let new = Ticket { job, outcome: OnceLock::new() };
+        match free {
+            Some((at, ticket)) => {
+                *ticket = new;
+                self.spare.swap_remove(at)
+            }
+            None => {
+                // All of them are held by who does not ask for their outcome: they serve nobody here.
+                self.spare.clear();
+                Arc::new(new)
+            }
+        }
+    }
+
     /// Takes completions off the ring and answers their tickets; adds what these kept to `freed`.
     fn reap(&mut self, freed: &mut Freed) {
         while self.lost.is_none() {
@@ -419,6 +457,9 @@ impl State {
                 break;
             };
             let _ = ticket.outcome.set(Ok(completion));
+            if self.spare.len() < SPARE_TICKETS {
+                self.spare.push(ticket);
+            }
             freed.push(kept);
         }
     }

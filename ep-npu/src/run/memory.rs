@@ -6,10 +6,17 @@ use crate::emit::SCRATCH;
 use crate::program::Edge;
 use libnpu::{Access, Buffer, Device, Error, Foreign, Memory};
 use npu_uapi::addr::SlotId;
+use smallvec::SmallVec;
 use std::sync::{Mutex, PoisonError};
 
 /// What device memory is aligned to.
 const DEVICE_ALIGN: usize = 64;
+
+/// Inputs and outputs together, up to which a run allocates no lists of them.
+const FEW: usize = 8;
+
+/// What the slots of a job are.
+pub(super) type Overlay = SmallVec<[(SlotId, Memory); FEW]>;
 
 /// What one run binds, and what it must copy back.
 ///
@@ -17,8 +24,8 @@ const DEVICE_ALIGN: usize = 64;
 pub(super) struct Bound<'d> {
     device: &'d Device,
     deny_copy: bool,
-    overlay: Vec<(SlotId, Memory)>,
-    mapped: Vec<Foreign>,
+    overlay: Overlay,
+    mapped: SmallVec<[Foreign; FEW]>,
     staged: Vec<Staged>,
     copied_bytes: u64,
     /// Whether tensors lie in the device's own memory and are used there.
@@ -36,8 +43,8 @@ impl<'d> Bound<'d> {
         Self {
             device,
             deny_copy,
-            overlay: Vec::new(),
-            mapped: Vec::new(),
+            overlay: Overlay::new(),
+            mapped: SmallVec::new(),
             staged: Vec::new(),
             copied_bytes: 0,
             is_in_place: false,
@@ -92,7 +99,7 @@ impl<'d> Bound<'d> {
     }
 
     /// The bindings, for the job.
-    pub(super) fn overlay(&mut self) -> Vec<(SlotId, Memory)> {
+    pub(super) fn overlay(&mut self) -> Overlay {
         std::mem::take(&mut self.overlay)
     }
 

@@ -149,7 +149,7 @@ impl Executable {
                 return Err(RunError::Stopped);
             }
             let remaining = timeout.saturating_sub(started.elapsed());
-            let done = self.job(loaded, overlay.to_vec(), workers, remaining, is_in_place);
+            let done = self.job(loaded, overlay, workers, remaining, is_in_place);
             left -= 1;
             match done {
                 Err(error) if error.is_abort() && is_set() => return Err(RunError::Stopped),

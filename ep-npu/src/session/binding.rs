@@ -1,11 +1,12 @@
 //! Inputs and outputs in memory of the device: what a run reads and writes where it lies.
 //! Unsafe: it hands a run addresses of buffers that it holds.
 
-use super::{Engine, Session, SessionError};
+use super::{Engine, FEW, Session, SessionError};
 use crate::graph::ElementType;
 use crate::program::Edge;
 use crate::run::{RunReport, TensorMut, TensorRef};
 use libnpu::Buffer;
+use smallvec::SmallVec;
 
 /// Tensors of one run in the device's memory; made by [`Session::bind`].
 ///
@@ -72,7 +73,7 @@ impl<'s> Binding<'s> {
     /// # Errors
     /// As for [`Session::run`].
     pub fn run(&mut self) -> Result<RunReport, SessionError> {
-        let inputs: Vec<TensorRef<'_>> = self
+        let inputs: SmallVec<[TensorRef<'_>; FEW]> = self
             .inputs
             .iter()
             .map(|bound| {
@@ -81,7 +82,7 @@ impl<'s> Binding<'s> {
                 unsafe { TensorRef::from_raw(bound.element, &bound.shape, data, len) }
             })
             .collect();
-        let mut outputs: Vec<TensorMut<'_>> = self
+        let mut outputs: SmallVec<[TensorMut<'_>; FEW]> = self
             .outputs
             .iter()
             .map(|bound| {

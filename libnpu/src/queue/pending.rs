@@ -90,7 +90,7 @@ mod tests {
     fn submit(pending: &mut Pending) -> Option<u32> {
         let job = pending.next_job()?;
         let ticket = Arc::new(Ticket { job, ..Ticket::default() });
-        pending.insert(Entry { ticket, kept: Box::new(()) });
+        pending.insert(Entry { ticket, kept: Kept::new(()) });
         Some(job)
     }
 

@@ -318,7 +318,7 @@ impl Subject {
         let [a, b, c] = &self.buffers;
         let overlay = [a, b, b, c].into_iter().zip(0..);
         let overlay = overlay.map(|(buffer, slot)| (SlotId(slot), Memory::from(buffer)));
-        let job = context.exec(&program, None, overlay.collect())?;
+        let job = context.exec(&program, None, overlay)?;
         Ok((context, job))
     }
 

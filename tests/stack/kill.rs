@@ -106,7 +106,7 @@ impl Survivor {
                 .iter()
                 .map(|buffer| Memory::buffer(buffer, 0, buffer.len() as u64, Access::ReadWrite));
             let slots = (0..).map(SlotId).zip(memory.collect::<Result<Vec<_>, Error>>()?);
-            context.exec(&program, None, slots.collect())?.wait(&Caller, HANG)?;
+            context.exec(&program, None, slots)?.wait(&Caller, HANG)?;
             Ok(out.to_vec())
         };
         let wanted = run()?;

@@ -47,7 +47,7 @@ fn submit_long_to(
         };
         Ok((SlotId(slot), memory))
     });
-    context.exec(&program, None, overlay.collect::<Result<_, Error>>()?)
+    context.exec(&program, None, overlay.collect::<Result<Vec<_>, Error>>()?)
 }
 
 /// Waits until the device is computing.

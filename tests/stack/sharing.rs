@@ -166,7 +166,7 @@ fn a_job_that_loses_its_sram_because_another_hung_is_innocent() {
     let program = context.load(&image(&slots, &[product(size, size, size, 0)])).unwrap();
     let memory = |len| Memory::from(&device.allocate(usize::try_from(len).unwrap()).unwrap());
     let overlay = (0..).map(SlotId).zip(slots[..4].iter().map(|&(_, len)| memory(len)));
-    let resting = context.exec(&program, None, overlay.collect()).unwrap();
+    let resting = context.exec(&program, None, overlay).unwrap();
     until_it_beats(&device);
     let reply = server.manage(r#"{"command":"inject","fault":"stuck-engine"}"#);
     let status = |job: &Job| {

@@ -14,6 +14,8 @@
 //! Takes kernels of up to [`MOST_VECTORS`] columns times row quads, with weight zero points of zero; the
 //! scalar kernel takes the rest. 3x3 and 5x5 windows at strides 1 and 2 stream, others go pixel by pixel.
 
+mod flat;
+
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
@@ -66,6 +68,10 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
     if !channels.symmetric {
         return None;
     }
+    if flat::takes(p) {
+        // SAFETY: the caller's promise; it takes the problem.
+        return Some(unsafe { flat::run(p, channels, split) });
+    }
     let rows = p.images * p.ofm_h;
     let groups = (p.outputs + CHANNELS - 1) / CHANNELS;
     // Few rows a chunk would turn the weights too often: count a row as more than it multiplies.
@@ -75,7 +81,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
     Some(split.chunks(bands * groups, &|chunk, budget| {
         let (first, group) = (chunk / groups * rows_a_chunk, chunk % groups);
         // SAFETY: the caller's promise.
-        let columns = unsafe { Columns::new(p, channels, group * CHANNELS) };
+        let columns = unsafe { Columns::new(p, channels, group * CHANNELS, 4) };
         for row in first..(first + rows_a_chunk).min(rows) {
             // SAFETY: the caller's promise.
             unsafe { columns.row(p, row / p.ofm_h, row % p.ofm_h, budget)? };
@@ -121,9 +127,10 @@ fn transpose_lanes(z: [__m512i; 4]) -> [__m512i; 4] {
 
 impl Columns {
     /// # Safety
-    /// As of [`run`]; `first_channel` exists and is a multiple of 64.
+    /// As of [`run`]; `first_channel` exists and is a multiple of 64, and blocks behind the first
+    /// `different` do not exist: they repeat those.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn new(p: &Problem, channels: Channels, first_channel: i64) -> Self {
+    unsafe fn new(p: &Problem, channels: Channels, first_channel: i64, different: usize) -> Self {
         let w = &p.window;
         let (kernel_h, kernel_w) =
             (usize_of(w.kernel_h.unsigned_abs()), usize_of(w.kernel_w.unsigned_abs()));
@@ -133,9 +140,9 @@ impl Columns {
         let (mut weights, mut bias, mut multiplier) =
             ([[zero; 4]; MOST_VECTORS], [zero; 4], [zero; 4]);
         let first_block = usize_of(first_channel.unsigned_abs()) / 16;
-        let blocks = usize_of((p.outputs - first_channel).unsigned_abs()).div_ceil(16).min(4);
-        for block in 0..blocks {
-            let at = first_block + block;
+        let blocks = usize_of((p.outputs - first_channel).unsigned_abs()).div_ceil(16);
+        for block in (0..4).filter(|block| block % different < blocks) {
+            let at = first_block + block % different;
             let records = p.records.memory.pointer(p.records.start, 1).wrapping_add(at * 256);
             // SAFETY: the records of a block that has a channel are sixteen.
             let (b, m) = unsafe { load_records(records) };

@@ -1,0 +1,352 @@
+//! Depthwise 3x3 windows at strides 1 and 2, over rows that are copied flat.
+//!
+//! ```text
+//!   row of the input, `LANES` channels of each pixel -> pixels without a gap, zero points around them,
+//!                                                       at stride 2 even and odd columns apart
+//!   4 rows x 64 bytes -> interleaved once -> vpdpbusd for 3 kernel columns and 2 rows of outputs
+//! ```
+//!
+//! In a flat row a kernel column is a distance of `LANES` bytes, the same for all, so that 64 bytes are
+//! four pixels of 16 channels as well as one of 64, and no lane is idle. Under the second of two rows of
+//! outputs lie the same four rows of inputs, its weights one byte further. Where a distance is less than
+//! a vector, interleaved vectors are shifted by whole 128-bit lanes instead of being interleaved anew.
+
+use super::{CHANNELS, Columns, accumulate, interleave};
+use crate::kernel::Stop;
+use crate::kernel::conv::Problem;
+use crate::kernel::split::{Aborted, Budget, Split};
+use crate::kernel::vector::{Channels, load_64, load_masked_64, mask_64, store_64};
+use crate::memory::{isize_of, usize_of};
+use std::arch::x86_64::{
+    __m512i, _mm512_alignr_epi64, _mm512_set1_epi8, _mm512_slli_epi32, _mm512_storeu_si512,
+};
+use std::mem::MaybeUninit;
+
+/// Most bytes of a row of inputs under a segment of outputs, about: four rows and two of results lie in
+/// the level-1 cache.
+const SEGMENT_BYTES: i64 = 7 << 10;
+
+/// Bytes of all of them, each with vectors behind the last that are read as well.
+const SCRATCH: usize = 48 << 10;
+
+/// Rows of inputs that are kept.
+const ROWS: usize = 4;
+
+/// Whether this kernel takes `problem`.
+pub(super) fn takes(p: &Problem) -> bool {
+    let w = &p.window;
+    let three = (w.kernel_h, w.kernel_w) == (3, 3) && (w.dilation_h, w.dilation_w) == (1, 1);
+    three && w.stride_h == w.stride_w && w.stride_w <= 2
+}
+
+/// Runs `problem`.
+///
+/// # Safety
+/// As of [`super::run`]; `takes(problem)`, and weights without zero points.
+pub(super) unsafe fn run(p: &Problem, channels: Channels, split: &Split<'_>) -> Result<(), Stop> {
+    let groups = (p.outputs + CHANNELS - 1) / CHANNELS;
+    // Codes that are added are read as wide as they are stored.
+    let lanes = |channels| match channels {
+        ..=16 if p.aux.is_none() => 16,
+        ..=32 if p.aux.is_none() => 32,
+        _ => CHANNELS,
+    };
+    let widest = lanes(p.outputs);
+    let most = SEGMENT_BYTES / (widest * p.window.stride_w);
+    let segments = (p.ofm_w + most - 1) / most;
+    let width = (p.ofm_w + segments - 1) / segments;
+    let segments = (p.ofm_w + width - 1) / width;
+    // Weights are turned and two rows copied more than once for each chunk: few rows do not pay.
+    let row_macs = width * widest * p.taps();
+    let units = p.images * segments * groups;
+    let rows = split.units_a_chunk(p.ofm_h * units, row_macs).clamp(1, p.ofm_h);
+    let bands = (p.ofm_h + rows - 1) / rows;
+    let rows = (p.ofm_h + bands - 1) / bands;
+    let rows = rows + rows % 2;
+    let bands = (p.ofm_h + rows - 1) / rows;
+    split.chunks(units * bands, &|chunk, budget| {
+        let (rest, group) = (chunk / groups, chunk % groups);
+        let (rest, segment) = (rest / segments, rest % segments);
+        let (n, band) = (rest / bands, rest % bands);
+        let (first_row, first) = (band * rows, segment * width);
+        let area = Area {
+            n,
+            rows: (first_row, (first_row + rows).min(p.ofm_h)),
+            columns: (first, (first + width).min(p.ofm_w)),
+        };
+        let channel = group * CHANNELS;
+        match (p.window.stride_w, lanes(p.outputs - channel)) {
+            // SAFETY: the caller's promise; the area lies in the output, the channels exist.
+            (1, 16) => unsafe { Flat::<16, 1>::new(p, channels, channel).area(area, budget) },
+            // SAFETY: as above, and so below.
+            (1, 32) => unsafe { Flat::<32, 1>::new(p, channels, channel).area(area, budget) },
+            // SAFETY: as above.
+            (1, _) => unsafe { Flat::<64, 1>::new(p, channels, channel).area(area, budget) },
+            // SAFETY: as above.
+            (_, 16) => unsafe { Flat::<16, 2>::new(p, channels, channel).area(area, budget) },
+            // SAFETY: as above.
+            (_, 32) => unsafe { Flat::<32, 2>::new(p, channels, channel).area(area, budget) },
+            // SAFETY: as above.
+            (_, _) => unsafe { Flat::<64, 2>::new(p, channels, channel).area(area, budget) },
+        }
+    })
+}
+
+/// Outputs of a chunk: rows and columns from the first to behind the last.
+#[derive(Clone, Copy)]
+struct Area {
+    n: i64,
+    rows: (i64, i64),
+    columns: (i64, i64),
+}
+
+#[repr(align(64))]
+struct Scratch(MaybeUninit<[u8; SCRATCH]>);
+
+/// `LANES` channels at stride `STRIDE`.
+struct Flat<'a, const LANES: usize, const STRIDE: usize> {
+    p: &'a Problem,
+    columns: Columns,
+    /// Weights of the second of two rows of outputs.
+    second: [[__m512i; 4]; 3],
+    /// Bytes of a pixel that are read.
+    read: u64,
+}
+
+/// Where the flat rows of an area lie.
+struct Rows {
+    /// Vectors of a row of results.
+    vectors: usize,
+    /// Bytes of a row of even (or all) columns, and of a row.
+    plane: usize,
+    row: usize,
+    base: *mut u8,
+    /// The first input row that has not been copied.
+    next: i64,
+}
+
+impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
+    /// # Safety
+    /// As of [`run`]; `channel` exists and is a multiple of 64.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn new(p: &'a Problem, channels: Channels, channel: i64) -> Self {
+        // SAFETY: the caller's promise.
+        let columns = unsafe { Columns::new(p, channels, channel, LANES / 16) };
+        let mut second = [[_mm512_set1_epi8(0); 4]; 3];
+        for (second, first) in second.iter_mut().zip(&columns.weights) {
+            *second = first.map(|lanes| _mm512_slli_epi32::<8>(lanes));
+        }
+        let read = mask_64((p.ifm.lanes - channel).min(LANES as i64));
+        Self { p, columns, second, read }
+    }
+
+    /// Computes `area`.
+    ///
+    /// # Safety
+    /// As of [`run`]; the area lies in the output.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn area(&self, area: Area, budget: &mut Budget<'_>) -> Result<(), Aborted> {
+        let p = self.p;
+        let mut scratch = Scratch(MaybeUninit::uninit());
+        let width = usize_of((area.columns.1 - area.columns.0).unsigned_abs());
+        let vectors = (width * LANES).div_ceil(64);
+        // Behind the last vector of results, the columns of a window and the rest of a vector.
+        let plane = (vectors + 3) * 64;
+        let mut rows = Rows {
+            vectors,
+            plane,
+            row: plane * STRIDE,
+            base: scratch.0.as_mut_ptr().cast(),
+            next: i64::MIN,
+        };
+        assert!(ROWS * rows.row + 2 * vectors * 64 <= SCRATCH, "`run` makes segments that fit");
+        let codes = rows.base.wrapping_add(ROWS * rows.row);
+        // SAFETY: the bytes are in the scratch.
+        unsafe { rows.base.write_bytes(p.input_zero_point, ROWS * rows.row) };
+        let macs = (area.columns.1 - area.columns.0) * CHANNELS * p.taps();
+        let mut oy = area.rows.0;
+        while oy < area.rows.1 {
+            let two = STRIDE == 1 && oy + 1 < area.rows.1;
+            budget.spend(macs)?;
+            let y = p.window.row(oy, 0);
+            // SAFETY: the caller's promise.
+            let at = unsafe { self.rows(&mut rows, area, y, if two { 4 } else { 3 }) };
+            if two {
+                // SAFETY: the rows of the windows are in the scratch, and so is place for the codes.
+                unsafe { self.pass::<2>(at, &rows, codes) };
+                // SAFETY: the caller's promise; the codes are there.
+                unsafe { self.store(area, oy, codes) };
+                // SAFETY: as above.
+                unsafe { self.store(area, oy + 1, codes.wrapping_add(64 * vectors)) };
+                oy += 2;
+            } else {
+                // SAFETY: as above.
+                unsafe { self.pass::<1>(at, &rows, codes) };
+                // SAFETY: as above.
+                unsafe { self.store(area, oy, codes) };
+                oy += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that input rows `y .. y + count` are copied; addresses of four from `y` on.
+    ///
+    /// # Safety
+    /// As of [`run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn rows(&self, rows: &mut Rows, area: Area, y: i64, count: i64) -> [*const u8; 4] {
+        let place = |y: i64| {
+            let slot = usize_of(y.rem_euclid(ROWS as i64).unsigned_abs());
+            rows.base.wrapping_add(slot * rows.row)
+        };
+        for y in rows.next.max(y)..y + count {
+            // SAFETY: the caller's promise; the place is that of a row.
+            unsafe { self.copy(rows, area, y, place(y)) };
+        }
+        let at = [0, 1, 2, 3].map(|ky| place(y + ky).cast_const());
+        rows.next = y + count;
+        at
+    }
+
+    /// Copies what windows cover of input row `y`, around which zero points lie already.
+    ///
+    /// # Safety
+    /// As of [`run`]; `to` is the place of a row.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn copy(&self, rows: &Rows, area: Area, y: i64, to: *mut u8) {
+        let p = self.p;
+        if !(0..p.ifm_h).contains(&y) {
+            // SAFETY: the bytes of a row.
+            unsafe { to.write_bytes(p.input_zero_point, rows.row) };
+            return;
+        }
+        let first = p.window.column(area.columns.0, 0);
+        let end = p.window.column(area.columns.1 - 1, 2) + 1;
+        let (from, end) = (first.max(0), end.min(p.ifm_w));
+        if from >= end {
+            return;
+        }
+        let mut pixel =
+            p.ifm.pointer(p.ifm.at(area.n, y, from) + self.columns.first_channel).cast_const();
+        let step = isize_of(p.ifm.pixel);
+        let (mut left, mut column) = (end - from, usize_of((from - first).unsigned_abs()));
+        if STRIDE == 1 && step == LANES.cast_signed() && self.read == mask_64(LANES as i64) {
+            let len = usize_of(left.unsigned_abs()) * LANES;
+            // SAFETY: pixels of the input, all of whose lanes exist, to their places in the row.
+            unsafe { pixel.copy_to_nonoverlapping(to.wrapping_add(column * LANES), len) };
+            return;
+        }
+        while left > 0 {
+            // SAFETY: lanes of a pixel of the input.
+            let bytes = unsafe { load_masked_64(self.read, pixel) };
+            let at = column % STRIDE * rows.plane + column / STRIDE * LANES;
+            // Pixels go upwards in each plane, and behind the last there is place for a vector.
+            // SAFETY: a pixel's place in the row, and those behind it.
+            unsafe { _mm512_storeu_si512(to.wrapping_add(at).cast(), bytes) };
+            pixel = pixel.wrapping_offset(step);
+            (left, column) = (left - 1, column + 1);
+        }
+        // What was behind the last pixels is of zero points again.
+        let padding = _mm512_set1_epi8(p.input_zero_point.cast_signed());
+        for column in column..column + STRIDE {
+            let at = column % STRIDE * rows.plane + column / STRIDE * LANES;
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_si512(to.wrapping_add(at).cast(), padding) };
+        }
+    }
+
+    /// Codes of `OUTPUTS` rows, flat, to `codes`, from the rows of inputs under them.
+    ///
+    /// # Safety
+    /// As of [`run`]; the rows were copied, and `codes` has place.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn pass<const OUTPUTS: usize>(&self, at: [*const u8; 4], rows: &Rows, codes: *mut u8) {
+        let read = |offset: usize| {
+            at.map(|row| {
+                // SAFETY: a vector of a row, or behind its last as far as there is place.
+                unsafe { load_64(row.wrapping_add(offset)) }
+            })
+        };
+        let next_row = 64 * rows.vectors;
+        let mut first = interleave(read(0));
+        let mut middle = if STRIDE == 1 && LANES == 64 { interleave(read(64)) } else { first };
+        for vector in 0..rows.vectors {
+            let offset = 64 * vector;
+            let last;
+            let under = if STRIDE == 1 && LANES == 64 {
+                last = interleave(read(offset + 128));
+                [first, middle, last]
+            } else {
+                let next = interleave(read(offset + 64));
+                let odd = if STRIDE == 2 { interleave(read(rows.plane + offset)) } else { next };
+                last = next;
+                match (STRIDE, LANES) {
+                    (1, 32) => [first, shifted::<4>(first, next), next],
+                    (1, _) => [first, shifted::<2>(first, next), shifted::<4>(first, next)],
+                    (_, 64) => [first, odd, next],
+                    (_, 32) => [first, odd, shifted::<4>(first, next)],
+                    (_, _) => [first, odd, shifted::<2>(first, next)],
+                }
+            };
+            let mut sums = [self.columns.bias; OUTPUTS];
+            for kx in 0..3 {
+                accumulate(&mut sums[0], &under[kx], &self.columns.weights[kx]);
+                if OUTPUTS > 1 {
+                    accumulate(&mut sums[1], &under[kx], &self.second[kx]);
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                let to = codes.wrapping_add(row * next_row + offset);
+                // SAFETY: a vector of the row of codes.
+                unsafe { _mm512_storeu_si512(to.cast(), self.columns.requantised(sums)) };
+            }
+            (first, middle) =
+                if STRIDE == 1 && LANES == 64 { (middle, last) } else { (last, last) };
+        }
+    }
+
+    /// Passes a row of codes through the rest of the stage, to row `oy` of the output.
+    ///
+    /// # Safety
+    /// As of [`run`]; the row exists, and `codes` has its codes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn store(&self, area: Area, oy: i64, codes: *const u8) {
+        let (p, columns) = (self.p, &self.columns);
+        let place = |map: &crate::kernel::operand::Map| {
+            map.pointer(map.at(area.n, oy, area.columns.0) + columns.first_channel)
+        };
+        let (mut to, step) = (place(&p.ofm), isize_of(p.ofm.pixel));
+        let (mut aux, aux_step) = match &p.aux {
+            Some(aux) => (place(aux), isize_of(aux.pixel)),
+            None => (std::ptr::null_mut(), 0),
+        };
+        let mask = columns.mask & mask_64(LANES as i64);
+        // Lanes of padding are the command's own.
+        let written = mask_64((p.ofm.lanes - columns.first_channel).min(LANES as i64));
+        for pixel in 0..usize_of((area.columns.1 - area.columns.0).unsigned_abs()) {
+            let from = codes.wrapping_add(pixel * LANES);
+            // SAFETY: a pixel's codes.
+            let mut bytes = unsafe { load_masked_64(mask_64(LANES as i64), from) };
+            if !columns.stage.plain {
+                // SAFETY: the channels of `mask` of a pixel of the auxiliary tensor.
+                bytes = unsafe { columns.stage.rest_64(bytes, mask, aux) };
+            }
+            // SAFETY: the lanes of a pixel of the output.
+            unsafe { store_64(to, written, bytes) };
+            to = to.wrapping_offset(step);
+            aux = aux.wrapping_offset(aux_step);
+        }
+    }
+}
+
+/// What lies so many quadwords, of whole 128-bit lanes, behind `first`, which `next` follows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn shifted<const QUADWORDS: i32>(first: [__m512i; 4], next: [__m512i; 4]) -> [__m512i; 4] {
+    let mut out = first;
+    for j in 0..4 {
+        out[j] = _mm512_alignr_epi64::<QUADWORDS>(next[j], first[j]);
+    }
+    out
+}

@@ -81,7 +81,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
     Some(split.chunks(bands * groups, &|chunk, budget| {
         let (first, group) = (chunk / groups * rows_a_chunk, chunk % groups);
         // SAFETY: the caller's promise.
-        let columns = unsafe { Columns::new(p, channels, group * CHANNELS, 4) };
+        let columns = unsafe { Columns::new(p, channels, group * CHANNELS) };
         for row in first..(first + rows_a_chunk).min(rows) {
             // SAFETY: the caller's promise.
             unsafe { columns.row(p, row / p.ofm_h, row % p.ofm_h, budget)? };
@@ -125,52 +125,71 @@ fn transpose_lanes(z: [__m512i; 4]) -> [__m512i; 4] {
     ]
 }
 
+/// Weights of 64 channels from `first_channel` on, by kernel column and quad of kernel rows, into the
+/// zeros of `weights`; their biases and multipliers. All in the order that [`interleave`] leaves.
+///
+/// Of the four blocks of 16 channels, those from number `different` on repeat the ones before.
+///
+/// # Safety
+/// As of [`run`]; `first_channel` exists and is a multiple of 64.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn turned(
+    p: &Problem,
+    first_channel: i64,
+    different: usize,
+    weights: &mut [[__m512i; 4]],
+) -> ([__m512i; 4], [__m512; 4]) {
+    let w = &p.window;
+    let (kernel_h, kernel_w) =
+        (usize_of(w.kernel_h.unsigned_abs()), usize_of(w.kernel_w.unsigned_abs()));
+    let quads = kernel_h.div_ceil(4);
+    let block_bytes = (kernel_h * kernel_w).div_ceil(4) * 64;
+    let zero = _mm512_setzero_si512();
+    let (mut bias, mut multiplier) = ([zero; 4], [zero; 4]);
+    let first_block = usize_of(first_channel.unsigned_abs()) / 16;
+    let blocks = usize_of((p.outputs - first_channel).unsigned_abs()).div_ceil(16);
+    for block in (0..4).filter(|block| block % different < blocks) {
+        let at = first_block + block % different;
+        let records = p.records.memory.pointer(p.records.start, 1).wrapping_add(at * 256);
+        // SAFETY: the records of a block that has a channel are sixteen.
+        let (b, m) = unsafe { load_records(records) };
+        (bias[block], multiplier[block]) = (b, _mm512_castps_si512(m));
+        let packed = p.weights.memory.pointer(p.weights.start, 1).wrapping_add(at * block_bytes);
+        for tap in 0..kernel_h * kernel_w {
+            let (ky, kx) = (tap / kernel_w, tap % kernel_w);
+            // SAFETY: the four taps around this one, of a block that exists.
+            let four = unsafe { load_64(packed.wrapping_add(tap / 4 * 64)) };
+            let byte = _mm512_maskz_mov_epi8(0x1111_1111_1111_1111 << (tap % 4), four);
+            // From byte `tap % 4` to byte `ky % 4` of each 32-bit lane.
+            let turn = _mm512_set1_epi32([0, 8, 16, 24][(ky + 4 - tap % 4) % 4]);
+            let byte = _mm512_rolv_epi32(byte, turn);
+            let vector = &mut weights[kx * quads + ky / 4][block];
+            *vector = _mm512_or_si512(*vector, byte);
+        }
+    }
+    for vector in &mut weights[..kernel_w * quads] {
+        *vector = transpose_lanes(*vector);
+    }
+    let multiplier = transpose_lanes(multiplier).map(|lanes| _mm512_castsi512_ps(lanes));
+    (transpose_lanes(bias), multiplier)
+}
+
 impl Columns {
     /// # Safety
-    /// As of [`run`]; `first_channel` exists and is a multiple of 64, and blocks behind the first
-    /// `different` do not exist: they repeat those.
+    /// As of [`run`]; `first_channel` exists and is a multiple of 64.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn new(p: &Problem, channels: Channels, first_channel: i64, different: usize) -> Self {
-        let w = &p.window;
-        let (kernel_h, kernel_w) =
-            (usize_of(w.kernel_h.unsigned_abs()), usize_of(w.kernel_w.unsigned_abs()));
-        let quads = kernel_h.div_ceil(4);
-        let block_bytes = (kernel_h * kernel_w).div_ceil(4) * 64;
-        let zero = _mm512_setzero_si512();
-        let (mut weights, mut bias, mut multiplier) =
-            ([[zero; 4]; MOST_VECTORS], [zero; 4], [zero; 4]);
-        let first_block = usize_of(first_channel.unsigned_abs()) / 16;
-        let blocks = usize_of((p.outputs - first_channel).unsigned_abs()).div_ceil(16);
-        for block in (0..4).filter(|block| block % different < blocks) {
-            let at = first_block + block % different;
-            let records = p.records.memory.pointer(p.records.start, 1).wrapping_add(at * 256);
-            // SAFETY: the records of a block that has a channel are sixteen.
-            let (b, m) = unsafe { load_records(records) };
-            (bias[block], multiplier[block]) = (b, _mm512_castps_si512(m));
-            let packed =
-                p.weights.memory.pointer(p.weights.start, 1).wrapping_add(at * block_bytes);
-            for tap in 0..kernel_h * kernel_w {
-                let (ky, kx) = (tap / kernel_w, tap % kernel_w);
-                // SAFETY: the four taps around this one, of a block that exists.
-                let four = unsafe { load_64(packed.wrapping_add(tap / 4 * 64)) };
-                let byte = _mm512_maskz_mov_epi8(0x1111_1111_1111_1111 << (tap % 4), four);
-                // From byte `tap % 4` to byte `ky % 4` of each 32-bit lane.
-                let turn = _mm512_set1_epi32([0, 8, 16, 24][(ky + 4 - tap % 4) % 4]);
-                let byte = _mm512_rolv_epi32(byte, turn);
-                let vector = &mut weights[kx * quads + ky / 4][block];
-                *vector = _mm512_or_si512(*vector, byte);
-            }
-        }
-        for vector in &mut weights[..kernel_w * quads] {
-            *vector = transpose_lanes(*vector);
-        }
+    unsafe fn new(p: &Problem, channels: Channels, first_channel: i64) -> Self {
+        let quads = usize_of(quads(p).unsigned_abs());
+        let mut weights = [[_mm512_setzero_si512(); 4]; MOST_VECTORS];
+        // SAFETY: the caller's promise.
+        let (bias, multiplier) = unsafe { turned(p, first_channel, 4, &mut weights) };
         Self {
             stage: Stage::new(&p.stage, channels),
             first_channel,
             mask: mask_64(p.outputs - first_channel),
             weights,
-            bias: transpose_lanes(bias),
-            multiplier: transpose_lanes(multiplier).map(|lanes| _mm512_castsi512_ps(lanes)),
+            bias,
+            multiplier,
             quads,
             padding: [p.input_zero_point; 64],
         }

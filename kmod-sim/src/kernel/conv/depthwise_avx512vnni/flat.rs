@@ -11,14 +11,16 @@
 //! outputs lie the same four rows of inputs, its weights one byte further. Where a distance is less than
 //! a vector, interleaved vectors are shifted by whole 128-bit lanes instead of being interleaved anew.
 
-use super::{CHANNELS, Columns, accumulate, interleave};
+use super::{CHANNELS, accumulate, interleave, turned};
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
+use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{Channels, load_64, load_masked_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512i, _mm512_alignr_epi64, _mm512_set1_epi8, _mm512_slli_epi32, _mm512_storeu_si512,
+    __m512, __m512i, _mm512_alignr_epi64, _mm512_setzero_si512, _mm512_slli_epi32,
+    _mm512_storeu_si512,
 };
 use std::mem::MaybeUninit;
 
@@ -30,7 +32,7 @@ const SEGMENT_BYTES: i64 = 7 << 10;
 const SCRATCH: usize = 48 << 10;
 
 /// Rows of inputs that are kept.
-const ROWS: usize = 4;
+const ROWS: u8 = 4;
 
 /// Whether this kernel takes `problem`.
 pub(super) fn takes(p: &Problem) -> bool {
@@ -77,17 +79,17 @@ pub(super) unsafe fn run(p: &Problem, channels: Channels, split: &Split<'_>) -> 
         let channel = group * CHANNELS;
         match (p.window.stride_w, lanes(p.outputs - channel)) {
             // SAFETY: the caller's promise; the area lies in the output, the channels exist.
-            (1, 16) => unsafe { Flat::<16, 1>::new(p, channels, channel).area(area, budget) },
+            (1, 16) => unsafe { Flat::<16, 1>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above, and so below.
-            (1, 32) => unsafe { Flat::<32, 1>::new(p, channels, channel).area(area, budget) },
+            (1, 32) => unsafe { Flat::<32, 1>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
-            (1, _) => unsafe { Flat::<64, 1>::new(p, channels, channel).area(area, budget) },
+            (1, _) => unsafe { Flat::<64, 1>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
-            (_, 16) => unsafe { Flat::<16, 2>::new(p, channels, channel).area(area, budget) },
+            (_, 16) => unsafe { Flat::<16, 2>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
-            (_, 32) => unsafe { Flat::<32, 2>::new(p, channels, channel).area(area, budget) },
+            (_, 32) => unsafe { Flat::<32, 2>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
-            (_, _) => unsafe { Flat::<64, 2>::new(p, channels, channel).area(area, budget) },
+            (_, _) => unsafe { Flat::<64, 2>::chunk(p, channels, channel, area, budget) },
         }
     })
 }
@@ -106,9 +108,13 @@ struct Scratch(MaybeUninit<[u8; SCRATCH]>);
 /// `LANES` channels at stride `STRIDE`.
 struct Flat<'a, const LANES: usize, const STRIDE: usize> {
     p: &'a Problem,
-    columns: Columns,
-    /// Weights of the second of two rows of outputs.
+    stage: Stage,
+    first_channel: i64,
+    /// By kernel column; those of the second of two rows of outputs.
+    weights: [[__m512i; 4]; 3],
     second: [[__m512i; 4]; 3],
+    bias: [__m512i; 4],
+    multiplier: [__m512; 4],
     /// Bytes of a pixel that are read.
     read: u64,
 }
@@ -130,14 +136,31 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
     /// As of [`run`]; `channel` exists and is a multiple of 64.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn new(p: &'a Problem, channels: Channels, channel: i64) -> Self {
+        let mut weights = [[_mm512_setzero_si512(); 4]; 3];
         // SAFETY: the caller's promise.
-        let columns = unsafe { Columns::new(p, channels, channel, LANES / 16) };
-        let mut second = [[_mm512_set1_epi8(0); 4]; 3];
-        for (second, first) in second.iter_mut().zip(&columns.weights) {
-            *second = first.map(|lanes| _mm512_slli_epi32::<8>(lanes));
-        }
-        let read = mask_64((p.ifm.lanes - channel).min(LANES as i64));
-        Self { p, columns, second, read }
+        let (bias, multiplier) = unsafe { turned(p, channel, LANES / 16, &mut weights) };
+        let second = weights.map(|lanes| lanes.map(|lanes| _mm512_slli_epi32::<8>(lanes)));
+        let stage = Stage::new(&p.stage, channels);
+        let read = mask_64(p.ifm.lanes - channel) & all::<LANES>();
+        Self { p, stage, first_channel: channel, weights, second, bias, multiplier, read }
+    }
+
+    /// Computes `area` of the channels from `channel` on.
+    ///
+    /// # Safety
+    /// As of [`run`]; the area lies in the output, `channel` exists and is a multiple of 64.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn chunk(
+        p: &'a Problem,
+        channels: Channels,
+        channel: i64,
+        area: Area,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Aborted> {
+        // SAFETY: the caller's promise.
+        let flat = unsafe { Self::new(p, channels, channel) };
+        // SAFETY: the caller's promise.
+        unsafe { flat.area(area, budget) }
     }
 
     /// Computes `area`.
@@ -159,10 +182,18 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             base: scratch.0.as_mut_ptr().cast(),
             next: i64::MIN,
         };
-        assert!(ROWS * rows.row + 2 * vectors * 64 <= SCRATCH, "`run` makes segments that fit");
-        let codes = rows.base.wrapping_add(ROWS * rows.row);
+        assert!(
+            usize::from(ROWS) * rows.row + 2 * vectors * 64 <= SCRATCH,
+            "`run` makes segments that fit"
+        );
+        let scratch_codes = rows.base.wrapping_add(usize::from(ROWS) * rows.row);
+        // Where pixels follow without a gap and nothing comes behind, codes go where they belong.
+        let direct = self.stage.plain
+            && isize_of(p.ofm.pixel) == LANES.cast_signed()
+            && self.written() == all::<LANES>()
+            && (width * LANES).is_multiple_of(64);
         // SAFETY: the bytes are in the scratch.
-        unsafe { rows.base.write_bytes(p.input_zero_point, ROWS * rows.row) };
+        unsafe { rows.base.write_bytes(p.input_zero_point, usize::from(ROWS) * rows.row) };
         let macs = (area.columns.1 - area.columns.0) * CHANNELS * p.taps();
         let mut oy = area.rows.0;
         while oy < area.rows.1 {
@@ -171,19 +202,26 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             let y = p.window.row(oy, 0);
             // SAFETY: the caller's promise.
             let at = unsafe { self.rows(&mut rows, area, y, if two { 4 } else { 3 }) };
+            let place =
+                |oy: i64| p.ofm.pointer(p.ofm.at(area.n, oy, area.columns.0) + self.first_channel);
+            let codes = if direct {
+                [place(oy), place(oy + i64::from(two))]
+            } else {
+                [scratch_codes, scratch_codes.wrapping_add(64 * vectors)]
+            };
             if two {
                 // SAFETY: the rows of the windows are in the scratch, and so is place for the codes.
                 unsafe { self.pass::<2>(at, &rows, codes) };
                 // SAFETY: the caller's promise; the codes are there.
-                unsafe { self.store(area, oy, codes) };
+                unsafe { self.store(area, oy, codes[0]) };
                 // SAFETY: as above.
-                unsafe { self.store(area, oy + 1, codes.wrapping_add(64 * vectors)) };
+                unsafe { self.store(area, oy + 1, codes[1]) };
                 oy += 2;
             } else {
                 // SAFETY: as above.
                 unsafe { self.pass::<1>(at, &rows, codes) };
                 // SAFETY: as above.
-                unsafe { self.store(area, oy, codes) };
+                unsafe { self.store(area, oy, codes[0]) };
                 oy += 1;
             }
         }
@@ -197,7 +235,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn rows(&self, rows: &mut Rows, area: Area, y: i64, count: i64) -> [*const u8; 4] {
         let place = |y: i64| {
-            let slot = usize_of(y.rem_euclid(ROWS as i64).unsigned_abs());
+            let slot = usize_of(y.rem_euclid(ROWS.into()).unsigned_abs());
             rows.base.wrapping_add(slot * rows.row)
         };
         for y in rows.next.max(y)..y + count {
@@ -227,32 +265,21 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
         if from >= end {
             return;
         }
-        let mut pixel =
-            p.ifm.pointer(p.ifm.at(area.n, y, from) + self.columns.first_channel).cast_const();
+        let pixel = p.ifm.pointer(p.ifm.at(area.n, y, from) + self.first_channel).cast_const();
         let step = isize_of(p.ifm.pixel);
-        let (mut left, mut column) = (end - from, usize_of((from - first).unsigned_abs()));
-        if STRIDE == 1 && step == LANES.cast_signed() && self.read == mask_64(LANES as i64) {
-            let len = usize_of(left.unsigned_abs()) * LANES;
-            // SAFETY: pixels of the input, all of whose lanes exist, to their places in the row.
-            unsafe { pixel.copy_to_nonoverlapping(to.wrapping_add(column * LANES), len) };
-            return;
-        }
-        while left > 0 {
-            // SAFETY: lanes of a pixel of the input.
-            let bytes = unsafe { load_masked_64(self.read, pixel) };
-            let at = column % STRIDE * rows.plane + column / STRIDE * LANES;
-            // Pixels go upwards in each plane, and behind the last there is place for a vector.
-            // SAFETY: a pixel's place in the row, and those behind it.
-            unsafe { _mm512_storeu_si512(to.wrapping_add(at).cast(), bytes) };
-            pixel = pixel.wrapping_offset(step);
-            (left, column) = (left - 1, column + 1);
-        }
-        // What was behind the last pixels is of zero points again.
-        let padding = _mm512_set1_epi8(p.input_zero_point.cast_signed());
-        for column in column..column + STRIDE {
-            let at = column % STRIDE * rows.plane + column / STRIDE * LANES;
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_si512(to.wrapping_add(at).cast(), padding) };
+        let (count, column) =
+            (usize_of((end - from).unsigned_abs()), usize_of((from - first).unsigned_abs()));
+        for start in 0..STRIDE.min(count) {
+            let column = column + start;
+            let run = Run {
+                from: pixel.wrapping_offset(step.wrapping_mul(start.cast_signed())),
+                from_step: step.wrapping_mul(STRIDE.cast_signed()),
+                to: to.wrapping_add(column % STRIDE * rows.plane + column / STRIDE * LANES),
+                to_step: LANES.cast_signed(),
+                count: (count - start).div_ceil(STRIDE),
+            };
+            // SAFETY: pixels of the input, of which the lanes of `read` exist, to their places.
+            unsafe { run.copy::<LANES>(self.read) };
         }
     }
 
@@ -261,14 +288,18 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
     /// # Safety
     /// As of [`run`]; the rows were copied, and `codes` has place.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn pass<const OUTPUTS: usize>(&self, at: [*const u8; 4], rows: &Rows, codes: *mut u8) {
+    unsafe fn pass<const OUTPUTS: usize>(
+        &self,
+        at: [*const u8; 4],
+        rows: &Rows,
+        codes: [*mut u8; 2],
+    ) {
         let read = |offset: usize| {
             at.map(|row| {
                 // SAFETY: a vector of a row, or behind its last as far as there is place.
                 unsafe { load_64(row.wrapping_add(offset)) }
             })
         };
-        let next_row = 64 * rows.vectors;
         let mut first = interleave(read(0));
         let mut middle = if STRIDE == 1 && LANES == 64 { interleave(read(64)) } else { first };
         for vector in 0..rows.vectors {
@@ -289,21 +320,26 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
                     (_, _) => [first, odd, shifted::<2>(first, next)],
                 }
             };
-            let mut sums = [self.columns.bias; OUTPUTS];
-            for kx in 0..3 {
-                accumulate(&mut sums[0], &under[kx], &self.columns.weights[kx]);
-                if OUTPUTS > 1 {
-                    accumulate(&mut sums[1], &under[kx], &self.second[kx]);
+            let mut sums = [self.bias; OUTPUTS];
+            for (sums, weights) in sums.iter_mut().zip([&self.weights, &self.second]) {
+                for (under, weights) in under.iter().zip(weights) {
+                    accumulate(sums, under, weights);
                 }
             }
             for (row, sums) in sums.iter().enumerate() {
-                let to = codes.wrapping_add(row * next_row + offset);
+                let to = codes[row].wrapping_add(offset);
+                let bytes = self.stage.requantise.lanes(*sums, self.multiplier);
                 // SAFETY: a vector of the row of codes.
-                unsafe { _mm512_storeu_si512(to.cast(), self.columns.requantised(sums)) };
+                unsafe { _mm512_storeu_si512(to.cast(), bytes) };
             }
             (first, middle) =
                 if STRIDE == 1 && LANES == 64 { (middle, last) } else { (last, last) };
         }
+    }
+
+    /// Bytes of a pixel that are written: lanes of padding are the command's own.
+    fn written(&self) -> u64 {
+        mask_64(self.p.ofm.lanes - self.first_channel) & all::<LANES>()
     }
 
     /// Passes a row of codes through the rest of the stage, to row `oy` of the output.
@@ -312,32 +348,90 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
     /// As of [`run`]; the row exists, and `codes` has its codes.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn store(&self, area: Area, oy: i64, codes: *const u8) {
-        let (p, columns) = (self.p, &self.columns);
+        let p = self.p;
         let place = |map: &crate::kernel::operand::Map| {
-            map.pointer(map.at(area.n, oy, area.columns.0) + columns.first_channel)
+            map.pointer(map.at(area.n, oy, area.columns.0) + self.first_channel)
         };
         let (mut to, step) = (place(&p.ofm), isize_of(p.ofm.pixel));
         let (mut aux, aux_step) = match &p.aux {
             Some(aux) => (place(aux), isize_of(aux.pixel)),
             None => (std::ptr::null_mut(), 0),
         };
-        let mask = columns.mask & mask_64(LANES as i64);
-        // Lanes of padding are the command's own.
-        let written = mask_64((p.ofm.lanes - columns.first_channel).min(LANES as i64));
-        for pixel in 0..usize_of((area.columns.1 - area.columns.0).unsigned_abs()) {
+        let mask = mask_64(p.outputs - self.first_channel) & all::<LANES>();
+        let written = self.written();
+        if std::ptr::eq(codes, to) {
+            return;
+        }
+        let count = usize_of((area.columns.1 - area.columns.0).unsigned_abs());
+        if self.stage.plain {
+            let from_step = LANES.cast_signed();
+            let run = Run { from: codes, from_step, to, to_step: step, count };
+            // SAFETY: codes of pixels of the output, whose lanes of `written` exist.
+            unsafe { run.copy::<LANES>(written) };
+            return;
+        }
+        for pixel in 0..count {
             let from = codes.wrapping_add(pixel * LANES);
             // SAFETY: a pixel's codes.
-            let mut bytes = unsafe { load_masked_64(mask_64(LANES as i64), from) };
-            if !columns.stage.plain {
-                // SAFETY: the channels of `mask` of a pixel of the auxiliary tensor.
-                bytes = unsafe { columns.stage.rest_64(bytes, mask, aux) };
-            }
+            let bytes = unsafe { load_masked_64(all::<LANES>(), from) };
+            // SAFETY: the channels of `mask` of a pixel of the auxiliary tensor.
+            let bytes = unsafe { self.stage.rest_64(bytes, mask, aux) };
             // SAFETY: the lanes of a pixel of the output.
             unsafe { store_64(to, written, bytes) };
             to = to.wrapping_offset(step);
             aux = aux.wrapping_offset(aux_step);
         }
     }
+}
+
+/// Pixels at one distance that are copied to others.
+struct Run {
+    from: *const u8,
+    from_step: isize,
+    to: *mut u8,
+    to_step: isize,
+    count: usize,
+}
+
+impl Run {
+    /// Copies the lanes of `mask`, which are `LANES` at most.
+    ///
+    /// # Safety
+    /// They must be readable there and writable here.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn copy<const LANES: usize>(self, mask: u64) {
+        let (mut from, mut to) = (self.from.cast::<[u8; LANES]>(), self.to.cast::<[u8; LANES]>());
+        if mask != all::<LANES>() {
+            for _ in 0..self.count {
+                // SAFETY: the caller's promise.
+                let bytes = unsafe { load_masked_64(mask, from.cast()) };
+                // SAFETY: the caller's promise.
+                unsafe { store_64(to.cast(), mask, bytes) };
+                from = from.wrapping_byte_offset(self.from_step);
+                to = to.wrapping_byte_offset(self.to_step);
+            }
+            return;
+        }
+        let whole = LANES.cast_signed();
+        if self.from_step == whole && self.to_step == whole {
+            // SAFETY: the caller's promise, for pixels without a gap.
+            unsafe { from.copy_to_nonoverlapping(to, self.count) };
+            return;
+        }
+        for _ in 0..self.count {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { from.read_unaligned() };
+            // SAFETY: the caller's promise.
+            unsafe { to.write_unaligned(bytes) };
+            from = from.wrapping_byte_offset(self.from_step);
+            to = to.wrapping_byte_offset(self.to_step);
+        }
+    }
+}
+
+/// The bytes of a pixel.
+const fn all<const LANES: usize>() -> u64 {
+    u64::MAX >> (64 - LANES)
 }
 
 /// What lies so many quadwords, of whole 128-bit lanes, behind `first`, which `next` follows.

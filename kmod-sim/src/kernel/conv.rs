@@ -6,6 +6,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
+mod depthwise_avx2;
+#[cfg(target_arch = "x86_64")]
 mod depthwise_avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_float_avx512vnni;
@@ -187,6 +189,13 @@ pub(crate) fn run(problem: &Problem, isa: Isa, split: &Split<'_>) -> Result<(), 
     if isa.is_256() && avx2::takes(problem) {
         // SAFETY: as above.
         return unsafe { avx2::run(problem, isa, split) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa.is_256() && depthwise_avx2::takes(problem) {
+        // SAFETY: as above.
+        if let Some(done) = unsafe { depthwise_avx2::run(problem, split) } {
+            return done;
+        }
     }
     let _ = isa;
     scalar::run(problem, split)

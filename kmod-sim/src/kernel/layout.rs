@@ -1,6 +1,8 @@
 //! LAYOUT: a tensor between layouts, with quantise or dequantise on the way.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod bytes;
@@ -79,6 +81,11 @@ pub(crate) fn run(
     if isa == Isa::Avx512Vnni && avx512vnni::takes(&problem) {
         // SAFETY: it takes the problem, and `isa` says that the instructions exist.
         return unsafe { avx512vnni::run(&problem, split) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa.is_256() && avx2::takes(&problem) {
+        // SAFETY: as above.
+        return unsafe { avx2::run(&problem, split) };
     }
     let _ = isa;
     scalar::run(&problem, split)

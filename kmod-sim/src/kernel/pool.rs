@@ -1,6 +1,8 @@
 //! POOL: a window's maximum or mean.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 mod scalar;
 
@@ -104,6 +106,11 @@ pub(crate) fn run(
     if isa == Isa::Avx512Vnni {
         // SAFETY: `isa` says that the instructions exist.
         return unsafe { avx512vnni::run(&problem, split) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa.is_256() {
+        // SAFETY: as above.
+        return unsafe { avx2::run(&problem, split) };
     }
     let _ = isa;
     scalar::run(&problem, split)

@@ -12,7 +12,7 @@
 //! Takes what that kernel takes, but sums of floats.
 
 mod dot;
-mod zero_points;
+pub(super) mod zero_points;
 
 use super::avx512vnni::{Job, Pixels, ROOM, counted, span, takes as takes_512};
 use crate::kernel::conv::Problem;

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Valgrind has no AVX-512, and containers seldom have counters of the processor. So this holds the scalar
-//! kernels and the way of a job and of a model; the vector kernels are what `cargo xtask bench` is for.
+//! kernels, those on AVX2, and the way of a job and of a model; what else has vectors is what
+//! `cargo xtask bench` is for.
 
 #[path = "gate/cases.rs"]
 mod cases;
@@ -20,6 +21,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+use kmod_sim::kernel::Isa;
 
 use crate::child;
 use crate::models::{self, Set};
@@ -127,15 +130,28 @@ fn compiler() -> Result<String> {
     Ok(String::from_utf8_lossy(&told.stdout).trim().to_owned())
 }
 
-/// Each case by name with its instructions, in the order in which they run.
+/// Each case by name with its instructions, in the order in which they run; those of AVX2 behind the scalar
+/// ones.
 fn count() -> Result<Vec<(String, u64)>> {
+    let mut counts = count_of(Isa::Scalar)?;
+    if Isa::Avx2.is_available() {
+        let with = count_of(Isa::Avx2)?.into_iter();
+        counts.extend(with.map(|(name, count)| (format!("{name}, {}", Isa::Avx2.name()), count)));
+    } else {
+        println!("this processor lacks AVX2: its kernels are not counted");
+    }
+    Ok(counts)
+}
+
+/// Each case with the kernels of `isa`.
+fn count_of(isa: Isa) -> Result<Vec<(String, u64)>> {
     let version = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status();
     if !version.is_ok_and(|status| status.success()) {
         bail!(
             "there is no valgrind, which counts the instructions: run `apt-get install valgrind`"
         );
     }
-    let folder = setup::target().join("gate");
+    let folder = setup::target().join("gate").join(isa.name());
     // Profiles of an earlier run would be taken for this one's.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -143,6 +159,7 @@ fn count() -> Result<Vec<(String, u64)>> {
     // As it is built beside the plugin: that may have replaced the file that this process is of.
     let program = setup::plugin()?.with_file_name("xtask");
     let mut command = Command::new("valgrind");
+    command.env("NPU_ISA", isa.name());
     command.args(["--tool=callgrind", "--quiet", "--collect-jumps=no", "--compress-strings=no"]);
     command.arg(format!("--dump-after=*{}*", cases::MARK));
     command.arg(format!("--callgrind-out-file={}", profile.display()));

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use kmod_sim::kernel::Isa;
+
 use crate::book;
 use crate::child;
 use crate::gate;
@@ -61,9 +63,13 @@ fn stages(all: bool) -> Vec<Stage> {
         })
     }));
     if all {
-        stages.push(Stage::new("  scalar kernels", "plugin", || {
-            let tests = PluginTests { isa: Some("scalar"), ..PluginTests::new(true) };
-            plugin_tests(&tests.only(OF_EACH_ISA))
+        // Those before used the best kernels.
+        let others = Isa::ALL.into_iter().filter(|&isa| isa != Isa::best() && isa.is_available());
+        stages.extend(others.map(|isa| {
+            Stage::new(isa.name(), "plugin", move || {
+                let tests = PluginTests { isa: Some(isa.name()), ..PluginTests::new(true) };
+                plugin_tests(&tests.only(OF_EACH_ISA))
+            })
         }));
         stages.push(Stage::new("  new ones", "plugin", random::new_ones));
         stages.push(Stage::new("pages", "browser", pages));
@@ -77,6 +83,21 @@ const OF_EACH_WHEEL: &[&str] = &["test_lifecycle.py", "test_context.py", "test_w
 /// What is run with the kernels that are not the best ones here.
 const OF_EACH_ISA: &[&str] =
     &["test_exact.py", "test_layers.py", "test_moves.py", "test_tables.py"];
+
+/// Which kernels the tests of kernels have run, and which they could not.
+fn kernels() -> String {
+    let names = |available: bool| {
+        let some = Isa::ALL.into_iter().filter(|isa| isa.is_available() == available);
+        some.map(Isa::name).collect::<Vec<_>>().join(", ")
+    };
+    match names(false) {
+        none if none.is_empty() => format!("kernels tested: {}\n", names(true)),
+        lacking => format!(
+            "kernels tested: {}; NOT tested, as this processor lacks them: {lacking}\n",
+            names(true)
+        ),
+    }
+}
 
 /// Runs all stages, also after a failure, and prints the table.
 pub(crate) fn run(all: bool) -> Result<ExitCode> {
@@ -100,7 +121,7 @@ pub(crate) fn run(all: bool) -> Result<ExitCode> {
         );
         total += tally;
     }
-    println!("\n{table}");
+    print!("\n{table}\n{}", kernels());
     if total.skipped > 0 {
         println!(
             "{} tests were skipped, which counts as a failure: a part that cannot run is not known to work",

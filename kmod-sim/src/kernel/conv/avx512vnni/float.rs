@@ -29,8 +29,10 @@
 //! summed in floats. When no half-integer lies between `t` and `q`, both round to the same code; beyond the
 //! codes both saturate, so `t` is clamped first.
 
+mod ordered;
 mod settle;
 
+use self::ordered::Ordered;
 use self::settle::{ABREAST, one_by_one, settle};
 use super::pixels::{Pixels, Runs};
 use super::{Job, Plan, ROOM, TILES, isize_of, span, usize_of};
@@ -40,7 +42,7 @@ use crate::kernel::split::{Aborted, Budget, Split};
 use crate::kernel::stage::Float;
 use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{Channels, load_64, load_masked_64, mask_16, mask_64, store_16};
-use npu_uapi::command::ChannelRecord;
+use npu_uapi::command::{ChannelRecord, FloatRecord};
 use npu_uapi::float_order::Steps;
 use std::arch::x86_64::{
     __m512, __m512i, _CMP_NLE_UQ, _mm512_abs_epi8, _mm512_abs_ps, _mm512_add_epi32,
@@ -65,15 +67,28 @@ const FLOOR: f64 = 1.0 / 1_048_576.0;
 /// What each output channel needs beside its weights.
 pub(super) struct Prepared {
     float: Float,
-    low: f32,
-    high: f32,
-    zero_point: u8,
+    codes: Codes,
     /// Start of the integer sum, and its multiplier.
     records: Vec<ChannelRecord>,
     /// Bias in codes, bound by the norm of the input, bound by the bias; by output channel.
     bias: Vec<f32>,
     by_norm: Vec<f32>,
     by_bias: Vec<f32>,
+}
+
+/// The codes that a stage begins with: the clamp, less the zero point, and the zero point.
+#[derive(Clone, Copy)]
+struct Codes {
+    low: f32,
+    high: f32,
+    zero_point: u8,
+}
+
+impl Codes {
+    fn new(p: &Problem) -> Self {
+        let less = |code: u8| f32::from(i16::from(code) - i16::from(p.stage.zero_point));
+        Self { low: less(p.stage.low), high: less(p.stage.high), zero_point: p.stage.zero_point }
+    }
 }
 
 /// A block of sixteen output channels of one pixel whose codes the integer sum does not settle.
@@ -97,6 +112,12 @@ pub(super) unsafe fn run(p: &Problem, float: Float, split: &Split<'_>) -> Option
         return None;
     }
     let mut job = Job::new(p);
+    if let Steps::Fused(len) = float.order.steps
+        && let Some(ordered) = Ordered::new(&job, float, len)
+    {
+        // SAFETY: the caller's promise.
+        return Some(unsafe { ordered.run(split) });
+    }
     // SAFETY: the caller's promise.
     let prepared = match unsafe { Prepared::new(&job, float, split) } {
         Ok(prepared) => prepared,
@@ -119,12 +140,9 @@ impl Prepared {
         let p = job.problem;
         let outputs = usize_of(p.outputs.unsigned_abs());
         let room = outputs.next_multiple_of(16);
-        let less = |code: u8| f32::from(i16::from(code) - i16::from(p.stage.zero_point));
         let mut all = Self {
             float,
-            low: less(p.stage.low),
-            high: less(p.stage.high),
-            zero_point: p.stage.zero_point,
+            codes: Codes::new(p),
             records: vec![ChannelRecord::default(); room],
             bias: vec![0.0; room],
             by_norm: vec![0.0; room],
@@ -144,9 +162,6 @@ impl Prepared {
                 let oc = usize_of(first.unsigned_abs()) + lane;
                 let record = definition::record(p, first + i64::try_from(lane).unwrap_or(0));
                 let scales = [float.input_scale, record.weight_scale, float.output_scale];
-                let sane =
-                    scales.iter().all(|scale| (2f32.powi(-50)..=2f32.powi(30)).contains(scale))
-                        && record.bias.is_finite();
                 let [sx, sw, sy] = scales.map(f64::from);
                 let (multiplier, bias) = (sx * sw / sy, f64::from(record.bias) / sy);
                 all.records[oc].bias = i32::from(p.input_zero_point).wrapping_mul(-sums[lane]);
@@ -156,11 +171,18 @@ impl Prepared {
                 let by_norm = multiplier * f64::from(norms[lane]).sqrt() * u * SLACK;
                 let by_bias = bias.abs() * roundings.of_bias * u * SLACK + FLOOR;
                 all.by_norm[oc] = narrow(by_norm);
-                all.by_bias[oc] = if sane { narrow(by_bias) } else { f32::INFINITY };
+                all.by_bias[oc] = if sane(float, record) { narrow(by_bias) } else { f32::INFINITY };
             }
         }
         Ok(all)
     }
+}
+
+/// Whether nothing underflows or overflows on the way.
+fn sane(float: Float, record: FloatRecord) -> bool {
+    let scales = [float.input_scale, record.weight_scale, float.output_scale];
+    scales.iter().all(|scale| (2f32.powi(-50)..=2f32.powi(30)).contains(scale))
+        && record.bias.is_finite()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "rounded to binary32; slack covers it")]
@@ -333,20 +355,37 @@ impl Plan {
                 unsettled.push(Unsettled { block, pixel, lanes });
             }
         }
-        unsettled.sort_unstable();
-        for of_block in unsettled.chunk_by(|a, b| a.block == b.block) {
-            for some in of_block.chunks(ABREAST) {
-                match prepared.float.order.steps {
-                    // SAFETY: blocks and pixels of the problem.
-                    Steps::Fused(len) => unsafe {
-                        settle(job, prepared, &stage, some, len, budget)?;
-                    },
-                    Steps::Quads | Steps::Lanes => one_by_one(job, prepared, some, budget)?,
-                }
+        // SAFETY: blocks and pixels of the problem.
+        unsafe { settle_all(job, prepared.float, prepared.codes, &stage, unsettled, budget) }
+    }
+}
+
+/// Sums all of `unsettled` in floats, and stores their codes.
+///
+/// # Safety
+/// As of [`super::run`]; blocks and pixels exist.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn settle_all(
+    job: &Job<'_>,
+    float: Float,
+    codes: Codes,
+    stage: &Stage,
+    mut unsettled: Vec<Unsettled>,
+    budget: &mut Budget<'_>,
+) -> Result<(), Aborted> {
+    unsettled.sort_unstable();
+    for of_block in unsettled.chunk_by(|a, b| a.block == b.block) {
+        for some in of_block.chunks(ABREAST) {
+            match float.order.steps {
+                // SAFETY: blocks and pixels of the problem.
+                Steps::Fused(len) => unsafe {
+                    settle(job, (float, codes), stage, some, len, budget)?;
+                },
+                Steps::Quads | Steps::Lanes => one_by_one(job, float, some, budget)?,
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// The codes of a tile of `BLOCKS` blocks from output channel `first_output` on, of which `lanes` exist;
@@ -365,7 +404,7 @@ pub(super) unsafe fn finish<const BLOCKS: usize>(
     (first_block, first_output, lanes): (i64, i64, i64),
 ) {
     const NEAREST_QUIETLY: i32 = 8;
-    let (low, high) = (_mm512_set1_ps(prepared.low), _mm512_set1_ps(prepared.high));
+    let (low, high) = (_mm512_set1_ps(prepared.codes.low), _mm512_set1_ps(prepared.codes.high));
     let half = _mm512_set1_ps(0.5);
     for (v, &multiplier) in multipliers.iter().enumerate() {
         let of_block = i64::try_from(v).unwrap_or(0);
@@ -396,7 +435,7 @@ pub(super) unsafe fn finish<const BLOCKS: usize>(
             // What is added may lie where the code goes, so each code is stored once.
             let settled = mask & !unsettled;
             // SAFETY: the caller's promise for the lanes of `mask`.
-            unsafe { store(prepared, stage, rounded, settled, places) };
+            unsafe { store(prepared.codes, stage, rounded, settled, places) };
         }
     }
 }
@@ -408,13 +447,13 @@ pub(super) unsafe fn finish<const BLOCKS: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
 unsafe fn store(
-    prepared: &Prepared,
+    codes: Codes,
     stage: &Stage,
     rounded: __m512,
     mask: u16,
     (out, aux): (*mut u8, *const u8),
 ) {
-    let zero_point = _mm512_set1_epi32(prepared.zero_point.into());
+    let zero_point = _mm512_set1_epi32(codes.zero_point.into());
     let codes = _mm512_add_epi32(_mm512_cvtps_epi32(rounded), zero_point);
     let mut bytes = _mm512_cvtepi32_epi8(codes);
     if !stage.plain {

@@ -165,7 +165,7 @@ impl Pixels {
     }
 
     /// Addresses under tap `(ky, kx)`, or of the zero points in the padding.
-    fn tap(&self, job: &Job<'_>, ky: i64, kx: i64) -> [*const u8; MOST_PIXELS] {
+    pub(super) fn tap(&self, job: &Job<'_>, ky: i64, kx: i64) -> [*const u8; MOST_PIXELS] {
         let (dy, dx) = (ky * job.window.dilation_h, kx * job.window.dilation_w);
         let offset = isize_of(dy).wrapping_mul(job.ifm.row);
         let offset = offset.wrapping_add(isize_of(dx).wrapping_mul(job.ifm.pixel));

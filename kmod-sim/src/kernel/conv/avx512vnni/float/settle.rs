@@ -1,10 +1,11 @@
 //! Codes that an integer sum does not settle: the sixteen channels around them, summed in floats.
 
-use super::{Prepared, Unsettled, store};
+use super::{Codes, Unsettled, store};
 use crate::kernel::conv::avx512vnni::pixels::Pixels;
 use crate::kernel::conv::avx512vnni::{Job, isize_of, usize_of};
 use crate::kernel::conv::float as definition;
 use crate::kernel::split::{Aborted, Budget};
+use crate::kernel::stage::Float;
 use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{load_64, load_codes, mask_16};
 use std::arch::x86_64::{
@@ -24,7 +25,7 @@ pub(super) const ABREAST: usize = 8;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) unsafe fn settle(
     job: &Job<'_>,
-    prepared: &Prepared,
+    (float, codes): (Float, Codes),
     stage: &Stage,
     some: &[Unsettled],
     len: u64,
@@ -43,7 +44,7 @@ pub(super) unsafe fn settle(
     let (mut addresses, mut window) = (Vec::new(), Vec::new());
     let mut inputs = vec![0f32; terms * some.len() + 16];
     let mut places = [(std::ptr::null_mut(), std::ptr::null()); ABREAST];
-    let scale = _mm512_set1_ps(prepared.float.input_scale);
+    let scale = _mm512_set1_ps(float.input_scale);
     let zero = _mm512_set1_epi32(p.input_zero_point.into());
     for (index, one) in some.iter().enumerate() {
         let pixels = Pixels::new(job, one.pixel, 1);
@@ -79,7 +80,7 @@ pub(super) unsafe fn settle(
     let weight_scales = unsafe { _mm512_loadu_ps(weight_scales.as_ptr()) };
     // SAFETY: sixteen floats.
     let bias = unsafe { _mm512_loadu_ps(biases.as_ptr()) };
-    let bias_first = prepared.float.order.bias_first;
+    let bias_first = float.order.bias_first;
     let start = if bias_first { bias } else { _mm512_setzero_ps() };
     let weights = job.weights.wrapping_offset(isize_of(block * job.block_bytes));
     let shape = Shape { taps, tap_room, inputs: usize_of(p.group_inputs.unsigned_abs()), len };
@@ -91,8 +92,8 @@ pub(super) unsafe fn settle(
         // SAFETY: the weights of the block, and as many inputs as terms for each.
         unsafe { sums::<{ ABREAST / 2 }>(weights, &inputs, terms, some.len(), shape, start) }
     };
-    let divisor = _mm512_set1_ps(prepared.float.output_scale);
-    let (low, high) = (_mm512_set1_ps(prepared.low), _mm512_set1_ps(prepared.high));
+    let divisor = _mm512_set1_ps(float.output_scale);
+    let (low, high) = (_mm512_set1_ps(codes.low), _mm512_set1_ps(codes.high));
     for ((one, &sum), &places) in some.iter().zip(&sums).zip(&places) {
         let sum = if bias_first { sum } else { _mm512_add_ps(sum, bias) };
         let value = _mm512_div_ps(sum, divisor);
@@ -100,7 +101,7 @@ pub(super) unsafe fn settle(
         let clamped = _mm512_min_ps(_mm512_max_ps(value, low), high);
         let rounded = _mm512_roundscale_ps::<8>(clamped);
         // SAFETY: these lanes exist.
-        unsafe { store(prepared, stage, rounded, one.lanes, places) };
+        unsafe { store(codes, stage, rounded, one.lanes, places) };
     }
     Ok(())
 }
@@ -169,7 +170,7 @@ unsafe fn sums<const COUNT: usize>(
 /// The definition, for each code of `some`.
 pub(super) fn one_by_one(
     job: &Job<'_>,
-    prepared: &Prepared,
+    float: Float,
     some: &[Unsettled],
     budget: &mut Budget<'_>,
 ) -> Result<(), Aborted> {
@@ -180,9 +181,9 @@ pub(super) fn one_by_one(
         let (n, oy) = (row / p.ofm_h, row % p.ofm_h);
         for lane in (0..16).filter(|lane| one.lanes >> lane & 1 != 0) {
             let oc = first + lane;
-            let sum = definition::sum(p, prepared.float, [n, oy, ox, oc], budget)?;
+            let sum = definition::sum(p, float, [n, oy, ox, oc], budget)?;
             let aux = || p.aux.map_or(0, |aux| aux.load(aux.at(n, oy, ox) + oc));
-            let code = p.stage.float_code(prepared.float, sum, aux);
+            let code = p.stage.float_code(float, sum, aux);
             p.ofm.store(p.ofm.at(n, oy, ox) + oc, code);
         }
     }

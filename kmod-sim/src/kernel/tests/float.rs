@@ -11,12 +11,27 @@ use proptest::test_runner::TestCaseError;
 /// left is the roundings, and an output scale of about one of them a code.
 const RESIDUES: u8 = 4;
 
+/// The same on output scales of up to 2^14 such roundings, from where every code is open to where none is, and
+/// half of the time with weights all of one sign first: long ways with a bias in their roundings.
+const GRADED: u8 = 5;
+
 /// Scales of a case: with powers of two, many sums lie on rounding ties; others are no numbers to speak of.
 fn scale(about: f32, kind: u8, r: &mut Random) -> f32 {
     match kind {
         0 | 1 => about.log2().round().exp2(),
         2 if r.below(8) == 0 => f32::from_bits(u32::from_le_bytes(r.bytes(4).try_into().unwrap())),
         _ => about * (0.5 + r.scale()),
+    }
+}
+
+/// Weights of one size first, then of another size and sign.
+fn ramp(weights: &mut [Vec<i8>], r: &mut Random) {
+    let count = weights.iter().map(Vec::len).sum::<usize>();
+    let [up, down] = [0, 0].map(|_| i8::try_from(1 + r.below(127)).unwrap());
+    let sizes = usize::from(up.unsigned_abs()) + usize::from(down.unsigned_abs());
+    let turn = count * usize::from(down.unsigned_abs()) / sizes;
+    for (index, weight) in weights.iter_mut().flatten().enumerate() {
+        *weight = if index < turn { up } else { -down };
     }
 }
 
@@ -45,8 +60,14 @@ fn check(case: &Case, order: (u8, u8), kind: u8) -> Result<(), TestCaseError> {
     let ofm = styles[1].shape(ofm_dims, 1);
     let aux = styles[2].shape(ofm_dims, 1);
     let mut p = Parameters::random(outputs, taps, inputs, false, r);
-    if kind == RESIDUES {
-        p.weights.iter_mut().for_each(|weights| cancel(weights));
+    if kind >= RESIDUES {
+        let is_ramp = kind == GRADED && r.below(2) == 0;
+        for weights in &mut p.weights {
+            if is_ramp {
+                ramp(weights, r);
+            }
+            cancel(weights);
+        }
     }
     let input_scale = scale(0.02, kind, r);
     let spread = f32::from(u16::try_from(taps * inputs).unwrap()).sqrt();
@@ -82,8 +103,9 @@ fn check(case: &Case, order: (u8, u8), kind: u8) -> Result<(), TestCaseError> {
     if flags.intersects(Flags::TABLE_0 | Flags::TABLE_1) {
         conv.tables = Operand::new(SlotId(5), 0);
     }
-    if kind == RESIDUES {
-        let one = input_scale * 0.01 * spread * 8192.0 * f32::EPSILON;
+    if kind >= RESIDUES {
+        let grade = if kind == GRADED { f32::from(r.byte() % 15).exp2() } else { 1.0 };
+        let one = input_scale * 0.01 * spread * 8192.0 * f32::EPSILON * grade;
         conv.stage = Stage {
             output_scale: one,
             zero_point: 128,
@@ -101,7 +123,7 @@ fn check(case: &Case, order: (u8, u8), kind: u8) -> Result<(), TestCaseError> {
         records.extend(scale(0.01, kind, r).to_le_bytes());
         let bias = match kind {
             1 => 0.0,
-            RESIDUES => (r.scale() - 0.5) * 50.0 * conv.stage.output_scale,
+            RESIDUES.. => (r.scale() - 0.5) * 50.0 * conv.stage.output_scale,
             _ => scale(spread, kind, r) - 0.7 * spread,
         };
         records.extend(bias.to_le_bytes());
@@ -110,7 +132,7 @@ fn check(case: &Case, order: (u8, u8), kind: u8) -> Result<(), TestCaseError> {
     records.resize(usize::try_from(record_bytes(outputs)).unwrap(), 0xa5);
     let sizes = [ifm.len, weights.len(), records.len(), ofm.len, aux.len, 512];
     let machine = Machine::new(&sizes, case.seed);
-    if kind == RESIDUES {
+    if kind >= RESIDUES {
         machine.write(0, &vec![r.byte(); ifm.len]);
     }
     machine.write(1, &weights);
@@ -146,15 +168,37 @@ fn depthwise() -> impl Strategy<Value = Case> {
     })
 }
 
+/// Sums of several blocks, most of them of one tap, on few pixels.
+fn deep() -> impl Strategy<Value = Case> {
+    let window = prop_oneof![3 => Just([1, 1]), 1 => Just([3, 3]), 1 => Just([1, 5])];
+    (case(), 1u32..5, 1u32..700, 1u32..40, window).prop_map(
+        |(mut case, h, inputs, outputs, [kernel_h, kernel_w])| {
+            let inputs = inputs.div_ceil(u32::from(kernel_h * kernel_w));
+            (case.groups, case.dims) = (1, Dims { n: 1, h, w: 5, c: inputs });
+            case.outputs = outputs;
+            case.window = Window { kernel_h, kernel_w, ..case.window };
+            (case.window.dilation_h, case.window.dilation_w) = (1, 1);
+            case
+        },
+    )
+}
+
 proptest! {
     #[test]
-    fn convolutions_in_floats_equal_the_definition(case in case(), order in order(), kind in 0..=RESIDUES) {
+    fn deep_sums_in_floats_equal_the_definition(
+        case in deep(), first in 1u8..3, log2 in 4u8..11, kind in 0..=GRADED,
+    ) {
+        check(&case, (first, log2), kind)?;
+    }
+
+    #[test]
+    fn convolutions_in_floats_equal_the_definition(case in case(), order in order(), kind in 0..=GRADED) {
         check(&case, order, kind)?;
     }
 
     #[test]
     fn depthwise_convolutions_in_floats_equal_the_definition(
-        case in depthwise(), order in 3u8..5, kind in 0..=RESIDUES,
+        case in depthwise(), order in 3u8..5, kind in 0..=GRADED,
     ) {
         check(&case, (order, 0), kind)?;
     }

@@ -5,7 +5,7 @@ use super::refuse_unit;
 use crate::graph::{Graph, Node, ValueId};
 use crate::quantize::{Carry, Kind, Rearrange, Unit, Units};
 use crate::refusal::{Refusal, refuse, rule};
-use crate::shape::Shapes;
+use crate::shape::{self, Shapes};
 
 /// Refuses them. `one` and `other` are the shapes for two assignments of the open dimensions.
 pub(super) fn refuse(graph: &Graph, units: &mut Units, one: &Shapes, other: &Shapes) {
@@ -22,12 +22,51 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units, one: &Shapes, other: &Sha
             );
             Some(Refusal::new(rule::SHAPE, reason))
         } else {
-            takes_always(node, unit, one, other).err()
+            takes_always(node, unit, one, other).and(grows_alike(graph, unit, one, other)).err()
         };
         if let Some(refusal) = refusal {
             refuse_unit(units, index, &refusal);
         }
     }
+}
+
+/// Refuses what adds elements to an open dimension, as a Pad of it does: a batch of none has those, too.
+fn grows_alike(graph: &Graph, unit: &Unit, one: &Shapes, other: &Shapes) -> Result<(), Refusal> {
+    if is_slice(unit) || matches!(unit.kind, Kind::Split { .. } | Kind::Carry(Carry::Split { .. }))
+    {
+        return Ok(());
+    }
+    let doubled = |value: &ValueId| -> Option<Vec<usize>> {
+        let lengths = one.get(value)?.iter().zip(other.get(value)?);
+        Some(lengths.map(|(&one, &other)| if one == other { one } else { 2 * one }).collect())
+    };
+    let inputs: Option<Vec<Vec<usize>>> = unit.inputs.iter().map(doubled).collect();
+    let inputs = inputs.unwrap_or_default();
+    let inputs: Vec<&[usize]> = inputs.iter().map(Vec::as_slice).collect();
+    // What no batch of two can have, others refuse.
+    let Ok(twos) = shape::outputs(graph, unit, &inputs) else { return Ok(()) };
+    for (output, two) in unit.outputs().zip(twos) {
+        let lengths = one.get(&output).into_iter().flatten().zip(two);
+        if let Some((one, two)) =
+            lengths.into_iter().find(|&(&one, two)| two != one && two != 2 * one)
+        {
+            let node = graph.node(unit.target);
+            return refuse!(
+                SHAPE,
+                "{node} makes {one} of an open dimension for a batch of 1, and {two} for 2: it would have elements for a \
+                 batch of none; give the batch a length"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn is_slice(unit: &Unit) -> bool {
+    matches!(
+        &unit.kind,
+        Kind::Rearrange { how: Rearrange::Slice { .. }, .. }
+            | Kind::Carry(Carry::Rearrange(Rearrange::Slice { .. }))
+    )
 }
 
 /// Refuses a slice of an open dimension that is empty at some length of it. One end may be counted from

@@ -1,13 +1,14 @@
 //! Runs on a batch of none: outputs of the right shapes, nothing in them, no job.
 //!
-//! The device takes no empty tensor. What the shapes would be follows from the batches 1 and 2: a length
-//! that doubles belongs to the batch, one that stays does not.
+//! The device takes no empty tensor. What the shapes would be follows, operator by operator, from the batches
+//! 1 and 2: a length that doubles belongs to the batch, one that stays does not. A slice of none is none.
 //!
 //! Of an empty tensor, the CPU provider's reductions leave out dimensions that are counted from the end.
 
-use super::{Edge, Executable, Outputs, RunError, RunReport, TensorRef, check_element};
-use crate::program;
-use crate::quantize::{Kind, Sum};
+use super::{Executable, Outputs, RunError, RunReport, TensorRef, Whole, check_element};
+use crate::graph::Graph;
+use crate::quantize::{Carry, Kind, Rearrange, Sum, Unit};
+use crate::shape::{self, Shapes};
 
 impl Executable {
     /// The run, if a batch of the inputs is 0 and all outputs are therefore empty.
@@ -20,26 +21,27 @@ impl Executable {
         shapes: &[Vec<usize>],
         outputs: &mut dyn Outputs,
     ) -> Option<Result<RunReport, RunError>> {
-        let [one, two] = [Self::with_batch(shapes, 1)?, Self::with_batch(shapes, 2)?];
+        let one = Self::with_batch(shapes, 1)?;
         let (edges, outputs_of_one) = self.edges(&one).ok()?;
-        let (_, outputs_of_two) = self.edges(&two).ok()?;
-        let of = |edges: Vec<Edge>| edges.into_iter().map(|edge| edge.shape).collect::<Vec<_>>();
-        let shapes = match self.without_the_last([&one, &two])? {
-            Some(shapes) => shapes,
-            None => [of(outputs_of_one.clone()), of(outputs_of_two)],
+        let empty = match self.whole() {
+            Ok(whole) => shapes_of_none(whole, shapes)?,
+            // Without the graph, only all operators together can be asked.
+            Err(_) => {
+                let (_, outputs_of_two) = self.edges(&Self::with_batch(shapes, 2)?).ok()?;
+                let pairs = outputs_of_one.iter().zip(&outputs_of_two);
+                pairs
+                    .map(|(one, two)| all_at_none(&one.shape, &two.shape))
+                    .collect::<Option<_>>()?
+            }
         };
-        let one = outputs_of_one;
-        let mut empty = Vec::with_capacity(one.len());
-        for (one, two) in shapes[0].iter().zip(&shapes[1]) {
-            let lengths = one.iter().zip(two);
-            let shape: Option<Vec<usize>> = lengths.map(|(&one, &two)| at_none(one, two)).collect();
-            empty.push(shape.filter(|shape| shape.contains(&0))?);
+        if !empty.iter().all(|shape| shape.contains(&0)) {
+            return None;
         }
         let mut given = || {
             for (tensor, edge) in inputs.iter().zip(&edges) {
                 check_element(tensor, edge)?;
             }
-            for (index, (edge, shape)) in one.iter().zip(&empty).enumerate() {
+            for (index, (edge, shape)) in outputs_of_one.iter().zip(&empty).enumerate() {
                 outputs
                     .output(index, edge.element, shape)
                     .map_err(|why| RunError::Output { output: edge.name.clone(), why })?;
@@ -47,34 +49,6 @@ impl Executable {
             Ok(RunReport::default())
         };
         Some(given())
-    }
-
-    /// The shapes of outputs for each of these shapes of inputs, where reductions leave out dimensions
-    /// that are counted from the end; the inner `None` where there are no such reductions.
-    fn without_the_last(&self, inputs: [&[Vec<usize>]; 2]) -> Option<Option<[Vec<Vec<usize>>; 2]>> {
-        let Ok(whole) = self.whole() else { return Some(None) };
-        let mut units = whole.units.units.clone();
-        let mut is_any = false;
-        for unit in &mut units {
-            let (Kind::Sum(Sum { axes: Some(axes), .. }) | Kind::Extreme { axes: Some(axes), .. }) =
-                &mut unit.kind
-            else {
-                continue;
-            };
-            let count = axes.len();
-            axes.retain(|&axis| axis >= 0);
-            is_any |= axes.len() != count;
-        }
-        if !is_any {
-            return Some(None);
-        }
-        let units: Vec<_> = units.iter().collect();
-        let of = |shapes: &[Vec<usize>]| -> Option<Vec<Vec<usize>>> {
-            let given = whole.graph.inputs().iter().copied().zip(shapes.iter().cloned());
-            let all = program::infer(&whole.graph, &units, given.collect()).ok()?;
-            whole.graph.outputs().iter().map(|output| all.get(output).cloned()).collect()
-        };
-        Some(Some([of(inputs[0])?, of(inputs[1])?]))
     }
 
     /// The shapes with `batch` in place of each batch of 0; `None` when another dimension is empty.
@@ -85,6 +59,65 @@ impl Executable {
         }
         made.iter().flatten().all(|&length| length > 0).then_some(made)
     }
+}
+
+/// The shapes of the outputs for inputs of these shapes, of which some are empty.
+fn shapes_of_none(whole: &Whole, shapes: &[Vec<usize>]) -> Option<Vec<Vec<usize>>> {
+    let graph = &whole.graph;
+    let mut known: Shapes = graph.inputs().iter().copied().zip(shapes.iter().cloned()).collect();
+    for unit in &whole.units.units {
+        let inputs: Vec<&[usize]> = unit
+            .inputs
+            .iter()
+            .map(|value| known.get(value).map(Vec::as_slice))
+            .collect::<Option<_>>()?;
+        let outputs = if inputs.iter().any(|shape| shape.contains(&0)) {
+            of_none(graph, unit, &inputs)?
+        } else {
+            shape::outputs(graph, unit, &inputs).ok()?
+        };
+        known.extend(unit.outputs().zip(outputs));
+    }
+    graph.outputs().iter().map(|output| known.get(output).cloned()).collect()
+}
+
+/// What `unit` makes of inputs of which some are empty.
+fn of_none(graph: &Graph, unit: &Unit, inputs: &[&[usize]]) -> Option<Vec<Vec<usize>>> {
+    let with = |unit: &Unit, batch: usize| {
+        let filled = |shape: &&[usize]| -> Vec<usize> {
+            shape.iter().map(|&length| if length == 0 { batch } else { length }).collect()
+        };
+        let inputs: Vec<Vec<usize>> = inputs.iter().map(filled).collect();
+        let inputs: Vec<&[usize]> = inputs.iter().map(Vec::as_slice).collect();
+        shape::outputs(graph, unit, &inputs).ok()
+    };
+    if let Kind::Rearrange { how: Rearrange::Slice { .. }, .. }
+    | Kind::Carry(Carry::Rearrange(Rearrange::Slice { .. })) = &unit.kind
+    {
+        let mut some = with(unit, 1).or_else(|| with(unit, 1 << 16))?;
+        for (length, &from) in some.first_mut()?.iter_mut().zip(inputs[0]) {
+            *length = if from == 0 { 0 } else { *length };
+        }
+        return Some(some);
+    }
+    let unit = without_the_last(unit);
+    let pairs = with(&unit, 1)?.into_iter().zip(with(&unit, 2)?);
+    pairs.map(|(one, two)| all_at_none(&one, &two)).collect()
+}
+
+/// The unit as the CPU provider has it for an empty tensor.
+fn without_the_last(unit: &Unit) -> Unit {
+    let mut unit = unit.clone();
+    if let Kind::Sum(Sum { axes: Some(axes), .. }) | Kind::Extreme { axes: Some(axes), .. } =
+        &mut unit.kind
+    {
+        axes.retain(|&axis| axis >= 0);
+    }
+    unit
+}
+
+fn all_at_none(one: &[usize], two: &[usize]) -> Option<Vec<usize>> {
+    one.iter().zip(two).map(|(&one, &two)| at_none(one, two)).collect()
 }
 
 /// The length for a batch of 0 of what has these lengths for 1 and 2; `None` when it is neither fixed

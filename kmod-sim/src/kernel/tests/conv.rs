@@ -1,6 +1,6 @@
 //! CONV and MATMUL against a convolution over unpacked weights in 64-bit integers.
 
-use super::machine::{Machine, Random, Shape, Style, style};
+use super::machine::{Machine, Random, Shape, Style, dense_style, style};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
     Command, Conv, Dims, Flags, Header, MatMul, Stage, Window, opcode, record_bytes,
@@ -407,9 +407,43 @@ fn check_matmul(
     check(&machine, &Command::MatMul(matmul), &out, &expected)
 }
 
+/// 1x1 convolutions of several images that lie side by side, which are one row of pixels.
+fn of_images() -> impl Strategy<Value = Case> {
+    let styles = [dense_style(), dense_style(), dense_style()];
+    let channels = (1u32..40, prop_oneof![1u32..17, 17u32..100]);
+    (2u32..6, 1u32..6, 1u32..12, channels, flags(), styles, any::<u64>()).prop_map(
+        |(n, h, w, (c, outputs), flags, styles, seed)| Case {
+            dims: Dims { n, h, w, c },
+            groups: 1,
+            outputs,
+            window: Window {
+                kernel_h: 1,
+                kernel_w: 1,
+                stride_h: 1,
+                stride_w: 1,
+                dilation_h: 1,
+                dilation_w: 1,
+                pad_top: 0,
+                pad_left: 0,
+            },
+            pad_bottom: 0,
+            pad_right: 0,
+            flags,
+            asymmetric: false,
+            styles,
+            seed,
+        },
+    )
+}
+
 proptest! {
     #[test]
     fn convolutions_equal_the_oracle(case in case()) {
+        check_conv(&case)?;
+    }
+
+    #[test]
+    fn convolutions_of_images_side_by_side_equal_the_oracle(case in of_images()) {
         check_conv(&case)?;
     }
 

@@ -215,6 +215,11 @@ pub(super) fn style() -> impl Strategy<Value = Style> {
     )
 }
 
+/// Layouts without gaps between rows or images.
+pub(super) fn dense_style() -> impl Strategy<Value = Style> {
+    (0u8..5).prop_map(|padding| Style { padding, row_gap: 0, image_gap: 0, lead: 0, reversed: 0 })
+}
+
 impl Style {
     /// Lays out `dims`; pixels lie at multiples of `unit` bytes.
     pub(super) fn shape(self, dims: Dims, unit: u32) -> Shape {

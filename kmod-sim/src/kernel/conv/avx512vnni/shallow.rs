@@ -63,7 +63,8 @@ fn window_row(job: &Job<'_>) -> Option<i64> {
 /// As of [`super::run`]; `takes(job)`.
 pub(super) unsafe fn run(job: &Job<'_>, channels: Channels, split: &Split<'_>) -> Result<(), Stop> {
     let strips_a_row = (job.ofm_w + MOST_PIXELS - 1) / MOST_PIXELS;
-    let strips = job.problem.images * job.ofm_h * strips_a_row;
+    // Where a dense 1x1 convolution is one row of pixels, that row is of all images.
+    let strips = job.pixels / job.ofm_w * strips_a_row;
     let panels = (job.blocks + PANEL - 1) / PANEL;
     // A unit is a strip for all panels or, where strips are few, for a part of them.
     let parts = (8 * split.workers() / strips).clamp(1, panels);

@@ -2,20 +2,28 @@
 //! for a batch of none the CPU provider has a value of its own there, and no program would write it.
 
 use super::refuse_unit;
-use crate::graph::{Graph, Node, ValueId};
-use crate::quantize::{Carry, Kind, Rearrange, Unit, Units};
+use crate::graph::{Dim, Graph, Node, ValueId};
+use crate::quantize::{Carry, Kind, Rearrange, Unit, Units, axis_of};
 use crate::refusal::{Refusal, refuse, rule};
 use crate::shape::{self, Shapes};
 
 /// Refuses them. `one` and `other` are the shapes for two assignments of the open dimensions.
 pub(super) fn refuse(graph: &Graph, units: &mut Units, one: &Shapes, other: &Shapes) {
+    let has_batch = graph.inputs().iter().any(|&input| is_open_of(graph, input));
     for index in 0..units.units.len() {
         let unit = &units.units[index];
         let is_open = |value: &ValueId| one.get(value) != other.get(value);
-        if units.of_node[unit.target.0 as usize].is_err() || !unit.inputs.iter().any(is_open) {
+        if units.of_node[unit.target.0 as usize].is_err() {
             continue;
         }
         let node = graph.node(unit.target);
+        if has_batch && let Err(refusal) = adds_to_the_first(node, unit, one, other) {
+            refuse_unit(units, index, &refusal);
+            continue;
+        }
+        if !unit.inputs.iter().any(is_open) {
+            continue;
+        }
         let refusal = if unit.outputs().any(|output| !is_open(&output)) {
             let reason = format!(
                 "{node} makes a fixed shape of an open batch; give the batch a length, or keep it a dimension"
@@ -28,6 +36,46 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units, one: &Shapes, other: &Sha
             refuse_unit(units, index, &refusal);
         }
     }
+}
+
+/// Whether dimension 0 of `value` is known only when the model runs.
+fn is_open_of(graph: &Graph, value: ValueId) -> bool {
+    let shape = graph.value(value).ty.as_ref().and_then(|ty| ty.shape.as_deref());
+    matches!(shape, Some([Dim::Symbol(_), ..]))
+}
+
+/// Refuses what adds elements to dimension 0, also where its length is declared: a part of an open batch
+/// that is declared to be one image is none of a batch of none.
+fn adds_to_the_first(
+    node: &Node,
+    unit: &Unit,
+    one: &Shapes,
+    other: &Shapes,
+) -> Result<(), Refusal> {
+    let is_fixed = |value: &ValueId| {
+        let first = |shapes: &Shapes| shapes.get(value).and_then(|shape| shape.first().copied());
+        first(one) == first(other)
+    };
+    let adds = match (&unit.kind, one.get(&unit.inputs[0])) {
+        (
+            Kind::Pad { pads, .. }
+            | Kind::Rearrange { how: Rearrange::Pad { pads, .. }, .. }
+            | Kind::Carry(Carry::Rearrange(Rearrange::Pad { pads, .. })),
+            Some(input),
+        ) => pads.touch_the_first(node, input),
+        (Kind::Concat { axis, .. }, Some(input)) => {
+            axis_of(*axis, input.len()) == Some(0) && unit.inputs.iter().any(is_fixed)
+        }
+        _ => false,
+    };
+    if adds {
+        return refuse!(
+            SHAPE,
+            "{node} adds elements to dimension 0 in a model whose batch is open, and would have some of a batch of none; \
+             give the batch a length"
+        );
+    }
+    Ok(())
 }
 
 /// Refuses what adds elements to an open dimension, as a Pad of it does: a batch of none has those, too.

@@ -36,6 +36,12 @@ struct Side {
 }
 
 impl Pads {
+    /// Whether dimension 0 of `input` becomes longer or shorter.
+    pub(crate) fn touch_the_first(&self, node: &Node, input: &[usize]) -> bool {
+        let sides = self.sides(node, input).unwrap_or_default();
+        sides.first().is_some_and(|side| side.before != 0 || side.behind != 0)
+    }
+
     /// For each dimension of `input`, what stands before and behind.
     fn sides(&self, node: &Node, input: &[usize]) -> Result<Vec<Side>, Refusal> {
         let wrong = || {

@@ -108,7 +108,11 @@ fn what(op: &Op) -> String {
     let mut text = match &op.kind {
         OpKind::Conv(conv) => {
             let [rows, columns] = conv.weights.kernel;
-            format!("conv {rows}x{columns} groups {}", conv.groups)
+            let strips = match conv.strips {
+                1 => String::new(),
+                strips => format!(" strips {strips}"),
+            };
+            format!("conv {rows}x{columns} groups {}{strips}", conv.groups)
         }
         OpKind::Pair { function: Function::Add(_), .. } => "add".to_owned(),
         OpKind::Pair { function: Function::Multiply(_), .. } => "multiply".to_owned(),

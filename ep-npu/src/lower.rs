@@ -137,8 +137,14 @@ impl Lowering<'_> {
     }
 
     fn give_one(&mut self, unit: &Unit, output: ValueId) {
-        let mut tensor = self.map(output, unit.target);
-        let dequantise = self.values[&output].dequantise;
+        let held = self.held(output, unit.target);
+        let dequantise = held.dequantise;
+        // What has to be moved anyway becomes floats fastest in the host's order.
+        let mut tensor = if dequantise.is_some() && held.view.is_some() {
+            self.dense(output, unit.target)
+        } else {
+            self.map(output, unit.target)
+        };
         if dequantise.is_none() && is_signed(self.part.graph, output) {
             tensor = self.with_other_sign(tensor, output, unit.target);
         }

@@ -1,4 +1,4 @@
-//! One operation to its commands: one, but for moves.
+//! One operation to its commands: one, but for moves and strips.
 
 use super::{Content, Operands};
 use crate::lower::{
@@ -7,7 +7,7 @@ use crate::lower::{
 use npu_uapi::addr::Operand;
 use npu_uapi::command::{
     self, Command, Dims, Flags, Header, Stage, Strides, Strides4, Window, element, opcode,
-    pool_kind,
+    pool_kind, record_bytes,
 };
 use npu_uapi::requantise::{AddTerms, MulTerms, ShareTerms};
 
@@ -16,6 +16,9 @@ impl Operands<'_> {
     pub(super) fn commands(&self, op_id: u32, index: usize) -> Vec<Command> {
         let op = &self.ops.ops[index];
         let command = match &op.kind {
+            OpKind::Conv(conv) if conv.strips > 1 => {
+                return self.strips(op_id, index, op, conv);
+            }
             OpKind::Conv(conv) => self.conv(op_id, index, op, conv),
             OpKind::Pair { function, strides, table, .. } => {
                 self.pair(op_id, index, op, function, *strides, table_0(table.is_some()))
@@ -128,6 +131,39 @@ impl Operands<'_> {
             window: conv.window,
             stage,
         })
+    }
+
+    /// A convolution of one tap whose output channels are, in `strips` parts, rows of pixels.
+    fn strips(&self, op_id: u32, index: usize, op: &Op, conv: &Conv) -> Vec<Command> {
+        let Command::Conv(whole) = self.conv(op_id, index, op, conv) else {
+            panic!("pixels of blocks are never one");
+        };
+        let Strides { image, row, .. } = self.form(op.writes).strides();
+        let strips = i32::try_from(conv.strips).expect("the stride of a kernel");
+        let channels = u32::try_from(conv.weights.outputs).expect("`shape` bounds tensors");
+        let channels = channels / conv.strips;
+        let depth = u64::from(whole.ifm_dims.c).next_multiple_of(4);
+        let strip = |at: u32| {
+            let further = |operand: Operand, bytes: u64| Operand {
+                offset: operand.offset + u64::from(at) * bytes,
+                ..operand
+            };
+            Command::Conv(command::Conv {
+                weights: further(whole.weights, u64::from(channels) * depth),
+                channels: further(whole.channels, record_bytes(channels)),
+                ofm: further(whole.ofm, u64::from(row.unsigned_abs())),
+                ofm_h: whole.ifm_dims.h,
+                ofm_w: whole.ifm_dims.w,
+                ofm_c: channels,
+                ofm_strides: Strides {
+                    image,
+                    row: row.checked_mul(strips).expect("`shape` bounds rows to 31 bits"),
+                    pixel: i32::try_from(channels).expect("`shape` bounds rows to 31 bits"),
+                },
+                ..whole
+            })
+        };
+        (0..conv.strips).map(strip).collect()
     }
 
     fn pair(
@@ -444,6 +480,7 @@ impl Operands<'_> {
 fn is_product(conv: &Conv, from: Dims, to: Dims) -> bool {
     let dot = |dims: Dims| dims.h == 1 && dims.w == 1;
     conv.groups == 1
+        && conv.strips == 1
         && conv.weights.kernel == [1, 1]
         && (dot(from) && dot(to) || [from.n, from.h, from.w] != [to.n, to.h, to.w])
         && (conv.window.stride_h, conv.window.stride_w) == (1, 1)

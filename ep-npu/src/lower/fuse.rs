@@ -3,6 +3,8 @@
 
 use super::{Addition, Function, Op, OpKind, Ops, TensorId};
 use crate::quantize::Table;
+use npu_uapi::command::Strides;
+use npu_uapi::requantise;
 use std::sync::Arc;
 
 /// Moves tables and additions into the output stages before them.
@@ -23,6 +25,7 @@ pub(super) fn output_stages(ops: &mut Ops) {
             OpKind::Pair { function: Function::Table(_), .. } => {
                 absorb_operands(&mut fused, op, alone)
             }
+            OpKind::Channels(_) if alone(op.reads[0]) => absorb_constant(&mut fused, op),
             _ => op,
         };
         fused.push(op);
@@ -84,7 +87,8 @@ fn absorb_addition(ops: &mut Vec<Op>, op: Op, alone: impl Fn(TensorId) -> bool) 
     let OpKind::Pair { function: Function::Add(terms), .. } = op.kind else { return op };
     let takes = |before: &Op| match &before.kind {
         OpKind::Conv(conv) => {
-            conv.addition.is_none() && op.reads.contains(&before.writes) && alone(before.writes)
+            // Strips have no auxiliary tensor of their own.
+            conv.strips == 1 && conv.addition.is_none() && op.reads.contains(&before.writes) && alone(before.writes)
         }
         _ => false,
     };
@@ -113,6 +117,37 @@ fn absorb_operands(ops: &mut Vec<Op>, mut op: Op, alone: impl Fn(TensorId) -> bo
         *pairs = pairs.after(if is_first { [Some(table), None] } else { [None, Some(table)] });
         *read = ops.remove(at).reads[0];
     }
+    op
+}
+
+/// `op`, a table for each channel, with what comes before it in it where that has a constant for each.
+fn absorb_constant(ops: &mut Vec<Op>, mut op: Op) -> Op {
+    let OpKind::Channels(tables) = &mut op.kind else { return op };
+    let Some(at) = ops.iter().position(|before| before.writes == op.reads[0]) else { return op };
+    let code: &dyn Fn(usize, u8) -> u8 = match &ops[at].kind {
+        OpKind::Channels(first) => &|channel, code| first[256 * channel + usize::from(code)],
+        OpKind::Pair { function, strides, constant: Some(constant), table } => {
+            if strides[usize::from(!constant.is_first)] != Strides::default() {
+                return op;
+            }
+            &move |channel, code| {
+                let own = constant.bytes[channel];
+                let [a, b] = if constant.is_first { [own, code] } else { [code, own] };
+                let code = match function {
+                    Function::Add(terms) => requantise::add(a, b, *terms),
+                    Function::Multiply(terms) => requantise::multiply(a, b, *terms),
+                    Function::Table(pairs) => pairs.code(a, b),
+                };
+                table.as_ref().map_or(code, |table| table[usize::from(code)])
+            }
+        }
+        _ => return op,
+    };
+    let both = tables.chunks_exact(256).enumerate().flat_map(|(channel, table)| {
+        (0..=255).map(move |from| table[usize::from(code(channel, from))])
+    });
+    *tables = both.collect();
+    op.reads = ops.remove(at).reads;
     op
 }
 

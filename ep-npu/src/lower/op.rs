@@ -255,6 +255,9 @@ pub struct Conv {
     pub multipliers: Vec<f32>,
     /// Groups of channels.
     pub groups: usize,
+    /// Parts of the output channels, in their order, each of which is a row of its own of the tensor
+    /// written; 1 where there are none.
+    pub strips: u32,
     /// The window.
     pub window: Window,
     /// Zero point of the input.

@@ -100,6 +100,19 @@ impl Lowering<'_> {
         out
     }
 
+    /// The codes of `value` in the host's order.
+    pub(super) fn dense(&mut self, value: ValueId, node: NodeId) -> TensorId {
+        let seen = self.seen(value, node);
+        let shape = &self.part.shapes[&value];
+        let form = Form::Host { dims: natural_dims(shape), element_bytes: 1 };
+        let to = View::of(form, shape).expect("dense bytes have any shape");
+        let parts = seen.view.moves(0, &to, seen.table.as_ref());
+        let parts = parts.expect("dense bytes have one stride each");
+        let out = self.tensor_of(value, Home::Scratch, form);
+        self.push(node, vec![seen.tensor], out, OpKind::Move { fill: None, parts });
+        out
+    }
+
     /// Another shape of the same elements.
     pub(super) fn reshape(&mut self, unit: &Unit) {
         let input = unit.inputs[0];
@@ -311,8 +324,9 @@ impl Lowering<'_> {
             let (bytes, repeated) = fixed(constant, &shape, form);
             (self.natural_map(value, node), form, bytes, repeated)
         };
-        let strides = constant.order(repeated, self.ops.tensor(map).form.strides());
-        let out = self.tensor_of(unit.output, Home::Scratch, form);
+        let own = self.ops.tensor(map).form;
+        let strides = constant.order(repeated, own.strides());
+        let out = self.tensor_of(unit.output, Home::Scratch, own);
         if let (Function::Table(pairs), true) = (&function, repeated == Strides::default()) {
             // It depends on the channel alone: fewer entries than pairs have.
             let row = |&own: &u8| (0..=255).map(move |code| constant.order(own, code));

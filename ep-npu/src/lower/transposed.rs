@@ -36,9 +36,20 @@ impl Lowering<'_> {
         } else {
             self.neighbours(unit, map, &blocks, products.input.zero_point)
         };
+        let mut conv = self.of_blocks(unit, products, &blocks);
+        if let Some(strips) = strips(&blocks) {
+            // Each row of a block's pixels is a run of channels, and written where it belongs.
+            let dims = self.dims(unit.output);
+            let out = self.tensor_of(unit.output, Home::Scratch, Form::Map { dims, pixel: dims.c });
+            conv.strips = strips;
+            self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
+            return self.hold(unit.output, out);
+        }
         let [_, shape] = blocks.shapes();
-        let out = self.tensor_of(unit.output, Home::Scratch, Form::map(natural_dims(&shape)));
-        let conv = self.of_blocks(unit, products, &blocks);
+        let dims = natural_dims(&shape);
+        // They are only moved on: what few channels need not take is spared.
+        let form = Form::Map { dims, pixel: dims.c.next_multiple_of(if dims.c < 16 { 4 } else { 16 }) };
+        let out = self.tensor_of(unit.output, Home::Scratch, form);
         self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
         self.see_pixels(unit, out, &blocks);
     }
@@ -106,6 +117,7 @@ impl Lowering<'_> {
             bias: Vec::new(),
             multipliers: Vec::new(),
             groups: blocks.groups,
+            strips: 1,
             window: Window {
                 kernel_h: 1,
                 kernel_w: 1,
@@ -181,6 +193,16 @@ impl Lowering<'_> {
         };
         self.values.insert(unit.output, Held { view: Some(view), ..Held::plain(tensor) });
     }
+}
+
+/// Rows of a block's pixels, where each can be a command: whole blocks of weights, in pixels that a
+/// convolution can read, none of them cut away.
+fn strips(blocks: &Blocks) -> Option<u32> {
+    let &Blocks { groups, filters, rows, columns, .. } = blocks;
+    let is_whole = |of: Spread| of.before == 0 && of.out == of.blocks() * of.stride;
+    let fits = (columns.stride * filters).is_multiple_of(16) && filters.is_multiple_of(4);
+    let strips = u32::try_from(rows.stride).ok();
+    strips.filter(|_| groups == 1 && fits && is_whole(rows) && is_whole(columns))
 }
 
 /// The weights of a block's channels: for each of its pixels, of each neighbour the tap by which it is

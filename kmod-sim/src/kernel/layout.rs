@@ -6,6 +6,8 @@ mod avx2;
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod bytes;
+#[cfg(target_arch = "x86_64")]
+mod picks_avx512vnni;
 mod scalar;
 
 use super::operand::{Region, Slots, signed, zero_point};

@@ -4,6 +4,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod maximum_avx512vnni;
 mod scalar;
 
 use super::conv::Taps;

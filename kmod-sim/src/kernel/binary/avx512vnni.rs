@@ -1,5 +1,6 @@
 //! ADD and MUL on AVX-512, 64 elements at a time; takes every problem.
 
+use super::repeated_avx512vnni as repeated;
 use crate::kernel::Stop;
 use crate::kernel::binary::{Function, Problem};
 use crate::kernel::split::Split;
@@ -14,6 +15,10 @@ use std::arch::x86_64::__m512i;
 /// # Safety
 /// On a processor with the vector instructions.
 pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
+    // SAFETY: the caller's promise.
+    if let Some(done) = unsafe { repeated::run(p, split) } {
+        return done;
+    }
     runs::over([&p.a, &p.b, &p.out], p.dims, split, &|at, len| {
         // SAFETY: the processor is the caller's promise, the run lies in all three operands.
         unsafe { piece(p, at, len) }
@@ -22,14 +27,14 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
 
 /// The function in registers.
 #[derive(Clone, Copy)]
-enum Codes {
+pub(super) enum Codes {
     Sum(Addition),
     Product(Multiplication),
 }
 
 impl Codes {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(p: &Problem) -> Self {
+    pub(super) fn new(p: &Problem) -> Self {
         match p.function {
             Function::Add(terms) => Self::Sum(Addition::new(terms, p.low, p.high)),
             Function::Multiply(terms) => Self::Product(Multiplication::new(terms, p.low, p.high)),
@@ -38,7 +43,7 @@ impl Codes {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    fn codes(self, first: __m512i, second: __m512i) -> __m512i {
+    pub(super) fn codes(self, first: __m512i, second: __m512i) -> __m512i {
         match self {
             Self::Sum(addition) => addition.codes(first, second),
             Self::Product(multiplication) => multiplication.codes(first, second),

@@ -3,11 +3,13 @@
 //! The five dimensions become as few loops as say the same, the one with the smallest steps in the
 //! result innermost. With the loop next to it, it is walked in pieces:
 //!
-//! - contiguous on both sides: runs of 64;
+//! - contiguous on both sides: runs, as wide as registers;
+//! - a few bytes each time, not far from each other: picked out of a register of the source;
 //! - contiguous in the result, another loop contiguous in the source: tiles of 16 by 16, turned in
 //!   registers;
 //! - anything else: byte by byte.
 
+use super::picks_avx512vnni as picks;
 use crate::kernel::Stop;
 use crate::kernel::layout::Problem;
 use crate::kernel::split::Split;
@@ -35,13 +37,16 @@ const ONCE: Loop = Loop { count: 1, src: 0, dst: 0 };
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Walk {
     Runs,
+    Picks,
     Turn,
     Bytes,
 }
 
-/// Loops from the outermost; the last two are `along` and `inner`.
+/// Loops from the outermost; the last three are `around`, `along` and `inner`.
 struct Plan {
     outer: [Loop; 5],
+    /// Of runs; else it is one of the outer ones.
+    around: Loop,
     along: Loop,
     inner: Loop,
     walk: Walk,
@@ -52,14 +57,29 @@ impl Plan {
         let mut loops = canonical(p);
         let inner = loops[4];
         let contiguous = loops[..4].iter().rposition(|l| l.count > 1 && l.src == 1);
+        let near = |l: Loop, run: i64| {
+            (1..=picks::MOST).contains(&l.src) && (run..=picks::MOST).contains(&l.dst) && l.count > 1
+        };
         let (walk, along) = match contiguous {
-            _ if (inner.src, inner.dst) == (1, 1) => (Walk::Runs, 3),
+            _ if (inner.src, inner.dst) == (1, 1) => {
+                let is_short = inner.count <= picks::MOST / 2 && near(loops[3], inner.count);
+                (if is_short { Walk::Picks } else { Walk::Runs }, 3)
+            }
             Some(along) if inner.dst == 1 => (Walk::Turn, along),
+            _ if near(inner, 1) => {
+                loops[4] = ONCE;
+                let one = Loop { count: 1, src: 1, dst: 1 };
+                return Self { outer: loops, around: ONCE, along: inner, inner: one, walk: Walk::Picks };
+            }
             _ => (Walk::Bytes, 3),
         };
         let along = std::mem::replace(&mut loops[along], ONCE);
+        let around = match walk {
+            Walk::Runs => std::mem::replace(&mut loops[2], ONCE),
+            Walk::Picks | Walk::Turn | Walk::Bytes => ONCE,
+        };
         loops[4] = ONCE;
-        Self { outer: loops, along, inner, walk }
+        Self { outer: loops, around, along, inner, walk }
     }
 
     /// Where the outer loops stand on both sides after `turns` turns.
@@ -108,22 +128,29 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let plan = Plan::of(p);
     let inner = plan.inner.count.min(if plan.walk == Walk::Turn { 128 } else { PIECE });
     let along = plan.along.count.min(PIECE / inner);
+    let around = plan.around.count.min(PIECE / (inner * along));
     let pieces = |count: i64, piece: i64| (count + piece - 1) / piece;
     let (inners, alongs) = (pieces(plan.inner.count, inner), pieces(plan.along.count, along));
-    let units = plan.outer.iter().map(|l| l.count).product::<i64>() * alongs * inners;
-    let units_a_chunk = split.units_a_chunk(units, 4 * inner * along);
+    let arounds = pieces(plan.around.count, around);
+    let units = plan.outer.iter().map(|l| l.count).product::<i64>() * arounds * alongs * inners;
+    let units_a_chunk = split.units_a_chunk(units, 4 * inner * along * around);
     split.chunks(pieces(units, units_a_chunk), &|chunk, budget| {
         let first = chunk * units_a_chunk;
         for unit in first..(first + units_a_chunk).min(units) {
-            budget.spend(4 * inner * along)?;
+            budget.spend(4 * inner * along * around)?;
             let (turns, piece) = (unit / (alongs * inners), unit % (alongs * inners));
             let (j, i) = (piece / inners * along, piece % inners * inner);
+            let (turns, k) = (turns / arounds, turns % arounds * around);
             let (src, dst) = plan.offsets(turns);
-            let src = p.src.start + src + j * plan.along.src + i * plan.inner.src;
-            let dst = p.dst.start + dst + j * plan.along.dst + i * plan.inner.dst;
+            let at = |step: fn(&Loop) -> i64| {
+                k * step(&plan.around) + j * step(&plan.along) + i * step(&plan.inner)
+            };
+            let src = p.src.start + src + at(|l| l.src);
+            let dst = p.dst.start + dst + at(|l| l.dst);
             let piece = Piece {
                 src: p.src.memory.pointer(src, 1),
                 dst: p.dst.memory.pointer(dst, 1),
+                around: Loop { count: around.min(plan.around.count - k), ..plan.around },
                 along: Loop { count: along.min(plan.along.count - j), ..plan.along },
                 inner: Loop { count: inner.min(plan.inner.count - i), ..plan.inner },
                 table: p.table.as_ref(),
@@ -140,6 +167,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
 struct Piece<'a> {
     src: *const u8,
     dst: *mut u8,
+    around: Loop,
     along: Loop,
     inner: Loop,
     table: Option<&'a [u8; 256]>,
@@ -153,10 +181,22 @@ impl Piece<'_> {
         let table = self.table.map(|table| Lookup::new(table));
         match walk {
             Walk::Runs => {
-                for j in 0..self.along.count {
-                    // SAFETY: the caller's promise.
-                    unsafe { self.copy(j, table) };
+                for k in 0..self.around.count {
+                    let src = self.src.wrapping_offset(isize_of(k * self.around.src));
+                    let dst = self.dst.wrapping_offset(isize_of(k * self.around.dst));
+                    for j in 0..self.along.count {
+                        let src = src.wrapping_offset(isize_of(j * self.along.src));
+                        let dst = dst.wrapping_offset(isize_of(j * self.along.dst));
+                        // SAFETY: the caller's promise.
+                        unsafe { copy(src, dst, self.inner.count, table) };
+                    }
                 }
+            }
+            Walk::Picks => {
+                let Loop { count, src, dst } = self.along;
+                let picks = picks::Picks::new(self.inner.count, [src, dst]);
+                // SAFETY: the caller's promise; the loops are near enough.
+                unsafe { picks.run(self.src, self.dst, count, table) };
             }
             Walk::Turn => {
                 for j in (0..self.along.count).step_by(16) {
@@ -188,26 +228,6 @@ impl Piece<'_> {
         (self.src.wrapping_offset(src), self.dst.wrapping_offset(dst))
     }
 
-    /// A run.
-    ///
-    /// # Safety
-    /// As of [`Self::run`], for [`Walk::Runs`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline]
-    unsafe fn copy(&self, j: i64, table: Option<Lookup>) {
-        for i in (0..self.inner.count).step_by(64) {
-            let (from, to) = self.at(j, i);
-            let mask = mask_64(self.inner.count - i);
-            // SAFETY: the bytes of `mask` lie in the run.
-            let mut codes = unsafe { load_masked_64(mask, from) };
-            if let Some(table) = table {
-                codes = table.bytes(codes);
-            }
-            // SAFETY: as above, of the result.
-            unsafe { store_64(to, mask, codes) };
-        }
-    }
-
     /// A tile of up to 16 by 16 from `(j, i)` on.
     ///
     /// # Safety
@@ -229,6 +249,45 @@ impl Piece<'_> {
         for (column, turn) in transposed(tile).into_iter().zip(j..self.along.count) {
             // SAFETY: the bytes of the mask are turns of `inner`, contiguous in the result.
             unsafe { store_16(self.at(turn, i).1, stores, column) };
+        }
+    }
+}
+
+/// A run of `len` bytes. What is shorter than a register goes as two halves that may overlap.
+///
+/// # Safety
+/// On a processor with the vector instructions; the bytes are readable and writable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+unsafe fn copy(src: *const u8, dst: *mut u8, len: i64, table: Option<Lookup>) {
+    let through = |codes| table.map_or(codes, |table| table.bytes(codes));
+    // SAFETY: the caller's promise, of `width` bytes from `at` on.
+    let load = |at: i64, width| unsafe {
+        load_masked_64(mask_64(width), src.wrapping_offset(isize_of(at)))
+    };
+    let store = |at: i64, width, codes| {
+        // SAFETY: as above.
+        unsafe { store_64(dst.wrapping_offset(isize_of(at)), mask_64(width), codes) };
+    };
+    match len {
+        ..16 => store(0, len, through(load(0, len))),
+        16..32 => {
+            let (low, high) = (load(0, 16), load(len - 16, 16));
+            store(0, 16, through(low));
+            store(len - 16, 16, through(high));
+        }
+        32..64 => {
+            let (low, high) = (load(0, 32), load(len - 32, 32));
+            store(0, 32, through(low));
+            store(len - 32, 32, through(high));
+        }
+        _ => {
+            for at in (0..len - 63).step_by(64) {
+                store(at, 64, through(load(at, 64)));
+            }
+            if len % 64 != 0 {
+                store(len - 64, 64, through(load(len - 64, 64)));
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
-//! PAIR_TABLE and CHANNEL_TABLE on AVX-512: lookups gathered 16 at a time; take every problem.
+//! PAIR_TABLE and CHANNEL_TABLE on AVX-512: lookups gathered 16 at a time; take every problem. Of many
+//! pixels, CHANNEL_TABLE has another kernel for all but the last.
 //!
 //! A gather reads words of four bytes, so it fetches the aligned word of the table that an entry lies
 //! in and shifts the entry down: no word reaches past a table, whose length is a multiple of four.
 
+use super::channels_avx512vnni as tiles;
 use crate::kernel::Stop;
 use crate::kernel::lookup::{Channels, Pairs};
 use crate::kernel::split::Split;
@@ -31,17 +33,30 @@ pub(crate) unsafe fn pairs(p: &Pairs, split: &Split<'_>) -> Result<(), Stop> {
 /// # Safety
 /// On a processor with the vector instructions.
 pub(crate) unsafe fn channels(p: &Channels, split: &Split<'_>) -> Result<(), Stop> {
-    let [n, h, w, c] = p.dims;
-    // Chunks are of 64 channels of a pixel, so that one of many channels is divided too.
+    let [mut n, mut h, mut w, c] = p.dims;
+    if [&p.src, &p.dst].iter().all(|map| map.is_linear(n, h, w)) {
+        (n, h, w) = (1, 1, n * h * w);
+    }
+    // Units are tiles of a row while there are whole ones, then 64 channels of a pixel, so that one of
+    // many channels is divided too.
     let pieces = (c + 63) / 64;
-    let units = n * h * w * pieces;
-    let units_a_chunk = split.units_a_chunk(units, 4 * c.min(64));
+    let (tiles, rest) = (w / tiles::PIXELS, w % tiles::PIXELS);
+    let units_a_row = tiles + rest * pieces;
+    let units = n * h * units_a_row;
+    let cost = 4 * if tiles > 0 { c * tiles::PIXELS } else { c.min(64) };
+    let units_a_chunk = split.units_a_chunk(units, cost);
     split.chunks((units + units_a_chunk - 1) / units_a_chunk, &|chunk, budget| {
         let first = chunk * units_a_chunk;
         for unit in first..(first + units_a_chunk).min(units) {
-            let (pixel, piece) = (unit / pieces, unit % pieces);
-            let (row, x) = (pixel / w, pixel % w);
-            let at = [&p.src, &p.dst].map(|map| map.at(row / h, row % h, x) + 64 * piece);
+            let (row, unit) = (unit / units_a_row, unit % units_a_row);
+            let at = |x: i64| [&p.src, &p.dst].map(|map| map.at(row / h, row % h, x));
+            if unit < tiles {
+                // SAFETY: the processor is the caller's promise, the pixels lie in both operands.
+                unsafe { tiles::tile(p, at(unit * tiles::PIXELS), budget)? };
+                continue;
+            }
+            let (pixel, piece) = ((unit - tiles) / pieces, (unit - tiles) % pieces);
+            let at = at(tiles * tiles::PIXELS + pixel).map(|at| at + 64 * piece);
             let len = (c - 64 * piece).min(64);
             budget.spend(4 * len)?;
             // SAFETY: the processor is the caller's promise, these channels lie in both operands.

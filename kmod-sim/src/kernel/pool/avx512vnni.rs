@@ -1,5 +1,6 @@
 //! POOL on AVX-512, 64 channels at a time; takes every problem.
 
+use super::maximum_avx512vnni as maximum;
 use crate::kernel::Stop;
 use crate::kernel::pool::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
@@ -38,7 +39,13 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
             let (row, group) = (unit / groups, unit % groups);
             let at = [row / p.ofm_h, row % p.ofm_h, group * CHANNELS];
             // SAFETY: the processor is the caller's promise; row and channels exist.
-            unsafe { output_row(p, at, budget)? };
+            unsafe {
+                if maximum::takes(p) {
+                    maximum::output_row(p, at, budget)?;
+                } else {
+                    output_row(p, at, budget)?;
+                }
+            }
         }
         Ok(())
     })

@@ -108,10 +108,7 @@ fn what(op: &Op) -> String {
     let mut text = match &op.kind {
         OpKind::Conv(conv) => {
             let [rows, columns] = conv.weights.kernel;
-            let strips = match conv.strips {
-                1 => String::new(),
-                strips => format!(" strips {strips}"),
-            };
+            let strips = conv.strips.map_or(String::new(), |strips| format!(" strips {strips}"));
             format!("conv {rows}x{columns} groups {}{strips}", conv.groups)
         }
         OpKind::Pair { function: Function::Add(_), .. } => "add".to_owned(),

@@ -7,6 +7,7 @@
 mod carry;
 mod fuse;
 mod matrix;
+mod neighbours;
 mod op;
 mod pick;
 mod place;
@@ -114,7 +115,12 @@ impl Lowering<'_> {
         let element_bytes = if quantise.is_some() { 4 } else { 1 };
         let host = self.tensor_of(value, Home::Input(index), Form::Host { dims, element_bytes });
         // A network's image has few channels: four to a pixel spare most of the traffic.
-        let form = if dims.c <= 4 { Form::Map { dims, pixel: 4 } } else { Form::map(dims) };
+        let form = match dims.c {
+            // Only who reads a pixel with its neighbours reads pixels without a gap.
+            1 if self.is_read_with_neighbours(name) => Form::Map { dims, pixel: 1 },
+            ..=4 => Form::Map { dims, pixel: 4 },
+            _ => Form::map(dims),
+        };
         let map = self.tensor_of(name, Home::Scratch, form);
         let (scale, zero_point) =
             quantise.map_or((0.0, 0), |codes| (codes.scale, codes.zero_point));

@@ -125,6 +125,9 @@ impl Search<'_> {
         {
             return Some(Ok(unit));
         }
+        if node.is("MaxPool") {
+            return expression::pooled(self.graph, id, &writer).transpose();
+        }
         let unit = terms::is_operation(node).then(|| expression::form(self.graph, id, &writer));
         unit.and_then(Result::transpose)
     }

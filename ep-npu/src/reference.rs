@@ -189,8 +189,13 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             Value::Codes(rows::sum(part.node(unit.target), sum, codes(0), &shape))
         }
         Kind::Norm(norm) => Value::Codes(rows::norm(part.node(unit.target), norm, codes(0))),
-        Kind::MaxPool { window, table } => {
-            let out = window::max(part.node(unit.target), window, &image(0));
+        Kind::MaxPool { before, window, table } => {
+            let image = image(0);
+            let image = match before {
+                Some(table) => image.mapv(|code| table[usize::from(code)]),
+                None => image,
+            };
+            let out = window::max(part.node(unit.target), window, &image);
             Value::Codes(through(table.as_ref(), flat(out.into_dyn())))
         }
         Kind::AveragePool { window, count_padding, input, output } => {

@@ -16,10 +16,10 @@ impl Operands<'_> {
     pub(super) fn commands(&self, op_id: u32, index: usize) -> Vec<Command> {
         let op = &self.ops.ops[index];
         let command = match &op.kind {
-            OpKind::Conv(conv) if conv.strips > 1 => {
-                return self.strips(op_id, index, op, conv);
-            }
-            OpKind::Conv(conv) => self.conv(op_id, index, op, conv),
+            OpKind::Conv(conv) => match conv.strips {
+                Some(strips) => return self.strips(op_id, index, op, conv, strips),
+                None => self.conv(op_id, index, op, conv),
+            },
             OpKind::Pair { function, strides, table, .. } => {
                 self.pair(op_id, index, op, function, *strides, table_0(table.is_some()))
             }
@@ -133,15 +133,15 @@ impl Operands<'_> {
         })
     }
 
-    /// A convolution of one tap whose output channels are, in `strips` parts, rows of pixels.
-    fn strips(&self, op_id: u32, index: usize, op: &Op, conv: &Conv) -> Vec<Command> {
+    /// A convolution of one tap whose output channels are, in so many parts, rows of pixels.
+    fn strips(&self, op_id: u32, index: usize, op: &Op, conv: &Conv, strips: u32) -> Vec<Command> {
         let Command::Conv(whole) = self.conv(op_id, index, op, conv) else {
             panic!("pixels of blocks are never one");
         };
         let Strides { image, row, .. } = self.form(op.writes).strides();
-        let strips = i32::try_from(conv.strips).expect("the stride of a kernel");
+        let rows = i32::try_from(strips).expect("the stride of a kernel");
         let channels = u32::try_from(conv.weights.outputs).expect("`shape` bounds tensors");
-        let channels = channels / conv.strips;
+        let channels = channels / strips;
         let depth = u64::from(whole.ifm_dims.c).next_multiple_of(4);
         let strip = |at: u32| {
             let further = |operand: Operand, bytes: u64| Operand {
@@ -157,13 +157,13 @@ impl Operands<'_> {
                 ofm_c: channels,
                 ofm_strides: Strides {
                     image,
-                    row: row.checked_mul(strips).expect("`shape` bounds rows to 31 bits"),
+                    row: row.checked_mul(rows).expect("`shape` bounds rows to 31 bits"),
                     pixel: i32::try_from(channels).expect("`shape` bounds rows to 31 bits"),
                 },
                 ..whole
             })
         };
-        (0..conv.strips).map(strip).collect()
+        (0..strips).map(strip).collect()
     }
 
     fn pair(
@@ -480,7 +480,7 @@ impl Operands<'_> {
 fn is_product(conv: &Conv, from: Dims, to: Dims) -> bool {
     let dot = |dims: Dims| dims.h == 1 && dims.w == 1;
     conv.groups == 1
-        && conv.strips == 1
+        && conv.strips.is_none()
         && conv.weights.kernel == [1, 1]
         && (dot(from) && dot(to) || [from.n, from.h, from.w] != [to.n, to.h, to.w])
         && (conv.window.stride_h, conv.window.stride_w) == (1, 1)

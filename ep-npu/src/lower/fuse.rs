@@ -88,7 +88,10 @@ fn absorb_addition(ops: &mut Vec<Op>, op: Op, alone: impl Fn(TensorId) -> bool) 
     let takes = |before: &Op| match &before.kind {
         OpKind::Conv(conv) => {
             // Strips have no auxiliary tensor of their own.
-            conv.strips == 1 && conv.addition.is_none() && op.reads.contains(&before.writes) && alone(before.writes)
+            conv.strips.is_none()
+                && conv.addition.is_none()
+                && op.reads.contains(&before.writes)
+                && alone(before.writes)
         }
         _ => false,
     };

@@ -255,9 +255,8 @@ pub struct Conv {
     pub multipliers: Vec<f32>,
     /// Groups of channels.
     pub groups: usize,
-    /// Parts of the output channels, in their order, each of which is a row of its own of the tensor
-    /// written; 1 where there are none.
-    pub strips: u32,
+    /// Present where the output channels are pixels of a block: so many rows of them, in their order.
+    pub strips: Option<u32>,
     /// The window.
     pub window: Window,
     /// Zero point of the input.

@@ -41,14 +41,15 @@ impl Lowering<'_> {
             // Each row of a block's pixels is a run of channels, and written where it belongs.
             let dims = self.dims(unit.output);
             let out = self.tensor_of(unit.output, Home::Scratch, Form::Map { dims, pixel: dims.c });
-            conv.strips = strips;
+            conv.strips = Some(strips);
             self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
             return self.hold(unit.output, out);
         }
         let [_, shape] = blocks.shapes();
         let dims = natural_dims(&shape);
         // They are only moved on: what few channels need not take is spared.
-        let form = Form::Map { dims, pixel: dims.c.next_multiple_of(if dims.c < 16 { 4 } else { 16 }) };
+        let form =
+            Form::Map { dims, pixel: dims.c.next_multiple_of(if dims.c < 16 { 4 } else { 16 }) };
         let out = self.tensor_of(unit.output, Home::Scratch, form);
         self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
         self.see_pixels(unit, out, &blocks);
@@ -117,7 +118,7 @@ impl Lowering<'_> {
             bias: Vec::new(),
             multipliers: Vec::new(),
             groups: blocks.groups,
-            strips: 1,
+            strips: None,
             window: Window {
                 kernel_h: 1,
                 kernel_w: 1,

@@ -2,7 +2,7 @@
 
 use super::fuse::then;
 use super::matrix::row_dims;
-use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool};
+use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool, TensorId};
 use crate::graph::{NodeId, ValueId};
 use crate::quantize::{
     Between, Codes, Floats, Kind, Linear, Products, Step, Table, Unit, WindowSpec, is_turned,
@@ -71,8 +71,15 @@ impl Lowering<'_> {
             }
             Kind::Sum(sum) => self.sum(unit, sum),
             Kind::Norm(norm) => self.norm(unit, norm),
-            Kind::MaxPool { window, table } => {
+            Kind::MaxPool { before, window, table } => {
                 let pool = Pool::Max(self.window(node, window, input));
+                if let Some(before) = before {
+                    let map = self.natural_map(input, node);
+                    let form = self.ops.tensor(map).form;
+                    let codes = self.tensor_of(input, Home::Scratch, form);
+                    self.push(node, vec![map], codes, OpKind::Table(before.clone()));
+                    return self.pool_of(unit, codes, pool, table.clone());
+                }
                 self.pool(unit, pool, table.clone());
             }
             Kind::AveragePool { window, count_padding, input: from, output: to } => {
@@ -120,14 +127,17 @@ impl Lowering<'_> {
         floats: Option<FloatStage>,
     ) {
         let map = self.natural_map(unit.inputs[0], unit.target);
+        let taps = self.with_neighbours(unit, map);
+        let (map, weights, window) =
+            taps.unwrap_or_else(|| (map, products.weights.clone(), window));
         let out = Form::map(self.dims(unit.output));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
         let conv = Conv {
-            weights: products.weights.clone(),
+            weights,
             bias: products.bias.clone(),
             multipliers: products.multipliers.clone(),
             groups,
-            strips: 1,
+            strips: None,
             window,
             input_zero_point: products.input.zero_point,
             zero_point: products.output.zero_point,
@@ -185,7 +195,7 @@ impl Lowering<'_> {
             bias: products.bias.clone(),
             multipliers: products.multipliers.clone(),
             groups: 1,
-            strips: 1,
+            strips: None,
             window,
             input_zero_point: products.input.zero_point,
             zero_point: products.output.zero_point,
@@ -203,6 +213,10 @@ impl Lowering<'_> {
 
     fn pool(&mut self, unit: &Unit, kind: Pool, table: Option<Table>) {
         let map = self.natural_map(unit.inputs[0], unit.target);
+        self.pool_of(unit, map, kind, table);
+    }
+
+    fn pool_of(&mut self, unit: &Unit, map: TensorId, kind: Pool, table: Option<Table>) {
         let out = Form::map(self.dims(unit.output));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
         self.push(unit.target, vec![map], out, OpKind::Pool { kind, table });
@@ -242,7 +256,12 @@ impl Lowering<'_> {
         self.placed(node, window, input).window
     }
 
-    fn placed(&self, node: NodeId, window: &WindowSpec, input: ValueId) -> crate::quantize::Placed {
+    pub(super) fn placed(
+        &self,
+        node: NodeId,
+        window: &WindowSpec,
+        input: ValueId,
+    ) -> crate::quantize::Placed {
         let shape = &self.part.shapes[&input];
         let size = match *shape.as_slice() {
             [_, _, w] => [1, w],

@@ -14,6 +14,7 @@ use super::codes::{Codes, SIGN, Table};
 use super::form::{Former, closed, is_dequantize};
 use super::pair_table::{Arithmetic2, Function2, Table2};
 use super::pairs::{Operand, reads_a_tensor_of_constants};
+use super::pools::max_window;
 use super::signed::{self, Edge, Edges};
 use super::terms::{Operation, Term, is_operation, operation};
 use super::unit::{Kind, Unit};
@@ -92,6 +93,61 @@ pub(super) fn form(graph: &Graph, id: NodeId, before: Before<'_>) -> Result<Opti
         Err(_) if is_merged => pair(steps, &root, own, &leaves, (value, edges, output)),
         closed => closed.map(Some),
     }
+}
+
+/// The unit around `id`, a MaxPool, whose input is an expression of one 8-bit tensor; `None` where it is no
+/// such thing.
+///
+/// Quantisation keeps the order of floats, so the code of the largest is the largest code.
+pub(super) fn pooled(
+    graph: &Graph,
+    id: NodeId,
+    before: Before<'_>,
+) -> Result<Option<Unit>, Refusal> {
+    let mut unit = Former::new(graph, id);
+    let node = unit.node();
+    let producer = node.input(0).and_then(|value| graph.value(value).producer);
+    let Some((producer, inner)) = producer.map(|id| (id, graph.node(id))) else { return Ok(None) };
+    if !is_operation(inner) || reads_a_tensor_of_constants(graph, inner) {
+        return Ok(None);
+    }
+    let mut reader = Reader {
+        graph,
+        nodes: vec![producer],
+        leaves: Vec::new(),
+        edges: Vec::new(),
+        vectors: Vec::new(),
+    };
+    // One more operator lies behind it, in floats.
+    let root = reader.operator(inner, 1)?;
+    let window = max_window(node)?;
+    let (value, output) = unit.result()?;
+    let Reader { mut nodes, leaves, vectors, .. } = reader;
+    let Some(source) = common_source(&leaves, before).filter(|_| vectors.is_empty()) else {
+        return Ok(None);
+    };
+    let mut columns = Vec::with_capacity(leaves.len());
+    for &leaf in &leaves {
+        let (table, passed) = path(leaf, source, before);
+        nodes.extend(passed);
+        columns.push((leaf, table));
+    }
+    let (name, float) = (root.name, Term::Nested(Box::new((root.operation, root.terms))));
+    let mut table = [0; 256];
+    for (entry, code) in table.iter_mut().zip(0..=255) {
+        let found = float.value(&|value: ValueId| {
+            let column = columns.iter().find(|(leaf, _)| *leaf == value);
+            column.map_or(code, |(_, table)| table[usize::from(code)])
+        });
+        if found.is_nan() {
+            return refuse!(UNIT, "{name} comes to NaN where its input has code {code}");
+        }
+        *entry = quantise(found, output.scale, output.zero_point);
+    }
+    nodes.into_iter().for_each(|node| unit.include(node));
+    unit.reads(source);
+    let kind = Kind::MaxPool { before: Some(Arc::new(table)), window, table: None };
+    closed(graph, unit.finish(value, kind)).map(Some)
 }
 
 /// The operator before an activation that the CPU provider takes away, since the codes behind it hold no

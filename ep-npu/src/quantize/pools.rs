@@ -12,13 +12,19 @@ use crate::refusal::{Refusal, refuse};
 /// maximum; where the CPU provider pools floats, the table does what is left.
 pub(super) fn max_pool(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let node = unit.node();
+    let window = max_window(node)?;
+    let input = unit.activation(0)?;
+    let (value, output) = unit.result()?;
+    let table = input.requantise(output);
+    Ok(unit.finish(value, Kind::MaxPool { before: None, window, table }))
+}
+
+/// The window of a MaxPool.
+pub(super) fn max_window(node: &Node) -> Result<WindowSpec, Refusal> {
     if let Some(order) = node.int("storage_order").filter(|&order| order != 0) {
         return refuse!(ATTRIBUTE, "{node} has storage_order {order}; only 0 is taken");
     }
-    let window = WindowSpec::read(node, None)?;
-    let input = unit.activation(0)?;
-    let (value, output) = unit.result()?;
-    Ok(unit.finish(value, Kind::MaxPool { window, table: input.requantise(output) }))
+    WindowSpec::read(node, None)
 }
 
 /// AveragePool.

@@ -162,6 +162,8 @@ pub enum Kind {
     },
     /// Maximum over windows, then a table.
     MaxPool {
+        /// What each code becomes before.
+        before: Option<Table>,
         /// The window.
         window: WindowSpec,
         /// From the input's codes to the output's, where they differ.

@@ -12,6 +12,8 @@ mod depthwise_avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_float_avx512vnni;
 mod float;
+#[cfg(target_arch = "x86_64")]
+mod narrow_float_avx512vnni;
 mod scalar;
 
 use super::operand::{Map, Region, Slots, signed, zero_point};
@@ -160,6 +162,14 @@ impl Problem {
 
 /// Runs `problem` on the fastest kernel that takes it.
 pub(crate) fn run(problem: &Problem, isa: Isa, split: &Split<'_>) -> Result<(), Stop> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(float) = problem.stage.float
+        && isa == Isa::Avx512Vnni
+        && narrow_float_avx512vnni::takes(problem, float)
+    {
+        // SAFETY: it takes the problem, and `isa` says that the instructions exist.
+        return unsafe { narrow_float_avx512vnni::run(problem, float, split) };
+    }
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512Vnni && avx512vnni::takes(problem) {
         // SAFETY: it takes the problem, and `isa` says that the instructions exist.

@@ -6,6 +6,7 @@
 
 pub(crate) mod runs;
 pub(crate) mod stage;
+pub(crate) mod turn;
 
 use crate::kernel::Stop;
 use crate::kernel::split::Split;

@@ -13,11 +13,11 @@ use super::picks_avx512vnni as picks;
 use crate::kernel::Stop;
 use crate::kernel::layout::Problem;
 use crate::kernel::split::Split;
+use crate::kernel::vector::turn::turned;
 use crate::kernel::vector::{Lookup, load_masked_64, mask_16, mask_64, store_16, store_64};
 use crate::memory::isize_of;
 use std::arch::x86_64::{
-    __m128i, _mm_maskz_loadu_epi8, _mm_setzero_si128, _mm_unpackhi_epi8, _mm_unpacklo_epi8,
-    _mm512_castsi512_si128, _mm512_zextsi128_si512,
+    _mm_maskz_loadu_epi8, _mm_setzero_si128, _mm512_castsi512_si128, _mm512_zextsi128_si512,
 };
 
 /// Bytes of a piece, about.
@@ -58,7 +58,9 @@ impl Plan {
         let inner = loops[4];
         let contiguous = loops[..4].iter().rposition(|l| l.count > 1 && l.src == 1);
         let near = |l: Loop, run: i64| {
-            (1..=picks::MOST).contains(&l.src) && (run..=picks::MOST).contains(&l.dst) && l.count > 1
+            (1..=picks::MOST).contains(&l.src)
+                && (run..=picks::MOST).contains(&l.dst)
+                && l.count > 1
         };
         let (walk, along) = match contiguous {
             _ if (inner.src, inner.dst) == (1, 1) => {
@@ -69,7 +71,13 @@ impl Plan {
             _ if near(inner, 1) => {
                 loops[4] = ONCE;
                 let one = Loop { count: 1, src: 1, dst: 1 };
-                return Self { outer: loops, around: ONCE, along: inner, inner: one, walk: Walk::Picks };
+                return Self {
+                    outer: loops,
+                    around: ONCE,
+                    along: inner,
+                    inner: one,
+                    walk: Walk::Picks,
+                };
             }
             _ => (Walk::Bytes, 3),
         };
@@ -246,7 +254,7 @@ impl Piece<'_> {
             };
         }
         let stores = mask_16(inners);
-        for (column, turn) in transposed(tile).into_iter().zip(j..self.along.count) {
+        for (column, turn) in turned(tile).into_iter().zip(j..self.along.count) {
             // SAFETY: the bytes of the mask are turns of `inner`, contiguous in the result.
             unsafe { store_16(self.at(turn, i).1, stores, column) };
         }
@@ -290,18 +298,4 @@ unsafe fn copy(src: *const u8, dst: *mut u8, len: i64, table: Option<Lookup>) {
             }
         }
     }
-}
-
-/// Byte `i` of row `j` to byte `j` of row `i`: each step turns the eight bits of the two by one.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-#[inline]
-fn transposed(mut rows: [__m128i; 16]) -> [__m128i; 16] {
-    for _ in 0..4 {
-        let before = rows;
-        for i in 0..8 {
-            rows[2 * i] = _mm_unpacklo_epi8(before[i], before[i + 8]);
-            rows[2 * i + 1] = _mm_unpackhi_epi8(before[i], before[i + 8]);
-        }
-    }
-    rows
 }

@@ -5,12 +5,13 @@ use super::Channels;
 use crate::kernel::operand::Map;
 use crate::kernel::split::{Aborted, Budget};
 use crate::kernel::vector::load_64;
+use crate::kernel::vector::turn::turned_lanes;
 use crate::memory::isize_of;
 use std::arch::x86_64::{
-    __m128i, __m512i, _mm_loadl_epi64, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
+    __m128i, _mm_loadl_epi64, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
     _mm_storel_epi64, _mm_storeu_si128, _mm512_castsi128_si512, _mm512_castsi512_si128,
     _mm512_extracti32x4_epi32, _mm512_inserti32x4, _mm512_mask_blend_epi8, _mm512_movepi8_mask,
-    _mm512_permutex2var_epi8, _mm512_setzero_si512, _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
+    _mm512_permutex2var_epi8, _mm512_setzero_si512,
 };
 
 /// Pixels of a tile.
@@ -80,7 +81,7 @@ impl Block {
             let low = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(load(0)), load(1));
             *row = _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(low, load(2)), load(3));
         }
-        let mut rows = turned(rows);
+        let mut rows = turned_lanes(rows);
         let tables = (0..self.channels).map(|channel| 256 * isize_of(channel));
         for (codes, at) in rows.iter_mut().zip(tables) {
             let quarter = |index: isize| {
@@ -91,7 +92,7 @@ impl Block {
             let high = _mm512_permutex2var_epi8(quarter(2), *codes, quarter(3));
             *codes = _mm512_mask_blend_epi8(_mm512_movepi8_mask(*codes), low, high);
         }
-        let rows = turned(rows);
+        let rows = turned_lanes(rows);
         for (i, row) in (0..).zip(rows) {
             let lanes = [
                 _mm512_castsi512_si128(row),
@@ -136,18 +137,4 @@ unsafe fn store<const WIDTH: usize>(mask: u16, to: *mut u8, bytes: __m128i) {
         // SAFETY: the caller's promise; masked-out bytes are not accessed.
         _ => unsafe { _mm_mask_storeu_epi8(to.cast(), mask, bytes) },
     }
-}
-
-/// In each 128-bit lane, byte `i` of row `j` to byte `j` of row `i`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-#[inline]
-fn turned(mut rows: [__m512i; 16]) -> [__m512i; 16] {
-    for _ in 0..4 {
-        let before = rows;
-        for i in 0..8 {
-            rows[2 * i] = _mm512_unpacklo_epi8(before[i], before[i + 8]);
-            rows[2 * i + 1] = _mm512_unpackhi_epi8(before[i], before[i + 8]);
-        }
-    }
-    rows
 }

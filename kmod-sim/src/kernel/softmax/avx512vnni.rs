@@ -1,21 +1,27 @@
 //! SOFTMAX on AVX-512: sixteen pixels side by side, so that each sum keeps its order.
 //!
 //! ```text
-//! per pixel: largest code  |  per 16 channels: parts by gather, 16 pixels x 16 channels
-//! transposed in memory: sixteen sums grow by one channel a step  |  shares, 16 channels at a time
+//! per pixel: largest code  |  per 16 channels: codes of 16 pixels x 16 channels, turned in registers:
+//! sixteen sums grow by one channel a step, parts by gather  |  shares, 16 channels at a time
 //! ```
+//!
+//! The share of a code depends on the pixel's sum alone: of many channels, each pixel gets a table of them.
 
 use crate::kernel::Stop;
 use crate::kernel::softmax::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
-use crate::kernel::vector::{load_codes, load_masked_64, mask_16, mask_64, store_16};
+use crate::kernel::vector::turn::turned;
+use crate::kernel::vector::{
+    Lookup, load_codes, load_masked_64, mask_16, mask_64, store_16, store_64,
+};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512, __m512i, _mm_max_epu8, _mm256_castsi256_si128, _mm256_extracti128_si256,
-    _mm256_max_epu8, _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_si256, _mm512_cvtepi32_epi8,
+    __m128i, __m512, __m512i, _mm_max_epu8, _mm_setzero_si128, _mm256_castsi256_si128,
+    _mm256_extracti128_si256, _mm256_max_epu8, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_cvtepi32_epi8, _mm512_cvtepu8_epi32,
     _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extracti64x4_epi64, _mm512_i32gather_ps,
-    _mm512_max_epu8, _mm512_max_ps, _mm512_min_epi32, _mm512_min_ps, _mm512_mul_ps,
-    _mm512_mullo_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+    _mm512_loadu_si512, _mm512_max_epu8, _mm512_max_ps, _mm512_min_epi32, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
@@ -69,60 +75,112 @@ unsafe fn pixels_from(
         // SAFETY: the channels of a pixel.
         *shift = 255 - i32::from(unsafe { largest(src, c, budget)? });
     }
+    // Sums of pixels that are none are the last one's once more.
+    let last = src[count - 1];
+    src[count..].fill(last);
+    // SAFETY: sixteen integers.
+    let columns = unsafe { _mm512_loadu_si512(shifts.as_ptr().cast()) };
     let mut sums = _mm512_setzero_ps();
-    let mut parts = [0.0_f32; PIXELS * 16];
-    let across = _mm512_mullo_epi32(
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-        _mm512_set1_epi32(16),
-    );
     for ch in (0..c).step_by(16) {
         budget.spend(256)?;
         let mask = mask_16(c - ch);
-        for (pixel, &src) in src.iter().enumerate().take(count) {
+        let mut rows = [_mm_setzero_si128(); PIXELS];
+        for (row, &src) in rows.iter_mut().zip(&src) {
+            let from = src.wrapping_offset(isize_of(ch));
             // SAFETY: the channels of the mask.
-            let codes = unsafe { load_codes(mask, src.wrapping_offset(isize_of(ch))) };
-            let found = part(p, codes, shifts[pixel]);
-            // SAFETY: sixteen of the local parts.
-            unsafe { _mm512_storeu_ps(parts.as_mut_ptr().wrapping_add(pixel * 16), found) };
+            *row = _mm512_castsi512_si128(unsafe { load_masked_64(mask.into(), from) });
         }
-        for at in 0..usize_of((c - ch).min(16).unsigned_abs()) {
-            // SAFETY: one part of each pixel.
-            let column =
-                unsafe { _mm512_i32gather_ps::<4>(across, parts.as_ptr().wrapping_add(at)) };
-            sums = _mm512_add_ps(sums, column);
+        let channels = usize_of((c - ch).min(16).unsigned_abs());
+        for codes in turned(rows).into_iter().take(channels) {
+            sums = _mm512_add_ps(sums, part(p, _mm512_cvtepu8_epi32(codes), columns));
         }
     }
     let mut all = [0.0_f32; PIXELS];
     // SAFETY: sixteen floats.
     unsafe { _mm512_storeu_ps(all.as_mut_ptr(), sums) };
-    let room = _mm512_set1_ps(f32::from(255 - p.terms.zero_point));
-    let zero_point = _mm512_set1_epi32(p.terms.zero_point.into());
     for pixel in 0..count {
+        let shares = Shares::new(p, shifts[pixel], all[pixel]);
         let (src, dst) = (src[pixel], dst[pixel]);
-        let (sum, scale) = (_mm512_set1_ps(all[pixel]), _mm512_set1_ps(p.terms.scale));
-        for ch in (0..c).step_by(16) {
-            let mask = mask_16(c - ch);
-            // SAFETY: the channels of the mask.
-            let codes = unsafe { load_codes(mask, src.wrapping_offset(isize_of(ch))) };
-            let share = _mm512_div_ps(_mm512_mul_ps(part(p, codes, shifts[pixel]), scale), sum);
-            // A NaN becomes nothing, as the definition has it.
-            let share = _mm512_min_ps(_mm512_max_ps(share, _mm512_setzero_ps()), room);
-            let codes = _mm512_add_epi32(_mm512_cvtps_epi32(share), zero_point);
-            let to = dst.wrapping_offset(isize_of(ch));
-            let codes = _mm512_cvtepi32_epi8(codes);
-            // SAFETY: the channels of the mask.
-            unsafe { store_16(to, mask, codes) };
+        if c >= MANY {
+            let table = shares.table();
+            for ch in (0..c).step_by(64) {
+                let mask = mask_64(c - ch);
+                // SAFETY: the channels of the mask.
+                let codes = unsafe { load_masked_64(mask, src.wrapping_offset(isize_of(ch))) };
+                // SAFETY: as above.
+                unsafe { store_64(dst.wrapping_offset(isize_of(ch)), mask, table.bytes(codes)) };
+            }
+        } else {
+            for ch in (0..c).step_by(16) {
+                let mask = mask_16(c - ch);
+                // SAFETY: the channels of the mask.
+                let codes = unsafe { load_codes(mask, src.wrapping_offset(isize_of(ch))) };
+                let codes = shares.codes(codes);
+                // SAFETY: the channels of the mask.
+                unsafe { store_16(dst.wrapping_offset(isize_of(ch)), mask, codes) };
+            }
         }
         budget.spend(16 * c.min(SOME))?;
     }
     Ok(())
 }
 
-/// The parts of sixteen codes.
+/// Channels from which on a pixel has a table of its shares.
+const MANY: i64 = 512;
+
+/// What the codes of a pixel become.
+struct Shares<'a> {
+    p: &'a Problem,
+    shift: __m512i,
+    sum: __m512,
+    scale: __m512,
+    most: __m512,
+    zero_point: __m512i,
+}
+
+impl<'a> Shares<'a> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn new(p: &'a Problem, shift: i32, sum: f32) -> Self {
+        Self {
+            p,
+            shift: _mm512_set1_epi32(shift),
+            sum: _mm512_set1_ps(sum),
+            scale: _mm512_set1_ps(p.terms.scale),
+            most: _mm512_set1_ps(f32::from(255 - p.terms.zero_point)),
+            zero_point: _mm512_set1_epi32(p.terms.zero_point.into()),
+        }
+    }
+
+    /// Sixteen of them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn codes(&self, codes: __m512i) -> __m128i {
+        let part = part(self.p, codes, self.shift);
+        let share = _mm512_div_ps(_mm512_mul_ps(part, self.scale), self.sum);
+        // A NaN becomes nothing, as the definition has it.
+        let share = _mm512_min_ps(_mm512_max_ps(share, _mm512_setzero_ps()), self.most);
+        _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(share), self.zero_point))
+    }
+
+    /// All of them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn table(&self) -> Lookup {
+        let mut table = [0; 256];
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for (first, entries) in (0..).step_by(16).zip(table.chunks_exact_mut(16)) {
+            let codes = self.codes(_mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
+            // SAFETY: sixteen bytes of the table.
+            unsafe { store_16(entries.as_mut_ptr(), u16::MAX, codes) };
+        }
+        Lookup::new(&table)
+    }
+}
+
+/// The parts of sixteen codes, each shifted so that the largest of its pixel is the last of all.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
-fn part(p: &Problem, codes: __m512i, shift: i32) -> __m512 {
-    let index = _mm512_add_epi32(codes, _mm512_set1_epi32(shift));
+fn part(p: &Problem, codes: __m512i, shift: __m512i) -> __m512 {
+    let index = _mm512_add_epi32(codes, shift);
     // Memory that another writes meanwhile may hold more than the largest code that was found.
     let index = _mm512_min_epi32(index, _mm512_set1_epi32(255));
     // SAFETY: indices into the 256 entries.

@@ -183,7 +183,34 @@ fn deep() -> impl Strategy<Value = Case> {
     )
 }
 
+/// Of one tap and few outputs, whose sums are made with pixels side by side.
+fn narrow() -> impl Strategy<Value = Case> {
+    (case(), 1u32..60, 1u32..6).prop_map(|(mut case, channels, outputs)| {
+        (case.dims.c, case.groups, case.outputs) = (channels, 1, outputs);
+        (case.pad_bottom, case.pad_right) = (0, 0);
+        let [kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w] = [1; 6];
+        case.window = Window {
+            kernel_h,
+            kernel_w,
+            stride_h,
+            stride_w,
+            dilation_h,
+            dilation_w,
+            pad_top: 0,
+            pad_left: 0,
+        };
+        case
+    })
+}
+
 proptest! {
+    #[test]
+    fn narrow_convolutions_in_floats_equal_the_definition(
+        case in narrow(), order in (1u8..3, 2u8..8), kind in 0..=GRADED,
+    ) {
+        check(&case, order, kind)?;
+    }
+
     #[test]
     fn deep_sums_in_floats_equal_the_definition(
         case in deep(), first in 1u8..3, log2 in 4u8..11, kind in 0..=GRADED,

@@ -98,7 +98,7 @@ proptest! {
 
     #[test]
     fn shares_equal_the_definition(
-        n in 1u32..3, h in 1u32..4, w in 1u32..25, c in prop_oneof![1u32..40, 1u32..400],
+        n in 1u32..3, h in 1u32..4, w in 1u32..25, c in prop_oneof![1u32..40, 1u32..400, 500u32..700],
         styles in [style(), style()], in_place in any::<bool>(), any_bits in any::<bool>(), seed: u64,
     ) {
         let r = &mut Random::new(seed);

@@ -146,7 +146,8 @@ impl Lowering<'_> {
         let held = self.held(output, unit.target);
         let dequantise = held.dequantise;
         // What has to be moved anyway becomes floats fastest in the host's order.
-        let mut tensor = if dequantise.is_some() && held.view.is_some() {
+        let is_moved = held.view.is_some() || held.table.is_some();
+        let mut tensor = if dequantise.is_some() && is_moved {
             self.dense(output, unit.target)
         } else {
             self.map(output, unit.target)

@@ -5,6 +5,7 @@ mod attention;
 mod bounded;
 mod bundled;
 pub(crate) mod exact;
+mod fewer_passes;
 mod golden;
 mod layout;
 mod moves;

@@ -25,8 +25,8 @@ impl Lowering<'_> {
             // The unit that quantises carries it out.
             Kind::Carry(_) => {}
             Kind::Dequantize(codes) => {
-                let tensor = self.map(input, node);
-                let held = Held { dequantise: Some(*codes), ..Held::plain(tensor) };
+                // Who gives it out puts the elements where they belong.
+                let held = Held { dequantise: Some(*codes), ..self.held(input, node) };
                 self.values.insert(unit.output, held);
             }
             Kind::Conv { products, groups, window } => {

@@ -118,31 +118,37 @@ pub(super) fn pooled(
         edges: Vec::new(),
         vectors: Vec::new(),
     };
-    // One more operator lies behind it, in floats.
-    let root = reader.operator(inner, 1)?;
+    let root = reader.operator(inner, 0)?;
     let window = max_window(node)?;
     let (value, output) = unit.result()?;
-    let Reader { mut nodes, leaves, vectors, .. } = reader;
+    let Reader { mut nodes, leaves, mut edges, vectors, .. } = reader;
     let Some(source) = common_source(&leaves, before).filter(|_| vectors.is_empty()) else {
         return Ok(None);
     };
+    edges.push(signed::edge(graph, value));
+    let edges = Edges::of(&edges);
     let mut columns = Vec::with_capacity(leaves.len());
     for &leaf in &leaves {
         let (table, passed) = path(leaf, source, before);
         nodes.extend(passed);
         columns.push((leaf, table));
     }
-    let (name, float) = (root.name, Term::Nested(Box::new((root.operation, root.terms))));
     let mut table = [0; 256];
     for (entry, code) in table.iter_mut().zip(0..=255) {
-        let found = float.value(&|value: ValueId| {
+        let leaf = |value: ValueId| {
             let column = columns.iter().find(|(leaf, _)| *leaf == value);
             column.map_or(code, |(_, table)| table[usize::from(code)])
-        });
-        if found.is_nan() {
-            return refuse!(UNIT, "{name} comes to NaN where its input has code {code}");
+        };
+        let place = format_args!("code {code}");
+        *entry = root.unfused(&leaf, &place, output)?;
+        // The CPU provider may quantise before the maximum, and compute the rest on codes then.
+        let found = root.code(&leaf, &place, edges, output)?;
+        if found != *entry {
+            return refuse!(
+                SCALE,
+                "{inner} comes to code {entry} in floats and to {found} on codes at code {code}; change the scale slightly"
+            );
         }
-        *entry = quantise(found, output.scale, output.zero_point);
     }
     nodes.into_iter().for_each(|node| unit.include(node));
     unit.reads(source);
@@ -444,12 +450,22 @@ impl Root {
     ) -> Result<u8, Refusal> {
         let name = &self.name;
         match self.operation.fused(&self.terms, leaf, edges, output) {
-            Some(Ok(code)) => return Ok(code),
+            Some(Ok(code)) => Ok(code),
             Some(Err(found)) => {
-                return refuse!(SCALE, "{name} has scales that come to a factor of {found}");
+                refuse!(SCALE, "{name} has scales that come to a factor of {found}")
             }
-            None => {}
+            None => self.unfused(leaf, place, output),
         }
+    }
+
+    /// The same, where the CPU provider computes it in floats.
+    fn unfused(
+        &self,
+        leaf: &dyn Fn(ValueId) -> u8,
+        place: &dyn Display,
+        output: Codes,
+    ) -> Result<u8, Refusal> {
+        let name = &self.name;
         let operands: Vec<f32> = self.terms.iter().map(|term| term.value(leaf)).collect();
         if operands.iter().any(|operand| operand.is_nan()) {
             return refuse!(UNIT, "{name} reads NaN where its input has {place}");

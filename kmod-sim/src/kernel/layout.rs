@@ -30,6 +30,24 @@ pub(crate) struct Problem {
     pub(crate) table: Option<[u8; 256]>,
 }
 
+impl Problem {
+    /// Rows that follow each other without a gap on both sides as one, images and outer dimensions too.
+    fn join_rows(&mut self) {
+        for axis in [2, 1, 0] {
+            if self.dims[axis] == 1 {
+                continue;
+            }
+            let row = self.dims[3];
+            let follows = |strides: &[i64; 5]| strides[3].checked_mul(row) == Some(strides[axis]);
+            let joined = row.checked_mul(self.dims[axis]);
+            let joined =
+                joined.filter(|_| [&self.src_strides, &self.dst_strides].into_iter().all(follows));
+            let Some(joined) = joined else { return };
+            (self.dims[3], self.dims[axis]) = (joined, 1);
+        }
+    }
+}
+
 /// What happens to an element.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Conversion {
@@ -58,7 +76,7 @@ pub(crate) fn run(
 ) -> Result<(), Stop> {
     let floats = (c.src_element == element::F32, c.dst_element == element::F32);
     let [n, h, w, channels] = signed(&c.dims);
-    let problem = Problem {
+    let mut problem = Problem {
         src: slots.region(c.src),
         dst: slots.region(c.dst),
         dims: [c.repeats().into(), n, h, w, channels],
@@ -74,6 +92,7 @@ pub(crate) fn run(
         zero_point: zero_point(c.zero_point),
         table: c.header.flags().contains(Flags::TABLE_0).then(|| slots.table(c.tables, 0)),
     };
+    problem.join_rows();
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512Vnni && problem.conversion == Conversion::MoveBytes {
         // SAFETY: `isa` says that the instructions exist.

@@ -7,6 +7,8 @@ mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod maximum_avx512vnni;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod sums_avx512vnni;
 
 use super::conv::Taps;
 use super::operand::{Map, Slots, signed, zero_point};

@@ -185,6 +185,23 @@ impl Convert {
             unsafe { _mm512_mask_storeu_epi32(to.cast(), mask, lanes) }
         }
     }
+
+    /// `count` elements that are contiguous on both sides.
+    ///
+    /// # Safety
+    /// They must be readable and writable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn run(&self, (mut from, mut to): (*const u8, *mut u8), count: i64) {
+        let (src, dst) = if self.quantise { (64, 16) } else { (16, 64) };
+        for done in (0..count).step_by(16) {
+            let mask = mask_16(count - done);
+            // SAFETY: the elements of the mask, the caller's promise.
+            let lanes = unsafe { self.load(from, mask) };
+            // SAFETY: as above.
+            unsafe { self.store(to, mask, lanes) };
+            (from, to) = (from.wrapping_add(src), to.wrapping_add(dst));
+        }
+    }
 }
 
 impl<'a> Piece<'a> {
@@ -221,18 +238,14 @@ impl<'a> Piece<'a> {
         match walk {
             Walk::Channels => {
                 for x in 0..w {
-                    for ch in (0..channels).step_by(16) {
-                        // SAFETY: the channels of `mask` exist and are contiguous on both sides.
-                        unsafe { self.run(x, ch, mask_16(channels - ch)) };
-                    }
+                    // SAFETY: the channels exist and are contiguous on both sides.
+                    unsafe { self.convert.run(self.at(x, 0), channels) };
                 }
             }
             Walk::Pixels => {
                 for ch in 0..channels {
-                    for x in (0..w).step_by(16) {
-                        // SAFETY: the pixels of `mask` exist and are contiguous on both sides.
-                        unsafe { self.run(x, ch, mask_16(w - x)) };
-                    }
+                    // SAFETY: the pixels exist and are contiguous on both sides.
+                    unsafe { self.convert.run(self.at(0, ch), w) };
                 }
             }
             Walk::ToChannels | Walk::ToPixels => {
@@ -254,18 +267,6 @@ impl<'a> Piece<'a> {
                 }
             }
         }
-    }
-
-    /// # Safety
-    /// The elements of `mask` from `(x, ch)` on exist and are contiguous on both sides.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline]
-    unsafe fn run(&self, x: i64, ch: i64, mask: u16) {
-        let (from, to) = self.at(x, ch);
-        // SAFETY: the caller's promise.
-        let lanes = unsafe { self.convert.load(from, mask) };
-        // SAFETY: the caller's promise.
-        unsafe { self.convert.store(to, mask, lanes) };
     }
 
     /// A tile of up to 16 pixels from `x` on by all channels, at most 16, through the stack.

@@ -1,6 +1,6 @@
 //! POOL on AVX-512, 64 channels at a time; takes every problem.
 
-use super::maximum_avx512vnni as maximum;
+use super::{maximum_avx512vnni as maximum, sums_avx512vnni as sums};
 use crate::kernel::Stop;
 use crate::kernel::pool::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
@@ -9,10 +9,10 @@ use crate::kernel::vector::{
 };
 use npu_uapi::command::pool_kind;
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_cvtepu32_ps,
-    _mm512_cvtss_f32, _mm512_div_ps, _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_sub_epi32,
+    __m512, __m512i, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_cvtepu32_ps, _mm512_cvtss_f32,
+    _mm512_div_ps, _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_sub_epi32,
 };
 use std::ops::Range;
 
@@ -177,20 +177,17 @@ impl Window<'_> {
     /// As of [`Self::each`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn global_average(&self, budget: &mut Budget<'_>) -> Result<__m512i, Aborted> {
-        let zero_point = _mm512_set1_epi32(self.p.input_zero_point.into());
-        let mut sums = [_mm512_setzero_si512(); 4];
-        let step = |codes| {
-            for (sum, codes) in sums.iter_mut().zip(unpack_64(codes)) {
-                *sum = _mm512_add_epi32(*sum, _mm512_sub_epi32(codes, zero_point));
-            }
-        };
         // SAFETY: the caller's promise.
-        unsafe { self.each(budget, step)? };
+        let sums = unsafe { sums::of_image(self.p, self.n, self.channel, self.mask, budget)? };
+        // All sums wrap, so the count may.
+        let count = self.p.dims[1] * self.p.dims[2] & i64::from(u32::MAX);
+        let count = u32::try_from(count).expect("masked on the line above").cast_signed();
+        let less = _mm512_set1_epi32(count.wrapping_mul(self.p.input_zero_point.into()));
         let requantise = Requantise::new(self.p.zero_point, self.p.low, self.p.high);
         let multiplier = _mm512_set1_ps(self.p.multiplier);
         let mut codes = sums;
         for (codes, sum) in codes.iter_mut().zip(sums) {
-            *codes = requantise.codes(sum, multiplier);
+            *codes = requantise.codes(_mm512_sub_epi32(sum, less), multiplier);
         }
         Ok(pack_64(codes))
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! per pixel: largest code  |  per 16 channels: codes of 16 pixels x 16 channels, turned in registers:
-//! sixteen sums grow by one channel a step, parts by gather  |  shares, 16 channels at a time
+//! sixteen sums grow by one channel a step  |  shares, 16 channels at a time
 //! ```
 //!
 //! The share of a code depends on the pixel's sum alone: of many channels, each pixel gets a table of them.
@@ -19,10 +19,11 @@ use std::arch::x86_64::{
     __m128i, __m512, __m512i, _mm_max_epu8, _mm_setzero_si128, _mm256_castsi256_si128,
     _mm256_extracti128_si256, _mm256_max_epu8, _mm512_add_epi32, _mm512_add_ps,
     _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_cvtepi32_epi8, _mm512_cvtepu8_epi32,
-    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extracti64x4_epi64, _mm512_i32gather_ps,
-    _mm512_loadu_si512, _mm512_max_epu8, _mm512_max_ps, _mm512_min_epi32, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_storeu_ps,
+    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extracti64x4_epi64, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_epu8, _mm512_max_ps, _mm512_min_epi32,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+    _mm512_test_epi32_mask,
 };
 
 /// Pixels side by side.
@@ -80,6 +81,7 @@ unsafe fn pixels_from(
     src[count..].fill(last);
     // SAFETY: sixteen integers.
     let columns = unsafe { _mm512_loadu_si512(shifts.as_ptr().cast()) };
+    let parts = Parts::new(p);
     let mut sums = _mm512_setzero_ps();
     for ch in (0..c).step_by(16) {
         budget.spend(256)?;
@@ -92,14 +94,14 @@ unsafe fn pixels_from(
         }
         let channels = usize_of((c - ch).min(16).unsigned_abs());
         for codes in turned(rows).into_iter().take(channels) {
-            sums = _mm512_add_ps(sums, part(p, _mm512_cvtepu8_epi32(codes), columns));
+            sums = _mm512_add_ps(sums, parts.of(_mm512_cvtepu8_epi32(codes), columns));
         }
     }
     let mut all = [0.0_f32; PIXELS];
     // SAFETY: sixteen floats.
     unsafe { _mm512_storeu_ps(all.as_mut_ptr(), sums) };
     for pixel in 0..count {
-        let shares = Shares::new(p, shifts[pixel], all[pixel]);
+        let shares = Shares::new(p, &parts, shifts[pixel], all[pixel]);
         let (src, dst) = (src[pixel], dst[pixel]);
         if c >= MANY {
             let table = shares.table();
@@ -130,7 +132,7 @@ const MANY: i64 = 512;
 
 /// What the codes of a pixel become.
 struct Shares<'a> {
-    p: &'a Problem,
+    parts: &'a Parts,
     shift: __m512i,
     sum: __m512,
     scale: __m512,
@@ -140,9 +142,9 @@ struct Shares<'a> {
 
 impl<'a> Shares<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(p: &'a Problem, shift: i32, sum: f32) -> Self {
+    fn new(p: &Problem, parts: &'a Parts, shift: i32, sum: f32) -> Self {
         Self {
-            p,
+            parts,
             shift: _mm512_set1_epi32(shift),
             sum: _mm512_set1_ps(sum),
             scale: _mm512_set1_ps(p.terms.scale),
@@ -155,7 +157,7 @@ impl<'a> Shares<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     fn codes(&self, codes: __m512i) -> __m128i {
-        let part = part(self.p, codes, self.shift);
+        let part = self.parts.of(codes, self.shift);
         let share = _mm512_div_ps(_mm512_mul_ps(part, self.scale), self.sum);
         // A NaN becomes nothing, as the definition has it.
         let share = _mm512_min_ps(_mm512_max_ps(share, _mm512_setzero_ps()), self.most);
@@ -176,15 +178,37 @@ impl<'a> Shares<'a> {
     }
 }
 
-/// The parts of sixteen codes, each shifted so that the largest of its pixel is the last of all.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-#[inline]
-fn part(p: &Problem, codes: __m512i, shift: __m512i) -> __m512 {
-    let index = _mm512_add_epi32(codes, shift);
-    // Memory that another writes meanwhile may hold more than the largest code that was found.
-    let index = _mm512_min_epi32(index, _mm512_set1_epi32(255));
-    // SAFETY: indices into the 256 entries.
-    unsafe { _mm512_i32gather_ps::<4>(index, p.table.as_ptr()) }
+/// What each code counts, in registers: a gather takes twice as long.
+#[derive(Clone, Copy)]
+struct Parts([[__m512; 2]; 8]);
+
+impl Parts {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn new(p: &Problem) -> Self {
+        let mut parts = [[_mm512_setzero_ps(); 2]; 8];
+        for (part, sixteen) in parts.as_flattened_mut().iter_mut().zip(p.table.chunks_exact(16)) {
+            // SAFETY: sixteen floats.
+            *part = unsafe { _mm512_loadu_ps(sixteen.as_ptr()) };
+        }
+        Self(parts)
+    }
+
+    /// The parts of sixteen codes, each shifted so that the largest of its pixel is the last of all.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn of(&self, codes: __m512i, shift: __m512i) -> __m512 {
+        let index = _mm512_add_epi32(codes, shift);
+        // Memory that another writes meanwhile may hold more than the largest code that was found.
+        let index = _mm512_min_epi32(index, _mm512_set1_epi32(255));
+        let found = self.0.map(|[low, high]| _mm512_permutex2var_ps(low, index, high));
+        let [bit_5, bit_6, bit_7] =
+            [32, 64, 128].map(|bit| _mm512_test_epi32_mask(index, _mm512_set1_epi32(bit)));
+        let [a, b, c, d, e, f, g, h] = found;
+        let [a, c, e, g] =
+            [[a, b], [c, d], [e, f], [g, h]].map(|[a, b]| _mm512_mask_blend_ps(bit_5, a, b));
+        let [a, e] = [[a, c], [e, g]].map(|[a, b]| _mm512_mask_blend_ps(bit_6, a, b));
+        _mm512_mask_blend_ps(bit_7, a, e)
+    }
 }
 
 /// The largest of `c` codes.

@@ -38,7 +38,9 @@
 //! Kernels of several taps are put in order first: the weights once a command, the input once a tile.
 
 mod settle;
+mod weave;
 
+use self::weave::Weaver;
 use super::{Codes, FLOOR, SLACK, Unsettled, narrow, sane};
 use crate::kernel::Stop;
 use crate::kernel::conv::avx512vnni::pixels::Pixels;
@@ -88,6 +90,8 @@ pub(super) struct Ordered<'a> {
     by_norms: f64,
     by_bias: f64,
     always: f64,
+    /// For kernels of several taps.
+    weaver: Option<Weaver>,
     /// By block of sixteen channels of all groups, once a chunk needs it.
     blocks: Vec<OnceLock<Block>>,
 }
@@ -125,7 +129,7 @@ impl<'a> Ordered<'a> {
         let p = job.problem;
         let terms = p.taps() * p.group_inputs;
         let len = i64::try_from(len).unwrap_or(terms).min(terms);
-        if p.taps() > 1 || len < terms && len % SEGMENT != 0 {
+        if len < terms && len % SEGMENT != 0 || p.taps() > Weaver::MOST_TAPS {
             return None;
         }
         let blocks = (terms + len - 1) / len;
@@ -148,6 +152,7 @@ impl<'a> Ordered<'a> {
             by_norms: segment / 2.0 + 2.0,
             by_bias: blocks + 8.0,
             always: 6.0 * f64::from(codes.low.abs().max(codes.high.abs())),
+            weaver: (p.taps() > 1).then(|| Weaver::new(p)),
             blocks: (0..job.blocks * p.groups).map(|_| OnceLock::new()).collect(),
         })
     }
@@ -270,7 +275,8 @@ impl<'a> Ordered<'a> {
         let index = i64::try_from(index).unwrap_or(i64::MAX);
         let found = job.weights.wrapping_offset(isize_of(index * job.block_bytes));
         // SAFETY: the weights of a block.
-        let weights = (p.taps() > 1).then(|| unsafe { self.in_order(found) });
+        let weights =
+            self.weaver.as_ref().map(|_| unsafe { weave::weights(job, found, self.steps) });
         let mut at = weights.as_ref().map_or(found, Vec::as_ptr);
         let (mut shifts, mut norm) = (Vec::new(), _mm512_setzero_si512());
         let (one, most) = (_mm512_set1_epi8(1), _mm512_set1_epi8(127));
@@ -327,49 +333,8 @@ impl<'a> Ordered<'a> {
         block
     }
 
-    /// The weights of a block, those at `from`, in the order of the floats: all taps of an input channel
-    /// behind one another.
-    ///
-    /// # Safety
-    /// The weights of a block of the problem; vector instructions present.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn in_order(&self, from: *const u8) -> Vec<u8> {
-        let mut to = vec![0u8; self.steps * 64];
-        let [taps, inputs, tap_steps] =
-            [self.job.problem.taps(), self.job.problem.group_inputs, self.job.steps]
-                .map(|count| usize_of(count.unsigned_abs()));
-        let mut term = 0;
-        for input in 0..inputs {
-            for tap in 0..taps {
-                let four = from.wrapping_add((tap * tap_steps + input / 4) * 64);
-                // SAFETY: a vector of the block's weights.
-                let four = unsafe { load_64(four) };
-                // The byte of this input, in its lane's byte of the term.
-                let down = u32::try_from(input % 4 * 8).unwrap_or(0);
-                let up = u32::try_from(term % 4 * 8).unwrap_or(0);
-                let byte = std::arch::x86_64::_mm512_and_si512(
-                    std::arch::x86_64::_mm512_srl_epi32(
-                        four,
-                        std::arch::x86_64::_mm_cvtsi32_si128(down.cast_signed()),
-                    ),
-                    _mm512_set1_epi32(0xff),
-                );
-                let byte = std::arch::x86_64::_mm512_sll_epi32(
-                    byte,
-                    std::arch::x86_64::_mm_cvtsi32_si128(up.cast_signed()),
-                );
-                let at = to[term / 4 * 64..][..64].as_mut_ptr();
-                // SAFETY: 64 bytes of `to`.
-                let all = _mm512_or_si512(byte, unsafe { load_64(at) });
-                // SAFETY: as above.
-                unsafe { _mm512_storeu_si512(at.cast(), all) };
-                term += 1;
-            }
-        }
-        to
-    }
-
-    /// Where the terms of `pixels` lie, of one group, in the order of the floats.
+    /// Where the terms of `pixels` lie, of one group, in the order of the floats; `window` is for those that are
+    /// put in order.
     ///
     /// # Safety
     /// As of [`super::run`].
@@ -380,33 +345,12 @@ impl<'a> Ordered<'a> {
         group: i64,
         window: &mut Vec<u8>,
     ) -> [*const u8; MOST_PIXELS] {
-        let (job, p) = (self.job, self.job.problem);
-        let first_input = isize_of(group * p.group_inputs);
-        let w = &job.window;
-        let taps = (0..w.kernel_h).flat_map(|ky| (0..w.kernel_w).map(move |kx| (ky, kx)));
-        let mut rows = [std::ptr::null(); MOST_PIXELS];
-        if p.taps() == 1 {
-            rows = pixels.tap(job, 0, 0).map(|at| at.wrapping_offset(first_input));
-        } else {
-            let (room, all) = (4 * self.steps, usize_of(p.taps().unsigned_abs()));
-            window.resize(room * pixels.count, p.input_zero_point);
-            let inputs = usize_of(p.group_inputs.unsigned_abs());
-            for (tap, (ky, kx)) in taps.enumerate() {
-                let from = pixels.tap(job, ky, kx);
-                for (from, to) in from.iter().zip(window.chunks_exact_mut(room)) {
-                    let from = from.wrapping_offset(first_input);
-                    // SAFETY: the channels of a pixel, or as many zero points.
-                    let from = unsafe { std::slice::from_raw_parts(from, inputs) };
-                    for (&code, to) in from.iter().zip(to[tap..].iter_mut().step_by(all)) {
-                        *to = code;
-                    }
-                }
-            }
-            for (row, from) in rows.iter_mut().zip(window.chunks_exact(room)) {
-                *row = from.as_ptr();
-            }
+        let first_input = isize_of(group * self.job.problem.group_inputs);
+        match &self.weaver {
+            None => pixels.tap(self.job, 0, 0).map(|at| at.wrapping_offset(first_input)),
+            // SAFETY: the caller's promise.
+            Some(weaver) => unsafe { weaver.rows(self.job, pixels, first_input, window) },
         }
-        rows
     }
 
     /// The same, and what bounds need of them.

@@ -14,6 +14,7 @@
 //! Takes kernels of up to [`MOST_VECTORS`] columns times row quads, with weight zero points of zero; the
 //! scalar kernel takes the rest. 3x3 and 5x5 windows at strides 1 and 2 stream, others go pixel by pixel.
 
+mod direct;
 mod flat;
 
 use crate::kernel::Stop;

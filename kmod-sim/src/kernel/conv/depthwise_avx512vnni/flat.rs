@@ -1,16 +1,18 @@
-//! Depthwise 3x3 windows at strides 1 and 2, over rows that are copied flat.
+//! Depthwise 3x3 and 5x5 windows at strides 1 and 2: how they are cut, and 3x3 windows over fewer channels
+//! than a vector has, from rows that are copied flat.
 //!
 //! ```text
-//!   row of the input, `LANES` channels of each pixel -> pixels without a gap, zero points around them,
-//!                                                       at stride 2 even and odd columns apart
+//!   row of the input, 16 or 32 channels of each pixel -> pixels without a gap, zero points around them,
+//!                                                        at stride 2 even and odd columns apart
 //!   4 rows x 64 bytes -> interleaved once -> vpdpbusd for 3 kernel columns and 2 rows of outputs
 //! ```
 //!
 //! In a flat row a kernel column is a distance of `LANES` bytes, the same for all, so that 64 bytes are
-//! four pixels of 16 channels as well as one of 64, and no lane is idle. Under the second of two rows of
-//! outputs lie the same four rows of inputs, its weights one byte further. Where a distance is less than
-//! a vector, interleaved vectors are shifted by whole 128-bit lanes instead of being interleaved anew.
+//! two or four pixels, and no lane is idle. As the distance is less than a vector, interleaved vectors are
+//! shifted by whole 128-bit lanes instead of being interleaved anew. Two rows of outputs are computed at
+//! once as in [`super::direct`], which has the groups of 64 channels and 5x5 windows.
 
+use super::direct::Direct;
 use super::{CHANNELS, accumulate, interleave, turned};
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
@@ -37,8 +39,13 @@ const ROWS: u8 = 4;
 /// Whether this kernel takes `problem`.
 pub(super) fn takes(p: &Problem) -> bool {
     let w = &p.window;
-    let three = (w.kernel_h, w.kernel_w) == (3, 3) && (w.dilation_h, w.dilation_w) == (1, 1);
-    three && w.stride_h == w.stride_w && w.stride_w <= 2
+    let square = w.kernel_h == w.kernel_w && matches!(w.kernel_h, 3 | 5);
+    // What is added may lie where results go, which are stored before the stage has ended.
+    square
+        && p.aux.is_none()
+        && (w.dilation_h, w.dilation_w) == (1, 1)
+        && w.stride_h == w.stride_w
+        && w.stride_w <= 2
 }
 
 /// Runs `problem`.
@@ -47,10 +54,11 @@ pub(super) fn takes(p: &Problem) -> bool {
 /// As of [`super::run`]; `takes(problem)`, and weights without zero points.
 pub(super) unsafe fn run(p: &Problem, channels: Channels, split: &Split<'_>) -> Result<(), Stop> {
     let groups = (p.outputs + CHANNELS - 1) / CHANNELS;
-    // Codes that are added are read as wide as they are stored.
+    // 5x5 windows are whole vectors only.
+    let narrow = p.window.kernel_h == 3;
     let lanes = |channels| match channels {
-        ..=16 if p.aux.is_none() => 16,
-        ..=32 if p.aux.is_none() => 32,
+        ..=16 if narrow => 16,
+        ..=32 if narrow => 32,
         _ => CHANNELS,
     };
     let widest = lanes(p.outputs);
@@ -83,29 +91,29 @@ pub(super) unsafe fn run(p: &Problem, channels: Channels, split: &Split<'_>) -> 
             // SAFETY: as above, and so below.
             (1, 32) => unsafe { Flat::<32, 1>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
-            (1, _) => unsafe { Flat::<64, 1>::chunk(p, channels, channel, area, budget) },
+            (1, _) => unsafe { Direct::<1>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
             (_, 16) => unsafe { Flat::<16, 2>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
             (_, 32) => unsafe { Flat::<32, 2>::chunk(p, channels, channel, area, budget) },
             // SAFETY: as above.
-            (_, _) => unsafe { Flat::<64, 2>::chunk(p, channels, channel, area, budget) },
+            (_, _) => unsafe { Direct::<2>::chunk(p, channels, channel, area, budget) },
         }
     })
 }
 
 /// Outputs of a chunk: rows and columns from the first to behind the last.
 #[derive(Clone, Copy)]
-struct Area {
-    n: i64,
-    rows: (i64, i64),
-    columns: (i64, i64),
+pub(super) struct Area {
+    pub(super) n: i64,
+    pub(super) rows: (i64, i64),
+    pub(super) columns: (i64, i64),
 }
 
 #[repr(align(64))]
 struct Scratch(MaybeUninit<[u8; SCRATCH]>);
 
-/// `LANES` channels at stride `STRIDE`.
+/// `LANES` channels, 16 or 32, at stride `STRIDE`.
 struct Flat<'a, const LANES: usize, const STRIDE: usize> {
     p: &'a Problem,
     stage: Stage,
@@ -301,24 +309,16 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             })
         };
         let mut first = interleave(read(0));
-        let mut middle = if STRIDE == 1 && LANES == 64 { interleave(read(64)) } else { first };
         for vector in 0..rows.vectors {
             let offset = 64 * vector;
-            let last;
-            let under = if STRIDE == 1 && LANES == 64 {
-                last = interleave(read(offset + 128));
-                [first, middle, last]
-            } else {
-                let next = interleave(read(offset + 64));
-                let odd = if STRIDE == 2 { interleave(read(rows.plane + offset)) } else { next };
-                last = next;
-                match (STRIDE, LANES) {
-                    (1, 32) => [first, shifted::<4>(first, next), next],
-                    (1, _) => [first, shifted::<2>(first, next), shifted::<4>(first, next)],
-                    (_, 64) => [first, odd, next],
-                    (_, 32) => [first, odd, shifted::<4>(first, next)],
-                    (_, _) => [first, odd, shifted::<2>(first, next)],
+            let next = interleave(read(offset + 64));
+            let under = match (STRIDE, LANES) {
+                (1, 32) => [first, shifted::<4>(first, next), next],
+                (1, _) => [first, shifted::<2>(first, next), shifted::<4>(first, next)],
+                (_, 32) => {
+                    [first, interleave(read(rows.plane + offset)), shifted::<4>(first, next)]
                 }
+                (_, _) => [first, interleave(read(rows.plane + offset)), shifted::<2>(first, next)],
             };
             let mut sums = [self.bias; OUTPUTS];
             for (sums, weights) in sums.iter_mut().zip([&self.weights, &self.second]) {
@@ -332,8 +332,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
                 // SAFETY: a vector of the row of codes.
                 unsafe { _mm512_storeu_si512(to.cast(), bytes) };
             }
-            (first, middle) =
-                if STRIDE == 1 && LANES == 64 { (middle, last) } else { (last, last) };
+            first = next;
         }
     }
 
@@ -353,11 +352,6 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             map.pointer(map.at(area.n, oy, area.columns.0) + self.first_channel)
         };
         let (mut to, step) = (place(&p.ofm), isize_of(p.ofm.pixel));
-        let (mut aux, aux_step) = match &p.aux {
-            Some(aux) => (place(aux), isize_of(aux.pixel)),
-            None => (std::ptr::null_mut(), 0),
-        };
-        let mask = mask_64(p.outputs - self.first_channel) & all::<LANES>();
         let written = self.written();
         if std::ptr::eq(codes, to) {
             return;
@@ -374,12 +368,11 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             let from = codes.wrapping_add(pixel * LANES);
             // SAFETY: a pixel's codes.
             let bytes = unsafe { load_masked_64(all::<LANES>(), from) };
-            // SAFETY: the channels of `mask` of a pixel of the auxiliary tensor.
-            let bytes = unsafe { self.stage.rest_64(bytes, mask, aux) };
+            // SAFETY: nothing is added, `takes` says.
+            let bytes = unsafe { self.stage.rest_64(bytes, 0, std::ptr::null()) };
             // SAFETY: the lanes of a pixel of the output.
             unsafe { store_64(to, written, bytes) };
             to = to.wrapping_offset(step);
-            aux = aux.wrapping_offset(aux_step);
         }
     }
 }

@@ -14,6 +14,7 @@ mod preempt;
 mod product;
 mod resize;
 mod rows;
+mod wide;
 
 use super::{Control, Engine, Isa, IsaError, Stop};
 use machine::Machine;

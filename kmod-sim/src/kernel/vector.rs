@@ -266,6 +266,7 @@ pub(crate) struct Requantise {
     low: __m512,
     high: __m512,
     zero_point: __m512i,
+    zero_point_float: __m512,
     zero_point_16: __m512i,
     low_8: __m512i,
     high_8: __m512i,
@@ -283,6 +284,7 @@ impl Requantise {
             low: _mm512_set1_ps(less_zero_point(low)),
             high: _mm512_set1_ps(less_zero_point(high)),
             zero_point: _mm512_set1_epi32(zero_point.into()),
+            zero_point_float: _mm512_set1_ps(zero_point.into()),
             zero_point_16: _mm512_set1_epi16(zero_point.into()),
             low_8: _mm512_set1_epi8(low.cast_signed()),
             high_8: _mm512_set1_epi8(high.cast_signed()),
@@ -302,15 +304,33 @@ impl Requantise {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     pub(crate) fn lanes(self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        if self.small {
+            return self.small_lanes(sums, multipliers);
+        }
         let mut codes = sums;
         for (code, multipliers) in codes.iter_mut().zip(multipliers) {
-            let mut product = _mm512_mul_ps(_mm512_cvtepi32_ps(*code), multipliers);
-            if !self.small {
-                product = _mm512_min_ps(self.high, product); // in this order, a NaN stays one
-            }
-            *code = _mm512_cvtps_epi32(product);
+            let product = _mm512_mul_ps(_mm512_cvtepi32_ps(*code), multipliers);
+            // In this order, a NaN stays one.
+            *code = _mm512_cvtps_epi32(_mm512_min_ps(self.high, product));
         }
-        let [a, b, c, d] = codes;
+        self.packed(codes)
+    }
+
+    /// The same where multipliers are small.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn small_lanes(self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        let mut codes = sums;
+        for (code, multipliers) in codes.iter_mut().zip(multipliers) {
+            *code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(*code), multipliers));
+        }
+        self.packed(codes)
+    }
+
+    /// Rounded products as bytes, in the order of [`pack_lanes`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn packed(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
         let low = _mm512_adds_epi16(_mm512_packs_epi32(a, b), self.zero_point_16);
         let high = _mm512_adds_epi16(_mm512_packs_epi32(c, d), self.zero_point_16);
         let bytes = _mm512_packus_epi16(low, high);
@@ -333,7 +353,7 @@ impl Requantise {
         let product = _mm512_mul_ps(_mm512_cvtepi32_ps(accumulators), multipliers);
         let clamped = _mm512_min_ps(_mm512_max_ps(product, self.low), self.high);
         let rounded = _mm512_roundscale_ps::<NEAREST_QUIETLY>(clamped);
-        _mm512_add_ps(rounded, _mm512_cvtepi32_ps(self.zero_point))
+        _mm512_add_ps(rounded, self.zero_point_float)
     }
 
     /// Rounds values that lack the zero point, saturated to the clamp.
@@ -374,6 +394,14 @@ impl Addition {
         let inner = _mm512_fmadd_ps(second, self.second, self.offset);
         let sum = _mm512_fmadd_ps(first, self.first, inner);
         _mm512_cvtps_epi32(_mm512_min_ps(self.finish.high, sum)) // in this order, a NaN stays one
+    }
+
+    /// The same where no sum leaves 32 bits.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn rounded_within(&self, first: __m512, second: __m512) -> __m512i {
+        let inner = _mm512_fmadd_ps(second, self.second, self.offset);
+        _mm512_cvtps_epi32(_mm512_fmadd_ps(first, self.first, inner))
     }
 
     /// 16 sums of codes, all as integers.

@@ -19,6 +19,7 @@
 mod float;
 mod pixels;
 mod shallow;
+mod wide;
 mod zero_points;
 
 use crate::kernel::Stop;
@@ -87,6 +88,10 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
         job.counted = Some(zero_points::counted(&job));
     }
     let job = job;
+    if wide::takes(&job, channels) {
+        // SAFETY: the caller's promise; it takes the job.
+        return Some(unsafe { wide::run(&job, channels, split) });
+    }
     if shallow::takes(&job) {
         // SAFETY: the caller's promise; it takes the job.
         return Some(unsafe { shallow::run(&job, channels, split) });

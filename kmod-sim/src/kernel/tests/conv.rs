@@ -142,7 +142,7 @@ fn staged(p: &Parameters, s: &Stage, flags: Flags, acc: i64, oc: usize, aux: u8)
     code
 }
 
-fn flags() -> impl Strategy<Value = Flags> {
+pub(super) fn flags() -> impl Strategy<Value = Flags> {
     prop_oneof![
         2 => Just(Flags::empty()),
         1 => Just(Flags::ADD_AUX),
@@ -249,7 +249,7 @@ pub(super) fn outputs_of(
     padded.saturating_sub(reach) / u32::from(stride) + 1
 }
 
-fn check_conv(case: &Case) -> Result<(), TestCaseError> {
+pub(super) fn check_conv(case: &Case) -> Result<(), TestCaseError> {
     let Case { dims, groups, outputs, window: w, flags, styles, .. } = case.clone();
     let r = &mut Random::new(case.seed);
     let taps = u32::from(w.kernel_h) * u32::from(w.kernel_w);
@@ -349,7 +349,7 @@ fn check(
     Ok(())
 }
 
-fn check_matmul(
+pub(super) fn check_matmul(
     [m, n, k]: [u32; 3],
     flags: Flags,
     asymmetric: bool,

@@ -194,11 +194,11 @@ pub(super) struct Shape {
 /// The choices of a layout, which shrink to dense and forward.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
-    padding: u8,
-    row_gap: u8,
-    image_gap: u8,
-    lead: u8,
-    reversed: u8,
+    pub(super) padding: u8,
+    pub(super) row_gap: u8,
+    pub(super) image_gap: u8,
+    pub(super) lead: u8,
+    pub(super) reversed: u8,
 }
 
 pub(super) fn style() -> impl Strategy<Value = Style> {

@@ -61,6 +61,13 @@ impl Stage {
         in_order(self.requantise.lanes(sums, multipliers))
     }
 
+    /// The same where all multipliers are small.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn small_64(&self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        in_order(self.requantise.small_lanes(sums, multipliers))
+    }
+
     /// The same and the addition behind it.
     ///
     /// # Safety
@@ -84,6 +91,37 @@ impl Stage {
             codes[i] = add.rounded(first, second);
         }
         in_order(saturate_lanes(codes))
+    }
+
+    /// The same of pixels of whole blocks, where no sum of two codes leaves 32 bits.
+    ///
+    /// # Safety
+    /// 16 bytes at each of `aux` must be readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) unsafe fn sum_within<const AUX_FIRST: bool>(
+        &self,
+        sums: [__m512i; 4],
+        multipliers: [__m512; 4],
+        aux: [*const u8; 4],
+    ) -> __m512i {
+        let Some(add) = &self.add else { return self.plain_64(sums, multipliers) };
+        let mut codes = sums;
+        for i in 0..4 {
+            let code = self.requantise.floats(sums[i], multipliers[i]);
+            // SAFETY: the caller's promise.
+            let other = _mm512_cvtepi32_ps(unsafe { load_codes(u16::MAX, aux[i]) });
+            let (first, second) = if AUX_FIRST { (other, code) } else { (code, other) };
+            codes[i] = add.rounded_within(first, second);
+        }
+        in_order(saturate_lanes(codes))
+    }
+
+    /// Codes through the first table, or else through the second.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn one_table(&self, bytes: __m512i) -> __m512i {
+        self.table_0.as_ref().or(self.table_1.as_ref()).map_or(bytes, |table| table.bytes(bytes))
     }
 
     /// The same with tables before and behind the addition, whichever there are.

@@ -17,7 +17,7 @@ pub(super) mod zero_points;
 use super::avx512vnni::{Job, Pixels, ROOM, counted, span, takes as takes_512};
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{POLL_MACS, Split};
-use crate::kernel::vector_avx2::stage::Stage;
+use crate::kernel::vector_avx2::stage::{Kind, PLAIN, SUM, Stage, TABLES};
 use crate::kernel::vector_avx2::{Records, store_some, upper};
 use crate::kernel::{Isa, Stop};
 use crate::memory::{isize_of, usize_of};
@@ -218,6 +218,11 @@ unsafe fn tile<D: Dot, const PIXELS: usize>(
         unsafe { zero_points::subtract(sums, inputs, records) };
     }
     let lanes = usize_of((p.group_outputs - block * 16).min(16).unsigned_abs());
+    let finish = match stage.kind() {
+        Kind::Plain => finish::<PLAIN>,
+        Kind::Sum => finish::<SUM>,
+        Kind::Tables => finish::<TABLES>,
+    };
     // SAFETY: the pixels lie in the problem, and so does the block.
     unsafe { finish(stage, sums, records, pixels, (isize_of(first_output), lanes)) };
 }
@@ -230,7 +235,7 @@ unsafe fn tile<D: Dot, const PIXELS: usize>(
 /// addition in the auxiliary tensor.
 #[target_feature(enable = "avx2,fma")]
 #[inline(never)]
-unsafe fn finish(
+unsafe fn finish<const KIND: u8>(
     stage: &Stage,
     sums: &[[__m256i; 2]],
     [low, high]: &[Records; 2],
@@ -246,7 +251,7 @@ unsafe fn finish(
         let of = |i: usize| (first + i) % ROOM;
         let aux = [of(0), of(1)].map(|i| pixels.aux[i].wrapping_offset(first_lane));
         // SAFETY: the caller's promise; behind the last pixel, `aux` is that of one which exists.
-        let bytes = unsafe { stage.codes([a, b, c, d], multipliers, aux, [lanes; 2]) };
+        let bytes = unsafe { stage.codes::<KIND>([a, b, c, d], multipliers, aux, [lanes; 2]) };
         // SAFETY: the caller's promise.
         unsafe { store_some(pixels.out[of(0)].wrapping_offset(first_lane), lanes, bytes) };
         if two.len() == 2 {

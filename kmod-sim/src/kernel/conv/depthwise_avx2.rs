@@ -18,7 +18,7 @@ use super::avx2::zero_points;
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
-use crate::kernel::vector_avx2::stage::Stage;
+use crate::kernel::vector_avx2::stage::{Kind, PLAIN, SUM, Stage, TABLES};
 use crate::kernel::vector_avx2::{Records, load_some, store_some, upper};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
@@ -193,6 +193,11 @@ impl Columns {
             (5, 2, 3) => Self::stream::<5, 2, 3, 3>,
             _ => Self::pixel_by_pixel,
         };
+        let finish = match stage.kind() {
+            Kind::Plain => Self::finish::<PLAIN>,
+            Kind::Sum => Self::finish::<SUM>,
+            Kind::Tables => Self::finish::<TABLES>,
+        };
         let mut sums = [[_mm256_setzero_si256(); 2]; SEGMENT];
         for first in (0..p.ofm_w).step_by(SEGMENT) {
             let count = usize_of((p.ofm_w - first).unsigned_abs()).min(SEGMENT);
@@ -200,7 +205,7 @@ impl Columns {
             // SAFETY: the caller's promise; the pixels lie in the row.
             unsafe { segment(self, p, rows, first, &mut sums[..count]) };
             // SAFETY: as above.
-            unsafe { self.finish(p, stage, [n, oy, first], &sums[..count]) };
+            unsafe { finish(self, p, stage, [n, oy, first], &sums[..count]) };
         }
         Ok(())
     }
@@ -210,7 +215,13 @@ impl Columns {
     /// # Safety
     /// As of [`run`]; the pixels exist.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn finish(&self, p: &Problem, stage: &Stage, at: [i64; 3], sums: &[Sums]) {
+    unsafe fn finish<const KIND: u8>(
+        &self,
+        p: &Problem,
+        stage: &Stage,
+        at: [i64; 3],
+        sums: &[Sums],
+    ) {
         let [n, oy, first] = at;
         let [low, high] = self.multipliers;
         let [_, out_len, aux_len] = self.lens;
@@ -224,7 +235,8 @@ impl Columns {
             });
             let multipliers: [__m256; 4] = [low, high, low, high];
             // SAFETY: so many lanes of two pixels of the auxiliary tensor.
-            let bytes = unsafe { stage.codes([a, b, c, d], multipliers, aux, [aux_len; 2]) };
+            let bytes =
+                unsafe { stage.codes::<KIND>([a, b, c, d], multipliers, aux, [aux_len; 2]) };
             let to = p.ofm.pointer(p.ofm.at(n, oy, ox) + self.first_channel);
             // SAFETY: so many lanes of a pixel of the output.
             unsafe { store_some(to, out_len, bytes) };

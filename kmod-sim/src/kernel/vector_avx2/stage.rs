@@ -6,6 +6,22 @@ use super::{
 use crate::kernel::stage::OutputStage;
 use std::arch::x86_64::{__m256, __m256i, _mm256_cvtepi32_ps};
 
+/// What an output stage consists of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    /// Requantisation only.
+    Plain,
+    /// Requantisation, then the addition.
+    Sum,
+    /// Tables, and perhaps the addition.
+    Tables,
+}
+
+/// The kinds, as parameters.
+pub(crate) const PLAIN: u8 = 0;
+pub(crate) const SUM: u8 = 1;
+pub(crate) const TABLES: u8 = 2;
+
 /// An output stage, its immediates spread over lanes.
 pub(crate) struct Stage {
     pub(crate) requantise: Requantise,
@@ -27,38 +43,82 @@ impl Stage {
         }
     }
 
-    /// 32 sums as codes, in order; `aux` has two addresses of `lens` bytes each.
+    /// What the stage consists of.
+    pub(crate) fn kind(&self) -> Kind {
+        match (&self.table_0, &self.add, &self.table_1) {
+            (None, None, None) => Kind::Plain,
+            (None, Some(_), None) => Kind::Sum,
+            _ => Kind::Tables,
+        }
+    }
+
+    /// 32 sums as codes, in order; `aux` has two addresses of `lens` bytes each. `KIND` is that of the stage:
+    /// what a loop around this does not need is not kept for it.
     ///
     /// # Safety
     /// With an addition, so many bytes at `aux` must be readable.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    pub(crate) unsafe fn codes(
+    pub(crate) unsafe fn codes<const KIND: u8>(
         &self,
         sums: [__m256i; 4],
         multipliers: [__m256; 4],
         aux: [*const u8; 2],
         lens: [usize; 2],
     ) -> __m256i {
-        match (&self.table_0, &self.add) {
-            (None, None) => {}
-            (None, Some(add)) => {
-                // SAFETY: the caller's promise.
-                let others = unsafe { others(aux, lens) };
-                let mut codes = sums;
-                for (i, code) in codes.iter_mut().enumerate() {
-                    let value = self.requantise.floats(*code, multipliers[i]);
-                    *code = self.sum(add, value, _mm256_cvtepi32_ps(others[i]));
-                }
-                return self.last(saturate_32(codes));
-            }
-            (Some(_), _) => {
-                let bytes = self.requantise.bytes(sums, multipliers);
-                // SAFETY: the caller's promise.
-                return unsafe { self.rest(bytes, aux, lens) };
-            }
+        match KIND {
+            PLAIN => self.requantise.bytes(sums, multipliers),
+            // SAFETY: the caller's promise.
+            SUM => unsafe { self.summed(sums, multipliers, aux, lens) },
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.any(sums, multipliers, aux, lens) },
         }
-        self.last(self.requantise.bytes(sums, multipliers))
+    }
+
+    /// Requantisation, and the addition behind it.
+    ///
+    /// # Safety
+    /// As of [`Self::codes`].
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn summed(
+        &self,
+        sums: [__m256i; 4],
+        multipliers: [__m256; 4],
+        aux: [*const u8; 2],
+        lens: [usize; 2],
+    ) -> __m256i {
+        let Some(add) = &self.add else { return self.requantise.bytes(sums, multipliers) };
+        // SAFETY: the caller's promise.
+        let others = unsafe { others(aux, lens) };
+        let mut codes = sums;
+        for (i, code) in codes.iter_mut().enumerate() {
+            let value = self.requantise.floats(*code, multipliers[i]);
+            *code = self.sum(add, value, _mm256_cvtepi32_ps(others[i]));
+        }
+        saturate_32(codes)
+    }
+
+    /// The same with tables.
+    ///
+    /// # Safety
+    /// As of [`Self::codes`].
+    #[target_feature(enable = "avx2,fma")]
+    #[inline(never)]
+    unsafe fn any(
+        &self,
+        sums: [__m256i; 4],
+        multipliers: [__m256; 4],
+        aux: [*const u8; 2],
+        lens: [usize; 2],
+    ) -> __m256i {
+        if self.table_0.is_none() {
+            // SAFETY: the caller's promise.
+            return self.last(unsafe { self.summed(sums, multipliers, aux, lens) });
+        }
+        let bytes = self.requantise.bytes(sums, multipliers);
+        // SAFETY: the caller's promise.
+        unsafe { self.rest(bytes, aux, lens) }
     }
 
     /// What comes behind requantisation, for 32 codes.
@@ -66,13 +126,8 @@ impl Stage {
     /// # Safety
     /// As of [`Self::codes`].
     #[target_feature(enable = "avx2,fma")]
-    #[inline(never)]
-    pub(crate) unsafe fn rest(
-        &self,
-        mut bytes: __m256i,
-        aux: [*const u8; 2],
-        lens: [usize; 2],
-    ) -> __m256i {
+    #[inline]
+    unsafe fn rest(&self, mut bytes: __m256i, aux: [*const u8; 2], lens: [usize; 2]) -> __m256i {
         if let Some(table) = &self.table_0 {
             bytes = table.bytes(bytes);
         }

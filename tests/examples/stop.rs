@@ -10,6 +10,7 @@
 //! over a socket.
 #![expect(clippy::print_stdout, reason = "a report is what the program is for")]
 
+use kmod_sim::kernel::Isa;
 use libnpu::{Buffer, Context, Device, Error, Job, Memory, Pool};
 use npu_tests::{HANG, Noise, Simulator};
 use npu_uapi::addr::{Operand, SlotId};
@@ -489,11 +490,11 @@ fn main() -> Result<(), Failure> {
     let mut noise = Noise::new(1);
     let Ok(isa) = std::env::var("NPU_ISA") else {
         // Devices read it when they are made: those of this process, and servers started from it.
-        for isa in ["scalar", "avx512vnni"] {
+        for isa in Isa::ALL.into_iter().rev().filter(|isa| isa.is_available()) {
             let mut again = std::process::Command::new(std::env::current_exe()?);
-            let status = again.args(&arguments).env("NPU_ISA", isa).status()?;
+            let status = again.args(&arguments).env("NPU_ISA", isa.name()).status()?;
             if !status.success() {
-                return Err(format!("{isa}: {status}").into());
+                return Err(format!("{}: {status}", isa.name()).into());
             }
         }
         return Ok(());

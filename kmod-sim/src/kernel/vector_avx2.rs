@@ -41,6 +41,19 @@ pub(crate) unsafe fn load_32(from: *const u8) -> __m256i {
     unsafe { _mm256_loadu_si256(from.cast()) }
 }
 
+/// 64 bytes.
+///
+/// # Safety
+/// They must be readable.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(crate) unsafe fn load_64(from: *const u8) -> [__m256i; 2] {
+    // SAFETY: the caller's promise.
+    let low = unsafe { load_32(from) };
+    // SAFETY: the caller's promise.
+    [low, unsafe { load_32(from.wrapping_add(32)) }]
+}
+
 /// The first `len` bytes at `from`, at most 32, and zeros behind them.
 ///
 /// # Safety
@@ -76,8 +89,11 @@ pub(crate) unsafe fn store_some(to: *mut u8, len: usize, bytes: __m256i) {
     match len {
         // SAFETY: the caller's promise.
         32 => unsafe { _mm256_storeu_si256(to.cast(), bytes) },
-        // SAFETY: the caller's promise.
-        16 => unsafe { _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes)) },
+        16 => {
+            let low = _mm256_castsi256_si128(bytes);
+            // SAFETY: the caller's promise.
+            unsafe { _mm_storeu_si128(to.cast(), low) }
+        }
         _ => {
             let mut all = [0u8; 32];
             // SAFETY: the array.
@@ -144,11 +160,24 @@ pub(crate) struct Records {
 }
 
 impl Records {
+    /// Those of 16 channels.
+    ///
+    /// # Safety
+    /// The 256 bytes of 16 records at `from` must be readable.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(crate) unsafe fn load_16(from: *const u8) -> [Self; 2] {
+        // SAFETY: the caller's promise.
+        let low = unsafe { Self::load(from) };
+        // SAFETY: the caller's promise.
+        [low, unsafe { Self::load(from.wrapping_add(128)) }]
+    }
+
     /// # Safety
     /// The 128 bytes of 8 records at `from` must be readable.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    pub(crate) unsafe fn load(from: *const u8) -> Self {
+    unsafe fn load(from: *const u8) -> Self {
         let mut pairs = [_mm256_setzero_si256(); 4];
         for (index, pair) in pairs.iter_mut().enumerate() {
             let at = from.wrapping_add(16 * index);

@@ -156,7 +156,7 @@ unsafe fn records(job: &Job<'_>, at: i64) -> [Records; 2] {
     let output = at / job.blocks * job.problem.group_outputs + at % job.blocks * 16;
     let from = job.records.wrapping_offset(isize_of(output * 16));
     // SAFETY: groups of more than one have whole blocks, so the records of a block are sixteen.
-    unsafe { [Records::load(from), Records::load(from.wrapping_add(128))] }
+    unsafe { Records::load_16(from) }
 }
 
 /// Kernels by pixels less one.
@@ -255,10 +255,9 @@ unsafe fn finish<const KIND: u8>(
         // SAFETY: the caller's promise.
         unsafe { store_some(pixels.out[of(0)].wrapping_offset(first_lane), lanes, bytes) };
         if two.len() == 2 {
+            let (to, bytes) = (pixels.out[of(1)].wrapping_offset(first_lane), upper(bytes));
             // SAFETY: the caller's promise.
-            unsafe {
-                store_some(pixels.out[of(1)].wrapping_offset(first_lane), lanes, upper(bytes));
-            };
+            unsafe { store_some(to, lanes, bytes) };
         }
     }
 }

@@ -147,7 +147,7 @@ impl Columns {
         let weights = words.iter().map(|[a, b]| [load(a), load(b)]).collect();
         let records = p.records.memory.pointer(p.records.start, 1).wrapping_add(block * 256);
         // SAFETY: the records of a block that has a channel are sixteen.
-        let records = unsafe { [Records::load(records), Records::load(records.wrapping_add(128))] };
+        let records = unsafe { Records::load_16(records) };
         let lens = [Some(&p.ifm), Some(&p.ofm), p.aux.as_ref()].map(|map| {
             map.map_or(0, |map| usize_of((map.lanes - first_channel).clamp(0, 16).unsigned_abs()))
         });
@@ -242,8 +242,9 @@ impl Columns {
             unsafe { store_some(to, out_len, bytes) };
             if last != ox {
                 let to = p.ofm.pointer(p.ofm.at(n, oy, last) + self.first_channel);
+                let bytes = upper(bytes);
                 // SAFETY: as above.
-                unsafe { store_some(to, out_len, upper(bytes)) };
+                unsafe { store_some(to, out_len, bytes) };
             }
         }
     }

@@ -175,8 +175,9 @@ impl Piece<'_> {
         let mut floats = [0f32; 32];
         for (to, codes) in floats.chunks_exact_mut(8).zip(unpack_32(codes)) {
             let value = _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero_point));
+            let value = _mm256_mul_ps(value, scale);
             // SAFETY: eight floats of the array.
-            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_mul_ps(value, scale)) };
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), value) };
         }
         // SAFETY: the caller's promise; the array has 32.
         unsafe { floats.as_ptr().cast::<u8>().copy_to_nonoverlapping(to, 4 * count) };

@@ -3,7 +3,7 @@
 
 use super::super::avx512vnni::Runs;
 use super::MOST_PIXELS;
-use crate::kernel::vector_avx2::{all, load_32};
+use crate::kernel::vector_avx2::{all, load_32, load_64};
 use std::arch::asm;
 use std::arch::x86_64::{
     __m256i, _mm256_and_si256, _mm256_permute2x128_si256, _mm256_slli_epi16, _mm256_srai_epi16,
@@ -68,8 +68,8 @@ impl Dot for Vnni {
         done: usize,
         weights: *const u8,
     ) {
-        // SAFETY: the caller's promise, for both.
-        let w = unsafe { [load_32(weights), load_32(weights.wrapping_add(32))] };
+        // SAFETY: the caller's promise.
+        let w = unsafe { load_64(weights) };
         for (acc, at) in acc.iter_mut().zip(at) {
             // SAFETY: the caller's promise.
             let x = unsafe { broadcast_4(at.wrapping_add(done)) };
@@ -105,24 +105,20 @@ impl<const FIRST: bool> Dot for Widened<FIRST> {
         weights: *const u8,
     ) {
         let even = if FIRST {
-            // SAFETY: the caller's promise, for both.
-            let w = unsafe { [load_32(weights), load_32(weights.wrapping_add(32))] };
+            // SAFETY: the caller's promise.
+            let w = unsafe { load_64(weights) };
             w.map(|w| _mm256_slli_epi16::<8>(w))
         } else {
-            // SAFETY: the caller's promise, for both; the byte before is of the block before.
-            unsafe { [load_32(weights.wrapping_sub(1)), load_32(weights.wrapping_add(31))] }
+            // SAFETY: the caller's promise; the byte before is of the block before.
+            unsafe { load_64(weights.wrapping_sub(1)) }
         };
         let even = even.map(|w| _mm256_srai_epi16::<8>(w));
         for (acc, at) in acc.iter_mut().zip(at) {
             // SAFETY: the caller's promise.
             unsafe { add_products::<0>(acc, *at, done, even) };
         }
-        // Loaded again: there is no register in which they could wait.
-        let mut weights = weights;
-        // SAFETY: an empty statement, which hides that the address is the same.
-        unsafe { asm!("/* {0} */", inout(reg) weights, options(pure, nomem, nostack)) };
-        // SAFETY: the caller's promise, for both.
-        let w = unsafe { [load_32(weights), load_32(weights.wrapping_add(32))] };
+        // SAFETY: the caller's promise.
+        let w = unsafe { load_64(weights) };
         let odd = w.map(|w| _mm256_srai_epi16::<8>(w));
         for (acc, at) in acc.iter_mut().zip(at) {
             // SAFETY: the caller's promise.

@@ -12,7 +12,7 @@ use crate::kernel::vector::{
 use crate::memory::{isize_of, usize_of};
 
 /// Most bytes of the repeated pixel side by side.
-const ROOM: i64 = 4096;
+const ROOM: usize = 4096;
 
 /// Bytes of a piece of a run.
 const PIECE: i64 = 16 << 10;
@@ -57,7 +57,7 @@ impl<'a> Plan<'a> {
                 (run, images) = (run * images, 1);
             }
         }
-        let pays = period <= ROOM && run >= 2 * period;
+        let pays = usize_of(period.unsigned_abs()) <= ROOM && run >= 2 * period;
         pays.then_some(Self { repeated, is_first, dense, pixel, period, images, rows, run })
     }
 }
@@ -93,7 +93,7 @@ impl Plan<'_> {
     /// As of [`run`]; the bytes lie in the row.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn piece(&self, p: &Problem, [n, y]: [i64; 2], start: i64, len: i64) {
-        let mut pattern = [0_u8; ROOM as usize];
+        let mut pattern = [0_u8; ROOM];
         let from = self.repeated.pointer(self.repeated.at(n, y, 0));
         for done in (0..p.dims[3]).step_by(64) {
             let mask = mask_64(p.dims[3] - done);

@@ -38,13 +38,12 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
         for unit in first..(first + units_a_chunk).min(units) {
             let (row, group) = (unit / groups, unit % groups);
             let at = [row / p.ofm_h, row % p.ofm_h, group * CHANNELS];
-            // SAFETY: the processor is the caller's promise; row and channels exist.
-            unsafe {
-                if maximum::takes(p) {
-                    maximum::output_row(p, at, budget)?;
-                } else {
-                    output_row(p, at, budget)?;
-                }
+            if maximum::takes(p) {
+                // SAFETY: the processor is the caller's promise; row and channels exist.
+                unsafe { maximum::output_row(p, at, budget)? };
+            } else {
+                // SAFETY: as above.
+                unsafe { output_row(p, at, budget)? };
             }
         }
         Ok(())
@@ -180,7 +179,7 @@ impl Window<'_> {
         // SAFETY: the caller's promise.
         let sums = unsafe { sums::of_image(self.p, self.n, self.channel, self.mask, budget)? };
         // All sums wrap, so the count may.
-        let count = self.p.dims[1] * self.p.dims[2] & i64::from(u32::MAX);
+        let count = (self.p.dims[1] * self.p.dims[2]) & i64::from(u32::MAX);
         let count = u32::try_from(count).expect("masked on the line above").cast_signed();
         let less = _mm512_set1_epi32(count.wrapping_mul(self.p.input_zero_point.into()));
         let requantise = Requantise::new(self.p.zero_point, self.p.low, self.p.high);

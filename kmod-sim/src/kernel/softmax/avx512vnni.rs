@@ -109,8 +109,9 @@ unsafe fn pixels_from(
                 let mask = mask_64(c - ch);
                 // SAFETY: the channels of the mask.
                 let codes = unsafe { load_masked_64(mask, src.wrapping_offset(isize_of(ch))) };
+                let codes = table.bytes(codes);
                 // SAFETY: as above.
-                unsafe { store_64(dst.wrapping_offset(isize_of(ch)), mask, table.bytes(codes)) };
+                unsafe { store_64(dst.wrapping_offset(isize_of(ch)), mask, codes) };
             }
         } else {
             for ch in (0..c).step_by(16) {

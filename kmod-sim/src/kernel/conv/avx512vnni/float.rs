@@ -6,8 +6,8 @@
 //! else: the sixteen channels around it are summed in floats, in the order that the command names
 //! ```
 //!
-//! Sums in blocks of fused steps are [`ordered`]'s, which makes the integer sum in the same order and so has a
-//! tighter bound. What is here is for the other orders, and for blocks that end within its segments.
+//! Sums in blocks of fused steps are [`ordered`]'s where the kernel has one tap: it makes the integer sum in the
+//! same order, and so has a tighter bound. What is here is for all others.
 //!
 //! **The bound.** Let `u = 2^-24`, and `T` the real number `(S * sx * sw + bias) / sy`. In the defined
 //! arithmetic a term `X * W` (two integers) passes `c` roundings on its way into the quotient `q` that is

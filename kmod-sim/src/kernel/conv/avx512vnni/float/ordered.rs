@@ -35,12 +35,10 @@
 //!
 //! What is left is summed in floats by [`settle`].
 //!
-//! Kernels of several taps are put in order first: the weights once a command, the input once a tile.
+//! Kernels of several taps lie in another order, and are not taken.
 
 mod settle;
-mod weave;
 
-use self::weave::Weaver;
 use super::{Codes, FLOOR, SLACK, Unsettled, narrow, sane};
 use crate::kernel::Stop;
 use crate::kernel::conv::avx512vnni::pixels::Pixels;
@@ -90,16 +88,12 @@ pub(super) struct Ordered<'a> {
     by_norms: f64,
     by_bias: f64,
     always: f64,
-    /// For kernels of several taps.
-    weaver: Option<Weaver>,
     /// By block of sixteen channels of all groups, once a chunk needs it.
     blocks: Vec<OnceLock<Block>>,
 }
 
 /// Sixteen output channels.
 struct Block {
-    /// In the order of the floats, where the command has them in another.
-    weights: Option<Vec<u8>>,
     /// With an input's zero point, what to add before each segment.
     shifts: Vec<[i32; 16]>,
     /// As the record has them.
@@ -129,7 +123,7 @@ impl<'a> Ordered<'a> {
         let p = job.problem;
         let terms = p.taps() * p.group_inputs;
         let len = i64::try_from(len).unwrap_or(terms).min(terms);
-        if len < terms && len % SEGMENT != 0 || p.taps() > Weaver::MOST_TAPS {
+        if p.taps() > 1 || len < terms && len % SEGMENT != 0 {
             return None;
         }
         let blocks = (terms + len - 1) / len;
@@ -152,7 +146,6 @@ impl<'a> Ordered<'a> {
             by_norms: segment / 2.0 + 2.0,
             by_bias: blocks + 8.0,
             always: 6.0 * f64::from(codes.low.abs().max(codes.high.abs())),
-            weaver: (p.taps() > 1).then(|| Weaver::new(p)),
             blocks: (0..job.blocks * p.groups).map(|_| OnceLock::new()).collect(),
         })
     }
@@ -185,7 +178,7 @@ impl<'a> Ordered<'a> {
         let panels = first_panel..(first_panel + plan.panels_a_chunk).min(plan.panels);
         let stage = Stage::new(&p.stage, Channels { symmetric: true, small: false });
         let finish = if stage.plain { finish::<true> } else { finish::<false> };
-        let (mut window, mut unsettled) = (Vec::new(), Vec::new());
+        let mut unsettled = Vec::new();
         let mut vectors = Vectors::zeroed();
         let to = vectors.as_mut_ptr().cast::<__m512i>();
         for tile in first_tile..(first_tile + plan.tiles_a_chunk).min(plan.tiles) {
@@ -198,7 +191,7 @@ impl<'a> Ordered<'a> {
                     Some((of, terms)) if *of == group => terms,
                     _ => {
                         // SAFETY: the caller's promise.
-                        let found = unsafe { self.terms(&pixels, group, &mut window) };
+                        let found = unsafe { self.terms(&pixels, group) };
                         &terms.insert((group, found)).1
                     }
                 };
@@ -273,11 +266,7 @@ impl<'a> Ordered<'a> {
     unsafe fn block(&self, index: usize) -> Block {
         let (job, p) = (self.job, self.job.problem);
         let index = i64::try_from(index).unwrap_or(i64::MAX);
-        let found = job.weights.wrapping_offset(isize_of(index * job.block_bytes));
-        // SAFETY: the weights of a block.
-        let weights =
-            self.weaver.as_ref().map(|_| unsafe { weave::weights(job, found, self.steps) });
-        let mut at = weights.as_ref().map_or(found, Vec::as_ptr);
+        let mut at = self.weights(index);
         let (mut shifts, mut norm) = (Vec::new(), _mm512_setzero_si512());
         let (one, most) = (_mm512_set1_epi8(1), _mm512_set1_epi8(127));
         let less = _mm512_set1_epi32(-i32::from(p.input_zero_point));
@@ -300,7 +289,6 @@ impl<'a> Ordered<'a> {
         }
         let norms = lanes_of(norm);
         let mut block = Block {
-            weights,
             shifts,
             weight_scale: [0.0; 16],
             record_bias: [0.0; 16],
@@ -333,24 +321,10 @@ impl<'a> Ordered<'a> {
         block
     }
 
-    /// Where the terms of `pixels` lie, of one group, in the order of the floats; `window` is for those that are
-    /// put in order.
-    ///
-    /// # Safety
-    /// As of [`super::run`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn rows(
-        &self,
-        pixels: &Pixels,
-        group: i64,
-        window: &mut Vec<u8>,
-    ) -> [*const u8; MOST_PIXELS] {
+    /// Where the terms of `pixels` lie, of one group.
+    fn rows(&self, pixels: &Pixels, group: i64) -> [*const u8; MOST_PIXELS] {
         let first_input = isize_of(group * self.job.problem.group_inputs);
-        match &self.weaver {
-            None => pixels.tap(self.job, 0, 0).map(|at| at.wrapping_offset(first_input)),
-            // SAFETY: the caller's promise.
-            Some(weaver) => unsafe { weaver.rows(self.job, pixels, first_input, window) },
-        }
+        pixels.tap(self.job, 0, 0).map(|at| at.wrapping_offset(first_input))
     }
 
     /// The same, and what bounds need of them.
@@ -358,9 +332,8 @@ impl<'a> Ordered<'a> {
     /// # Safety
     /// As of [`super::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn terms(&self, pixels: &Pixels, group: i64, window: &mut Vec<u8>) -> Terms {
-        // SAFETY: the caller's promise.
-        let rows = unsafe { self.rows(pixels, group, window) };
+    unsafe fn terms(&self, pixels: &Pixels, group: i64) -> Terms {
+        let rows = self.rows(pixels, group);
         let mut norms = [0.0; ROOM];
         for (norm, row) in norms.iter_mut().zip(rows).take(pixels.count) {
             // SAFETY: as many bytes as the sum has terms.
@@ -369,11 +342,9 @@ impl<'a> Ordered<'a> {
         Terms { rows, norms }
     }
 
-    /// The weights of block `index` of all groups, which is made, in the order of the floats.
+    /// The weights of block `index` of all groups.
     fn weights(&self, index: i64) -> *const u8 {
-        let block = self.blocks[usize_of(index.unsigned_abs())].get();
-        let found = self.job.weights.wrapping_offset(isize_of(index * self.job.block_bytes));
-        block.and_then(|block| block.weights.as_ref()).map_or(found, Vec::as_ptr)
+        self.job.weights.wrapping_offset(isize_of(index * self.job.block_bytes))
     }
 
     /// The norm of the terms of a pixel.

@@ -52,7 +52,7 @@ impl Ordered<'_> {
         let (job, p) = (self.job, self.job.problem);
         let room = 4 * self.steps.next_multiple_of(4);
         let blocks = self.steps.div_ceil(self.block_steps);
-        let (mut window, mut sums) = (Vec::new(), Vec::new());
+        let mut sums = Vec::new();
         let (mut inputs, mut parts) = (Vec::new(), Vec::new());
         for some in unsettled.chunks(ABREAST) {
             budget.spend(4 * 16 * self.terms)?;
@@ -63,8 +63,7 @@ impl Ordered<'_> {
                 let Some(block) = self.blocks[index].get() else { continue };
                 let (group, within) = (one.block / job.blocks, one.block % job.blocks);
                 let pixels = Pixels::new(job, one.pixel, 1);
-                // SAFETY: the caller's promise.
-                let row = unsafe { self.rows(&pixels, group, &mut window) }[0];
+                let row = self.rows(&pixels, group)[0];
                 // SAFETY: as many bytes as the sum has terms.
                 unsafe { self.dequantise(row, inputs) };
                 let to = isize_of(group * p.group_outputs + within * 16);

@@ -236,6 +236,36 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
     )
 }
 
+/// Maps of several strips or segments a row, of few channels: what thin layers have kernels for.
+fn wide_case() -> impl Strategy<Value = Case> {
+    let channels = prop_oneof![
+        (1u32..20, 1u32..150).prop_map(|(inputs, outputs)| (1, inputs, outputs)),
+        (2u32..150).prop_map(|channels| (channels, channels, channels)),
+    ];
+    let kernel = prop_oneof![2 => Just(3u16), 1 => Just(1), 1 => Just(5)];
+    let window = (kernel, 1u16..3, 0u16..3, 0u16..3);
+    (case(), 1u32..5, 60u32..260, channels, window).prop_map(
+        |(case, h, w, (groups, c, outputs), (kernel, stride, before, after))| Case {
+            dims: Dims { n: 1, h, w, c },
+            groups,
+            outputs,
+            window: Window {
+                kernel_h: kernel,
+                kernel_w: kernel,
+                stride_h: stride,
+                stride_w: stride,
+                dilation_h: 1,
+                dilation_w: 1,
+                pad_top: kernel / 2 + before,
+                pad_left: before,
+            },
+            pad_bottom: kernel / 2,
+            pad_right: kernel / 2 + after,
+            ..case
+        },
+    )
+}
+
 pub(super) fn outputs_of(
     input: u32,
     before: u16,
@@ -444,6 +474,11 @@ proptest! {
 
     #[test]
     fn convolutions_of_images_side_by_side_equal_the_oracle(case in of_images()) {
+        check_conv(&case)?;
+    }
+
+    #[test]
+    fn wide_convolutions_of_few_channels_equal_the_oracle(case in wide_case()) {
         check_conv(&case)?;
     }
 

@@ -121,8 +121,10 @@ impl Operands<'_> {
 
     /// The constant `content` of operation `index`; unused when it has none.
     fn constant(&self, index: usize, content: Content) -> Operand {
-        let found =
-            self.constants.iter().find(|chunk| chunk.op == index && chunk.content == content);
+        // They are in the order of the operations.
+        let first = self.constants.partition_point(|chunk| chunk.op < index);
+        let mut own = self.constants[first..].iter().take_while(|chunk| chunk.op == index);
+        let found = own.find(|chunk| chunk.content == content);
         found.map_or_else(Operand::default, |chunk| Operand::new(CONSTANTS, chunk.offset))
     }
 }

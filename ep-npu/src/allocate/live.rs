@@ -13,16 +13,22 @@ pub(super) struct Block {
 
 /// Blocks of the scratch tensors that some operation writes, in the order of writing.
 pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
-    let last_read =
-        |tensor: TensorId| order.iter().rposition(|&index| ops.ops[index].reads.contains(&tensor));
+    let mut last_read = vec![None; ops.tensors.len()];
+    for (step, &index) in order.iter().enumerate() {
+        for read in &ops.ops[index].reads {
+            last_read[read.0] = Some(step);
+        }
+    }
     let mut blocks: Vec<Block> = Vec::new();
+    // By tensor, the block that it is the last of so far.
+    let mut ends: Vec<Option<usize>> = vec![None; ops.tensors.len()];
     for (step, &index) in order.iter().enumerate() {
         let op = &ops.ops[index];
         let written = ops.tensor(op.writes);
         if written.home != Home::Scratch {
             continue;
         }
-        let last = last_read(op.writes).unwrap_or(step);
+        let last = last_read[op.writes.0].unwrap_or(step);
         // ADD, MUL and TABLE may write over an operand that lies the same way and ends here.
         let in_place = matches!(
             op.kind,
@@ -32,15 +38,15 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
                 | OpKind::Table(_)
                 | OpKind::Channels(_)
         );
-        let over = blocks.iter_mut().find(|block| {
-            let end = block.tensors.last().copied();
-            in_place
-                && block.last == step
-                && end.is_some_and(|end| op.reads.contains(&end))
-                && end.is_some_and(|end| ops.tensor(end).form == written.form)
-        });
+        let may_be_over = |read: &&TensorId| in_place && ops.tensor(**read).form == written.form;
+        let over = op.reads.iter().filter(may_be_over).filter_map(|read| ends[read.0]);
+        let over = over.filter(|&block| blocks[block].last == step).min();
         match over {
             Some(block) => {
+                let block = &mut blocks[block];
+                if let Some(end) = block.tensors.last() {
+                    ends[end.0] = None;
+                }
                 block.tensors.push(op.writes);
                 block.last = last;
             }
@@ -51,6 +57,7 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
                 len_bytes: written.form.len_bytes(),
             }),
         }
+        ends[op.writes.0] = Some(over.unwrap_or(blocks.len() - 1));
     }
     blocks
 }

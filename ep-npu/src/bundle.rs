@@ -21,7 +21,7 @@ mod wire;
 
 pub use error::BundleError;
 pub use fit::{Fit, line};
-pub(crate) use packed::whole;
+pub(crate) use packed::{Packed, find as packed, whole};
 pub use program::Ready;
 
 use crate::graph::Graph;

@@ -91,7 +91,15 @@ pub fn image(
 
 /// The bytes of the constants slot.
 pub fn constants(ops: &Ops, emitted: &Emitted) -> Vec<u8> {
-    constants::pack(ops, &emitted.constants, emitted.constant_bytes)
+    let len = usize::try_from(emitted.constant_bytes);
+    let mut bytes = vec![0; len.expect("constants fit the memory they come from")];
+    pack(ops, emitted, &mut bytes);
+    bytes
+}
+
+/// Packs the constants into `to`: zeros, as many as the constants slot is long.
+pub fn pack(ops: &Ops, emitted: &Emitted, to: &mut [u8]) {
+    constants::pack(ops, &emitted.constants, to);
 }
 
 /// Finds operands.

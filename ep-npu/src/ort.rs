@@ -16,6 +16,7 @@
 //! called by a session of ours. All `unsafe` of this crate is in this folder.
 
 mod api;
+mod borrowed;
 mod capability;
 mod compile;
 mod compute;

@@ -128,6 +128,12 @@ pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, Compile
 }
 
 impl Compiled {
+    /// Packs the constants into `to`: zeros, as many as the constants slot is long.
+    pub fn pack_constants(&self, to: &mut [u8]) {
+        trace::ran(Stage::Pack);
+        emit::pack(&self.ops, &self.emitted, to);
+    }
+
     /// The bytes of the constants slot.
     pub fn constants(&self) -> Vec<u8> {
         trace::ran(Stage::Pack);

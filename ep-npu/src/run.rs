@@ -14,6 +14,7 @@ mod load;
 mod memory;
 mod stop;
 mod tensor;
+mod weights;
 
 pub use error::{BundleLoadError, CopyCause, Role, RunError};
 pub use stop::StopFlag;
@@ -31,6 +32,7 @@ use npu_uapi::addr::SlotId;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+use weights::Held;
 
 /// How long a device may take to end a job that is aborted.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,6 +85,8 @@ pub struct Executable {
     whole: OnceLock<Whole>,
     /// Programs that need no compiler, from a bundle.
     ready: Vec<Ready>,
+    /// Weights that the part no longer has.
+    held: Vec<Held>,
     context: Context,
     device: Device,
     options: RunOptions,
@@ -172,6 +176,7 @@ impl Executable {
             part,
             whole: OnceLock::new(),
             ready,
+            held: Vec::new(),
             context,
             device,
             cache: Cache::new(programs),

@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 /// A constant of the graph that a program's constants hold in blocks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Packed {
-    pub(super) value: ValueId,
+    pub(crate) value: ValueId,
     /// Where its blocks begin in the constants.
     offset: usize,
     packing: Packing,
@@ -21,7 +21,7 @@ pub(crate) struct Packed {
 
 /// The constants of `part` that can be made of what the compiler packed: those of which it has been
 /// tried.
-pub(super) fn find(part: &Graph, ops: &Ops, chunks: &[Chunk], constants: &[u8]) -> Vec<Packed> {
+pub(crate) fn find(part: &Graph, ops: &Ops, chunks: &[Chunk], constants: &[u8]) -> Vec<Packed> {
     let place = |bytes: &Bytes| (bytes.as_ptr().addr(), bytes.len());
     let values = (0..).map(ValueId).take(part.value_count());
     // Weights are views of the graph's tensors.
@@ -77,7 +77,8 @@ impl Packed {
         Some((tensor_bytes, constants.get(self.offset..end)?))
     }
 
-    fn tensor(&self, constants: &[u8]) -> Option<Vec<u8>> {
+    /// The bytes of the constant, made of its blocks in `constants`.
+    pub(crate) fn tensor(&self, constants: &[u8]) -> Option<Vec<u8>> {
         let (tensor_bytes, blocks) = self.blocks(constants)?;
         let mut tensor = vec![0; tensor_bytes];
         self.packing.unpack(blocks, &mut tensor);

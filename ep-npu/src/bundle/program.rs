@@ -29,7 +29,7 @@ pub struct Ready {
     /// By `op_id`, the node that the command was compiled from.
     pub(crate) nodes: Vec<NodeId>,
     /// Constants of the graph that are among these constants.
-    pub(super) packed: Vec<Packed>,
+    pub(crate) packed: Vec<Packed>,
 }
 
 impl Ready {

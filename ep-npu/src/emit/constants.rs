@@ -104,9 +104,8 @@ fn large_table(kind: &OpKind) -> Option<&[u8]> {
 }
 
 /// The bytes of `chunks`.
-pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
+pub(super) fn pack(ops: &Ops, chunks: &[Chunk], bytes: &mut [u8]) {
     let len = |bytes: u64| usize::try_from(bytes).expect("constants fit the memory they come from");
-    let mut bytes = vec![0; len(len_bytes)];
     for chunk in chunks {
         let to = &mut bytes[len(chunk.offset)..];
         match (&ops.ops[chunk.op].kind, chunk.content) {
@@ -158,7 +157,6 @@ pub(super) fn pack(ops: &Ops, chunks: &[Chunk], len_bytes: u64) -> Vec<u8> {
             (kind, content) => panic!("{kind:?} has no {content:?}: `plan` placed it"),
         }
     }
-    bytes
 }
 
 /// The terms of a normalisation as the device has them.

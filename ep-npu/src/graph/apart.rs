@@ -19,7 +19,14 @@ impl GraphBuilder {
 }
 
 impl Graph {
-    /// Gives a constant that is kept apart its bytes.
+    /// Copies all constants: none is a view of anything else any more.
+    pub(crate) fn own_constants(&mut self) {
+        for tensor in self.values.iter_mut().filter_map(|value| value.constant.as_mut()) {
+            tensor.bytes = Bytes::copy_from_slice(&tensor.bytes);
+        }
+    }
+
+    /// Gives a constant that is kept apart its bytes, or takes them away.
     pub(crate) fn give(&mut self, value: ValueId, bytes: Bytes) {
         if let Some(tensor) = &mut self.values[value.0 as usize].constant {
             tensor.bytes = bytes;

@@ -9,9 +9,9 @@ use crate::run::{BundleLoadError, Executable, RunOptions};
 use bytes::Bytes;
 
 use super::api::Severity;
+use super::borrowed;
 use super::compute::NodeProgram;
 use super::ep_context::{self, ContextNode};
-use super::import;
 use super::provider::Provider;
 use super::status::{Failure, Kind};
 use super::view::{Graph, Node, ValueInfo};
@@ -67,13 +67,23 @@ struct Made {
 }
 
 fn compile(provider: &Provider, graph: Graph<'_>, fused: Node<'_>) -> Result<Made, Failure> {
-    let mut part = import::part(graph, fused)?;
-    part.set_exactness(provider.options.exactness);
+    let (mut blob, mut is_loaded) = (None, false);
+    let executable = borrowed::compiled(graph, fused, |mut part| {
+        part.set_exactness(provider.options.exactness);
+        let made = compile_part(provider, part)?;
+        (blob, is_loaded) = (made.blob, made.is_loaded);
+        Ok(made.executable)
+    })?;
+    Ok(Made { executable, blob, is_loaded })
+}
+
+/// Keeps no constant of `part` but in what it gives.
+fn compile_part(provider: &Provider, part: crate::graph::Graph) -> Result<Made, Failure> {
     let (context, device) = (provider.context.context().clone(), provider.device.clone());
     let options = run_options(provider);
     let keeps = provider.cache.is_some() || provider.compiled.is_enabled;
     if !keeps || options.dump.is_some() {
-        let made = Executable::new(part, context, device, options);
+        let made = Executable::new_apart(part, context, device, options);
         let executable = made.map_err(|error| compiler(&error))?;
         return Ok(Made { executable, blob: None, is_loaded: false });
     }

@@ -1,4 +1,4 @@
-//! ONNX Runtime's graph to ours: nodes in its order, names, types, attributes, and copies of the constants.
+//! ONNX Runtime's graph to ours: nodes in its order, names, types, attributes, and the constants.
 
 use std::collections::HashSet;
 
@@ -14,23 +14,32 @@ use super::view;
 pub(crate) fn whole(graph: view::Graph<'_>) -> Result<Graph, Failure> {
     let inputs = graph.inputs()?;
     let outputs = graph.outputs()?;
-    import(graph, &inputs, &outputs)
+    import(graph, &inputs, &outputs, &|bytes| Bytes::copy_from_slice(bytes))
 }
 
 /// The nodes of one claim, as Compile shows them: inputs and outputs are those of the node that
-/// stands for them, in its order, which is the order in which Compute gets them.
-pub(crate) fn part(graph: view::Graph<'_>, fused: view::Node<'_>) -> Result<Graph, Failure> {
+/// stands for them, in its order, which is the order in which Compute gets them. `hold` is how the bytes
+/// of its constants are kept.
+pub(crate) fn part(
+    graph: view::Graph<'_>,
+    fused: view::Node<'_>,
+    hold: Hold<'_>,
+) -> Result<Graph, Failure> {
     let inputs: Vec<_> = fused.inputs()?.into_iter().flatten().collect();
     let outputs: Vec<_> = fused.outputs()?.into_iter().flatten().collect();
-    import(graph, &inputs, &outputs)
+    import(graph, &inputs, &outputs, hold)
 }
+
+/// How the bytes of constants are kept.
+type Hold<'h> = &'h dyn Fn(&[u8]) -> Bytes;
 
 fn import(
     graph: view::Graph<'_>,
     inputs: &[view::ValueInfo<'_>],
     outputs: &[view::ValueInfo<'_>],
+    hold: Hold<'_>,
 ) -> Result<Graph, Failure> {
-    let mut import = Import::new(GraphBuilder::new(&graph.name()?));
+    let mut import = Import::new(GraphBuilder::new(&graph.name()?), hold);
     for &input in inputs {
         let id = import.value(input)?;
         if !import.given.contains(&id) {
@@ -49,7 +58,8 @@ fn import(
 }
 
 /// The graph so far.
-struct Import {
+struct Import<'h> {
+    hold: Hold<'h>,
     builder: GraphBuilder,
     /// Values whose type and constant have been read.
     seen: HashSet<ValueId>,
@@ -57,9 +67,9 @@ struct Import {
     given: HashSet<ValueId>,
 }
 
-impl Import {
-    fn new(builder: GraphBuilder) -> Self {
-        Self { builder, seen: HashSet::new(), given: HashSet::new() }
+impl<'h> Import<'h> {
+    fn new(builder: GraphBuilder, hold: Hold<'h>) -> Self {
+        Self { hold, builder, seen: HashSet::new(), given: HashSet::new() }
     }
 
     fn give(&mut self, id: ValueId) {
@@ -78,7 +88,8 @@ impl Import {
             self.builder.set_type(id, ty);
         }
         if let Some(constant) = info.constant()? {
-            let tensor = tensor(constant).map_err(|f| f.within(&format!("constant `{name}`")))?;
+            let tensor =
+                tensor(constant, self.hold).map_err(|f| f.within(&format!("constant `{name}`")))?;
             self.builder.set_constant(id, tensor).map_err(invalid)?;
             self.given.insert(id);
         }
@@ -123,12 +134,12 @@ fn domain(node: view::Node<'_>) -> Result<String, Failure> {
     Ok(format!("taken by {owner}"))
 }
 
-/// A copy of a constant; types that nothing here reads keep their shape only.
-fn tensor(value: view::Value<'_>) -> Result<Tensor, Failure> {
+/// A constant; types that nothing here reads keep their shape only.
+fn tensor(value: view::Value<'_>, hold: Hold<'_>) -> Result<Tensor, Failure> {
     let shape = value.shape()?;
     let bytes = match shape.element {
         ElementType::Other(_) => Bytes::new(),
-        _ => Bytes::copy_from_slice(value.bytes(&shape)?),
+        _ => hold(value.bytes(&shape)?),
     };
     Ok(Tensor { element: shape.element, shape: shape.dims, bytes })
 }

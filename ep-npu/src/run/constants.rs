@@ -1,4 +1,5 @@
 //! Constants on the device, uploaded once for each content, whoever asks.
+//! Unsafe: those of a device in this process are packed, and read again, where they lie.
 
 use crate::emit::{CONSTANTS, Emitted};
 use crate::program::{CompileError, Compiled};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Weak};
 pub(super) struct Bound {
     // First: the table goes before the memory that it names.
     table: Table,
-    _uploaded: Arc<Uploaded>,
+    uploaded: Arc<Uploaded>,
     source: Source,
 }
 
@@ -28,7 +29,7 @@ enum Source {
 struct Uploaded {
     buffer: Buffer,
     // Keeps the device open, so that nothing else gets its address.
-    _device: Device,
+    device: Device,
 }
 
 /// What is uploaded, by device and content. Sessions of one model share their weights through it.
@@ -46,9 +47,21 @@ impl Bound {
         compiled: &Compiled,
     ) -> Result<Self, CompileError> {
         let source = Source::Compiler(Box::new(compiled.emitted.clone()));
-        let bytes = compiled.constants();
-        let content = Sha256::digest(&bytes).into();
-        Self::upload(device, context, &bytes, content, source)
+        if !device.transport().reaches_process_memory() {
+            let bytes = compiled.constants();
+            let content = Sha256::digest(&bytes).into();
+            return Self::upload(device, context, content, source, || {
+                let buffer = device.allocate(bytes.len())?;
+                buffer.write(0, &bytes).map(|()| buffer)
+            });
+        }
+        let len = usize::try_from(compiled.emitted.constant_bytes).unwrap_or(usize::MAX);
+        let buffer = device.allocate(len)?;
+        // SAFETY: the buffer is new: nobody else has it yet, and no job is bound to it.
+        let bytes = unsafe { buffer.as_mut_slice() };
+        compiled.pack_constants(bytes);
+        let content = Sha256::digest(&*bytes).into();
+        Self::upload(device, context, content, source, || Ok(buffer))
     }
 
     /// Uploads and binds constants as a bundle has them; `content` tells them from others, if known.
@@ -59,25 +72,39 @@ impl Bound {
         content: Option<[u8; 32]>,
     ) -> Result<Self, CompileError> {
         let content = content.unwrap_or_else(|| Sha256::digest(constants).into());
-        Self::upload(device, context, constants, content, Source::Bundle(constants.clone()))
+        let source = Source::Bundle(constants.clone());
+        Self::upload(device, context, content, source, || {
+            let buffer = device.allocate(constants.len())?;
+            buffer.write(0, constants).map(|()| buffer)
+        })
     }
 
     fn upload(
         device: &Device,
         context: &Context,
-        bytes: &[u8],
         content: [u8; 32],
         source: Source,
+        buffer: impl FnOnce() -> Result<Buffer, libnpu::Error>,
     ) -> Result<Self, CompileError> {
-        let uploaded = upload(device, bytes, content)?;
+        let uploaded = upload(device, content, buffer)?;
         let len = uploaded.buffer.len() as u64;
         let memory = Memory::buffer(&uploaded.buffer, 0, len, Access::Read)?;
         let table = context.bind(&[(CONSTANTS, memory)])?;
-        Ok(Self { table, _uploaded: uploaded, source })
+        Ok(Self { table, uploaded: uploaded, source })
     }
 
     pub(super) fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// The constants, where a device in this process has them.
+    pub(super) fn bytes(&self) -> Option<&[u8]> {
+        let Uploaded { buffer, device } = &*self.uploaded;
+        if !device.transport().reaches_process_memory() {
+            return None;
+        }
+        // SAFETY: jobs are bound to uploaded constants for reads only, and nobody here writes them.
+        Some(unsafe { buffer.as_slice() })
     }
 
     /// Whether a program of the same part reads the same constants: what it reads of each operation
@@ -101,8 +128,8 @@ impl Bound {
 
 fn upload(
     device: &Device,
-    bytes: &[u8],
     content: [u8; 32],
+    buffer: impl FnOnce() -> Result<Buffer, libnpu::Error>,
 ) -> Result<Arc<Uploaded>, libnpu::Error> {
     let device_address = Arc::as_ptr(device.transport()).cast::<()>().addr();
     let key = (device_address, content);
@@ -111,9 +138,7 @@ fn upload(
     if let Some(uploaded) = all.get(&key).and_then(Weak::upgrade) {
         return Ok(uploaded);
     }
-    let buffer = device.allocate(bytes.len())?;
-    buffer.write(0, bytes)?;
-    let uploaded = Arc::new(Uploaded { buffer, _device: device.clone() });
+    let uploaded = Arc::new(Uploaded { buffer: buffer()?, device: device.clone() });
     all.retain(|_, uploaded| uploaded.strong_count() > 0);
     all.insert(key, Arc::downgrade(&uploaded));
     Ok(uploaded)

@@ -32,7 +32,9 @@ impl Executable {
             }
         }
         let compiler = format!("ep-npu {}", env!("CARGO_PKG_VERSION"));
-        Ok(Bundle { part: self.part.clone(), limits: *limits, compiler, programs })
+        // What was let go of is made again.
+        let part = if self.held.is_empty() { &self.part } else { &self.whole()?.graph };
+        Ok(Bundle { part: part.clone(), limits: *limits, compiler, programs })
     }
 
     /// Input shapes for which there is to be a program from the start.
@@ -66,7 +68,8 @@ impl Executable {
         match self.whole.get() {
             Some(whole) => Ok(whole),
             None => {
-                let graph = bundle::whole(&self.part, &self.ready);
+                let mut graph = bundle::whole(&self.part, &self.ready);
+                self.give_back(&mut graph);
                 let units = program::units(&graph)?;
                 Ok(self.whole.get_or_init(|| Whole { graph, units }))
             }
@@ -90,6 +93,15 @@ impl Executable {
             let loaded = self.load_ready(ready)?;
             return Ok(self.cache.insert(shapes.to_vec(), loaded));
         }
+        let (loaded, _) = self.compile_now(shapes)?;
+        Ok(self.cache.insert(shapes.to_vec(), loaded))
+    }
+
+    /// A program compiled for these input shapes, on the device.
+    pub(super) fn compile_now(
+        &self,
+        shapes: &[Vec<usize>],
+    ) -> Result<(Loaded, Compiled), CompileError> {
         let Whole { graph, units } = self.whole()?;
         let compiled = program::compile(graph, units, shapes, self.device.limits())?;
         if let Some(folder) = &self.options.dump {
@@ -104,10 +116,10 @@ impl Executable {
             program,
             constants,
             scratch_bytes: compiled.memory.scratch_bytes,
-            inputs: compiled.inputs,
-            outputs: compiled.outputs,
+            inputs: compiled.inputs.clone(),
+            outputs: compiled.outputs.clone(),
         };
-        Ok(self.cache.insert(shapes.to_vec(), loaded))
+        Ok((loaded, compiled))
     }
 
     /// A program of a bundle, on the device.

@@ -7,6 +7,7 @@ mod scalar;
 use super::Stop;
 use super::operand::{Map, Slots, signed};
 use super::split::Split;
+use crate::kernel::room::Room;
 use npu_uapi::command::{self, Tap};
 use zerocopy::FromBytes;
 
@@ -16,8 +17,8 @@ pub(crate) struct Problem {
     pub(crate) ofm: Map,
     /// Of the output, `[n, h, w, c]`.
     pub(crate) dims: [i64; 4],
-    pub(crate) rows: Vec<Corner>,
-    pub(crate) columns: Vec<Corner>,
+    pub(crate) rows: Room<Corner>,
+    pub(crate) columns: Room<Corner>,
     pub(crate) input: (f32, u8),
     pub(crate) output: (f32, u8),
 }

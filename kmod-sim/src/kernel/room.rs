@@ -43,6 +43,21 @@ impl<T: 'static> Room<T> {
     }
 }
 
+impl<'r, T: 'static> IntoIterator for &'r Room<T> {
+    type Item = &'r T;
+    type IntoIter = std::slice::Iter<'r, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<T: 'static> Default for Room<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T: 'static> FromIterator<T> for Room<T> {
     fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
         let mut room = Self::new();

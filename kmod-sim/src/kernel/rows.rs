@@ -10,6 +10,7 @@ mod scalar;
 use super::Stop;
 use super::operand::{Map, Region, Slots, signed};
 use super::split::Split;
+use crate::kernel::room::Room;
 use crate::memory::usize_of;
 use npu_uapi::command::{self, norm_kind};
 use npu_uapi::rows::{Affine, Codes, Instructions, Order, Reduction, Spread, Staged};
@@ -30,9 +31,9 @@ pub(crate) struct Norm {
 }
 
 enum NormKind {
-    Layer { epsilon: f32, terms: Vec<Affine> },
+    Layer { epsilon: f32, terms: Room<Affine> },
     Instance { epsilon: f32, terms: Region, period: u64 },
-    Staged { staged: Staged, divisors: Vec<f32> },
+    Staged { staged: Staged, divisors: Room<f32> },
 }
 
 /// A command with resolved operands.
@@ -47,9 +48,9 @@ pub(crate) struct Problem {
 /// Memory of one worker for one row.
 pub(crate) struct Buffers {
     /// The floats; what a NORM makes of them stands there behind it.
-    pub(crate) values: Vec<f32>,
+    pub(crate) values: Room<f32>,
     /// Squares of distances from the mean.
-    squares: Vec<f32>,
+    squares: Room<f32>,
 }
 
 /// How codes become floats and floats codes, on the memory of a command.
@@ -163,7 +164,10 @@ impl Buffers {
             Work::Reduce(_) => false,
             Work::Norm(norm) => !matches!(norm.kind, NormKind::Layer { .. }),
         };
-        Self { values: vec![0.0; len], squares: vec![0.0; if has_squares { len } else { 0 }] }
+        Self {
+            values: Room::of(0.0, len),
+            squares: Room::of(0.0, if has_squares { len } else { 0 }),
+        }
     }
 }
 

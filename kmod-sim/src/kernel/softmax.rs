@@ -16,7 +16,7 @@ pub(crate) struct Problem {
     pub(crate) dst: Map,
     /// `[n, h, w, c]`.
     pub(crate) dims: [i64; 4],
-    pub(crate) table: Box<[f32; 256]>,
+    pub(crate) table: [f32; 256],
     pub(crate) terms: ShareTerms,
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn run(
     split: &Split<'_>,
 ) -> Result<(), Stop> {
     let table = slots.region(c.table);
-    let mut parts = Box::new([0.0; 256]);
+    let mut parts = [0.0; 256];
     for (at, part) in (0..).step_by(4).zip(parts.iter_mut()) {
         *part = f32::from_le_bytes(table.memory.load_bytes(table.start + at));
     }

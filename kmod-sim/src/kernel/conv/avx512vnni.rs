@@ -25,6 +25,7 @@ mod zero_points;
 use crate::kernel::Stop;
 use crate::kernel::conv::{Problem, Taps};
 use crate::kernel::operand::Map;
+use crate::kernel::room::Room;
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{
@@ -131,9 +132,9 @@ pub(super) struct Job<'a> {
     /// Present when sums are of floats.
     floats: Option<&'a float::Prepared>,
     /// Where weights have zero points: for each byte of a run, 1 when it is a channel, 0 in pad lanes.
-    pub(super) counted: Option<Vec<u8>>,
+    pub(super) counted: Option<Room<u8>>,
     /// A pixel of zero points; empty when no pixel of the problem is in the padding.
-    padding: Vec<u8>,
+    padding: Room<u8>,
 }
 
 // SAFETY: the pointers lead to slots of the command, which `Extent` lets any thread reach.
@@ -209,9 +210,9 @@ impl<'a> Job<'a> {
             padding: if padded {
                 // As long as a run, from the first channel of any group on.
                 let len = 4 * steps + (p.groups - 1) * p.group_inputs;
-                vec![p.input_zero_point; usize_of(len.unsigned_abs())]
+                Room::of(p.input_zero_point, usize_of(len.unsigned_abs()))
             } else {
-                Vec::new()
+                Room::new()
             },
         }
     }
@@ -269,7 +270,7 @@ impl Plan {
         let first_panel = chunk / self.chunks_of_tiles() * self.panels_a_chunk;
         let first_tile = chunk % self.chunks_of_tiles() * self.tiles_a_chunk;
         let stage = Stage::new(&job.problem.stage, channels);
-        let (mut addresses, mut window) = (Vec::new(), Vec::new());
+        let (mut addresses, mut window) = (Room::new(), Room::new());
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {
             let (start, count) = span(tile, self.tiles, job.pixels);
             let mut pixels = Pixels::new(job, start, count);

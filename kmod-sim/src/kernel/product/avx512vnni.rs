@@ -12,6 +12,7 @@
 use super::Problem;
 use super::pack::Columns;
 use crate::kernel::Stop;
+use crate::kernel::room::Room;
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector::{
     Channels, Lookup, Requantise, broadcast_4, in_order, load_64, load_masked_64, mask_64, store_64,
@@ -46,7 +47,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let units = p.turns[0] * p.turns[1] * plan.panels * plan.tiles;
     let each = split.units_a_chunk(units, plan.rows * plan.columns * p.k);
     split.chunks((units + each - 1) / each, &|chunk, budget| {
-        let (mut panel, mut rest) = (Panel::default(), Vec::new());
+        let (mut panel, mut rest) = (Panel::default(), Room::new());
         for unit in chunk * each..((chunk + 1) * each).min(units) {
             let (of, tile) = (unit / plan.tiles, unit % plan.tiles);
             budget.spend(plan.rows * plan.columns * p.k)?;
@@ -96,7 +97,7 @@ impl Plan {
 /// Some columns of a right matrix.
 #[derive(Default)]
 struct Panel {
-    packed: Vec<u8>,
+    packed: Room<u8>,
     /// Start of each column's sums.
     starts: [[i32; 16]; MOST_BLOCKS],
     first: i64,

@@ -3,6 +3,7 @@
 
 use super::pixels::Runs;
 use super::{Job, ROOM};
+use crate::kernel::room::Room;
 use crate::kernel::vector::{load_64, load_masked_64, mask_64};
 use crate::memory::usize_of;
 use std::arch::x86_64::{
@@ -12,7 +13,7 @@ use std::arch::x86_64::{
 };
 
 /// For each byte of the longest run, whether it counts in a sum of inputs; in whole vectors.
-pub(in crate::kernel::conv) fn counted(job: &Job<'_>) -> Vec<u8> {
+pub(in crate::kernel::conv) fn counted(job: &Job<'_>) -> Room<u8> {
     let lanes = usize_of((4 * job.steps).unsigned_abs());
     let channels = usize_of(job.problem.group_inputs.unsigned_abs());
     let len = lanes * usize_of(job.window.kernel_w.unsigned_abs());

@@ -5,6 +5,7 @@
 //! kernel takes fewer steps: 6 instead of 7 for a kernel of 7 columns.
 
 use super::super::Job;
+use crate::kernel::room::Room;
 use crate::kernel::vector::{load_64, load_masked_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{_mm512_maskz_permutex2var_epi8, _mm512_permutexvar_epi8};
@@ -26,14 +27,14 @@ const ROOM: usize = (16 << 10) + 128;
 
 /// A copy of what the windows of a strip cover, with zero points for the padding; nothing until there is one.
 #[derive(Default)]
-pub(super) struct Windows(Vec<u8>);
+pub(super) struct Windows(Room<u8>);
 
 /// How the strips of a job are read.
 pub(super) struct Input {
     /// Most pixels of a strip.
     pub(super) pixels: i64,
     /// Weights for pixels that lie as three bytes in copies.
-    packed: Option<Vec<u8>>,
+    packed: Option<Room<u8>>,
 }
 
 /// Pixels of a row: addresses of the first one's, and the way from each to the next.
@@ -257,7 +258,7 @@ unsafe fn pack_pixels(from: *const u8, count: i64, to: *mut u8) {
 /// # Safety
 /// As of [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn pack(job: &Job<'_>) -> Vec<u8> {
+unsafe fn pack(job: &Job<'_>) -> Room<u8> {
     let kernel_w = usize_of(job.window.kernel_w.unsigned_abs());
     let kernel_h = usize_of(job.window.kernel_h.unsigned_abs());
     let steps = usize_of(packed_steps(job).unsigned_abs());
@@ -272,10 +273,10 @@ unsafe fn pack(job: &Job<'_>) -> Vec<u8> {
     let exists = |step: usize| {
         (0..64).filter(|at| 4 * step + at % 4 < 3 * kernel_w).fold(0, |mask, at| mask | 1u64 << at)
     };
-    let orders: Vec<_> =
+    let orders: Room<_> =
         (0..steps).map(|step| (order(step), exists(step), columns(step))).collect();
     let rows = usize_of(job.blocks.unsigned_abs()) * kernel_h;
-    let mut packed = vec![0; rows * steps * 64];
+    let mut packed = Room::of(0, rows * steps * 64);
     for (row, to) in packed.chunks_exact_mut(steps * 64).enumerate() {
         let tap = |column: usize| job.weights.wrapping_add((row * kernel_w + column) * 64);
         for (to, (order, exists, (one, other))) in to.chunks_exact_mut(64).zip(&orders) {

@@ -18,10 +18,10 @@ const RAN: &str = "1000 runs without a system call\n";
 const SIGSYS: i32 = 31;
 
 fn child(between: &str) -> Output {
-    let exe = std::env::current_exe().unwrap();
+    let exe = std::env::current_exe().expect("this test has a file");
     let name = "the_child_runs_a_warm_session_and_calls_nobody";
     let args = ["--exact", name, "--nocapture", "--test-threads=1"];
-    Command::new(exe).args(args).env(BETWEEN, between).output().unwrap()
+    Command::new(exe).args(args).env(BETWEEN, between).output().expect("it starts again")
 }
 
 #[test]

@@ -29,6 +29,10 @@ use words::RingWords;
 
 /// What a submission keeps alive until it is answered.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most jobs run programs, and allocate nothing for it"
+)]
 pub(crate) enum Kept {
     /// Of a job that runs a program: no allocation, as there are many.
     Exec { _uses: Uses },

@@ -90,7 +90,7 @@ impl Bound {
         let len = uploaded.buffer.len() as u64;
         let memory = Memory::buffer(&uploaded.buffer, 0, len, Access::Read)?;
         let table = context.bind(&[(CONSTANTS, memory)])?;
-        Ok(Self { table, uploaded: uploaded, source })
+        Ok(Self { table, uploaded, source })
     }
 
     pub(super) fn table(&self) -> &Table {

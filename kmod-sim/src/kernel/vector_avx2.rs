@@ -423,11 +423,14 @@ mod tests {
         let codes: [u8; 256] = std::array::from_fn(|i| u8::try_from(i).unwrap());
         let mut found = [0u8; 256];
         for at in (0..256).step_by(32) {
-            // SAFETY: the processor has the instructions; 32 bytes of both arrays.
-            unsafe {
-                let looked = Lookup::new(&table).bytes(load_32(codes[at..].as_ptr()));
-                store_some(found[at..].as_mut_ptr(), 32, looked);
-            }
+            // SAFETY: 32 bytes of the array; the processor has the instructions, here and below.
+            let codes = unsafe { load_32(codes[at..].as_ptr()) };
+            // SAFETY: a whole table.
+            let lookup = unsafe { Lookup::new(&table) };
+            // SAFETY: nothing is read or written.
+            let looked = unsafe { lookup.bytes(codes) };
+            // SAFETY: 32 bytes of the array.
+            unsafe { store_some(found[at..].as_mut_ptr(), 32, looked) };
         }
         assert_eq!(found, table);
     }

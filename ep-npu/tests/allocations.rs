@@ -1,4 +1,5 @@
-//! What a run of a warm session allocates: nothing. Unsafe: it counts in the allocator.
+//! What a run of a warm session allocates: nothing on bound tensors, two small blocks for each tensor of
+//! the caller that it maps. Unsafe: it counts in the allocator.
 
 use ep_npu::{Device, Session, TensorMut, TensorRef};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -42,7 +43,13 @@ fn a_thousand_runs_of_a_warm_session_allocate_nothing() {
             let mut outputs = [TensorMut::from_f32(&[BATCH, 10], &mut output)];
             session.run_into(&inputs, &mut outputs).unwrap().copied_bytes
         };
-        assert_eq!(allocations(&mut into_tensors), 0, "tensors of the caller, {threads} threads");
+        // An input and an output, each with a mapping and what keeps its addresses.
+        let mapped = 1000 * 2 * 2;
+        assert_eq!(
+            allocations(&mut into_tensors),
+            mapped,
+            "the caller's tensors, {threads} threads"
+        );
         let mut binding = session.bind(&[&input_shape]).unwrap();
         let mut bound = || binding.run().unwrap().copied_bytes;
         assert_eq!(allocations(&mut bound), 0, "bound tensors, {threads} threads");

@@ -7,6 +7,7 @@ use crate::heap::Heap;
 use crate::job::Job;
 use crate::queue::{Kept, Queue};
 use crate::transport::TransportExt;
+use crate::uses::{Spare, binding, count};
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::queue::{
     Bind, Binding, CopyEntry, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, LoadProgram, Nop,
@@ -15,8 +16,7 @@ use npu_uapi::queue::{
 use npu_uapi::reg::Register;
 use npu_uapi::regs::Abort;
 use npu_uapi::ring::RingLayout;
-use smallvec::SmallVec;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 /// Log2 of a context's rings: as many jobs in flight.
@@ -84,68 +84,7 @@ struct Inner {
     queue: Arc<Queue>,
     /// Resets the device had been through when this was made.
     epoch: u64,
-    /// Memory for tables of bindings that no job uses.
-    spare: Mutex<Vec<Buffer>>,
-}
-
-/// What a job that runs a program uses until it has ended.
-#[derive(Debug)]
-pub(crate) struct Uses {
-    /// Where the device reads what the slots are; none when all are the table's.
-    bindings: Option<Buffer>,
-    overlay: SmallVec<[(SlotId, Memory); SPARE_BINDINGS]>,
-    program: Program,
-    _table: Option<Table>,
-}
-
-/// Tables of bindings that are kept for the next jobs.
-const SPARE_TABLES: usize = 4;
-/// Bindings for which they have room.
-const SPARE_BINDINGS: usize = 8;
-
-impl Uses {
-    /// Writes the bindings of the overlay to memory of the device; gives how many.
-    fn bind(&mut self) -> Result<u32, Error> {
-        let slots = &self.overlay;
-        if slots.is_empty() {
-            return Ok(0);
-        }
-        let inner = &self.program.0.context;
-        let mut table = SmallVec::<[Binding; SPARE_BINDINGS]>::new();
-        for slot in slots {
-            table.push(binding(&inner.device.heap, slot)?);
-        }
-        let bytes = table.as_slice().as_bytes();
-        let spare = match slots.len() <= SPARE_BINDINGS {
-            true => inner.spare().pop(),
-            false => None,
-        };
-        let buffer = match spare {
-            Some(buffer) => buffer,
-            None => {
-                let room = SPARE_BINDINGS * size_of::<Binding>();
-                Buffer::new(&inner.device.heap, bytes.len().max(room))?
-            }
-        };
-        buffer.write(0, bytes)?;
-        self.bindings = Some(buffer);
-        count(slots)
-    }
-}
-
-impl Drop for Uses {
-    fn drop(&mut self) {
-        let Some(buffer) = self.bindings.take() else { return };
-        let inner = &self.program.0.context;
-        // A forked child may find the lock held for ever.
-        if self.overlay.len() > SPARE_BINDINGS || inner.device.heap.check_process().is_err() {
-            return;
-        }
-        let mut spare = inner.spare();
-        if spare.len() < SPARE_TABLES {
-            spare.push(buffer);
-        }
-    }
+    spare: Spare,
 }
 
 /// A loaded program: verified and sealed by the device. A clone is the same one; the last unloads it.
@@ -180,6 +119,17 @@ impl Drop for Object {
     }
 }
 
+impl Program {
+    pub(crate) fn heap(&self) -> &Heap {
+        &self.0.context.device.heap
+    }
+
+    /// Where the room of its jobs is kept.
+    pub(crate) fn spare(&self) -> &Spare {
+        &self.0.context.spare
+    }
+}
+
 impl Context {
     pub(crate) fn new(device: &Arc<DeviceInner>, options: ContextOptions) -> Result<Self, Error> {
         let epoch = device.epoch();
@@ -187,7 +137,7 @@ impl Context {
         match open_queue(device, id, options) {
             Ok(queue) => {
                 let device = Arc::clone(device);
-                let spare = Mutex::new(Vec::with_capacity(SPARE_TABLES));
+                let spare = Spare::new();
                 Ok(Self(Arc::new(Owner(Arc::new(Inner { device, id, queue, epoch, spare })))))
             }
             Err(error) => {
@@ -290,14 +240,8 @@ impl Context {
         if table.is_some_and(|table| !is_ours(&table.0.object)) {
             return Err(Error::NotOurs { what: "the table" });
         }
-        let mut uses = Uses {
-            bindings: None,
-            overlay: overlay.into_iter().collect(),
-            program: program.clone(),
-            _table: table.cloned(),
-        };
-        let count = uses.bind()?;
-        let address = uses.bindings.as_ref().map_or(Iova::default(), Buffer::iova);
+        let named = (program, table);
+        let (uses, address, count) = inner.spare.uses(&inner.device.heap, named, overlay)?;
         let (program_id, table_id) = (program.0.id, table.map_or(0, |table| table.0.object.id));
         let entry = |job| {
             Exec {
@@ -404,19 +348,6 @@ fn bindings(heap: &Arc<Heap>, slots: &[(SlotId, Memory)]) -> Result<(Option<Buff
     Ok((Some(buffer), count(slots)?))
 }
 
-fn count(slots: &[(SlotId, Memory)]) -> Result<u32, Error> {
-    let many = Error::OutOfRange { start: 0, len: slots.len() as u64, size: u32::MAX.into() };
-    u32::try_from(slots.len()).map_err(|_| many)
-}
-
-fn binding(heap: &Arc<Heap>, (slot, memory): &(SlotId, Memory)) -> Result<Binding, Error> {
-    if !Arc::ptr_eq(memory.heap(), heap) {
-        return Err(Error::NotOurs { what: "the memory of a slot" });
-    }
-    let (base, len, access) = (memory.iova(), memory.len(), memory.access().bits());
-    Ok(Binding { base, len, slot: *slot, access, ..Binding::default() })
-}
-
 fn open_queue(
     device: &Arc<DeviceInner>,
     context: u32,
@@ -460,10 +391,6 @@ fn end(device: &DeviceInner, opcode: u8, id: u32) -> Result<(), Error> {
 }
 
 impl Inner {
-    fn spare(&self) -> MutexGuard<'_, Vec<Buffer>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether the device still knows it.
     fn is_alive(&self) -> bool {
         self.epoch == self.device.epoch() && self.device.heap.check_process().is_ok()

@@ -42,6 +42,7 @@ mod job;
 mod process;
 mod queue;
 pub mod transport;
+mod uses;
 
 pub use buffer::{Buffer, Memory};
 pub use context::{Context, ContextOptions, Priority, Program, Table};

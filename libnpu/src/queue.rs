@@ -11,10 +11,10 @@ mod pending;
 pub(crate) mod words;
 
 use crate::buffer::Buffer;
-use crate::context::Uses;
 use crate::error::{Error, Loss, Stall};
 use crate::heap::Heap;
 use crate::transport::TransportExt;
+use crate::uses::Uses;
 use awake::Awake;
 use npu_uapi::queue::Completion;
 use npu_uapi::regs::{self, HeartbeatLow, IrqStatus, Kick};
@@ -29,10 +29,6 @@ use words::RingWords;
 
 /// What a submission keeps alive until it is answered.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most jobs run programs, and allocate nothing for it"
-)]
 pub(crate) enum Kept {
     /// Of a job that runs a program: no allocation, as there are many.
     Exec { _uses: Uses },

@@ -50,8 +50,11 @@ class Fault:
 FAULTS = (
     # It plans memory by the shape that it inferred: which nodes get such a buffer again depends on which it has.
     Fault("Shape mismatch attempting to re-use buffer", has_pool_of_doubtful_shape, depends_on_rest=True),
-    # Its own operator for a Where between codes looks at both.
-    Fault("(QLinearWhere) [ShapeInferenceError] Incompatible dimensions", has_pool_of_doubtful_shape),
+    # Its own operators between codes look at the shapes of both.
+    *(
+        Fault(f"({op}) [ShapeInferenceError] Incompatible dimensions", has_pool_of_doubtful_shape)
+        for op in ("QLinearAdd", "QLinearConcat", "QLinearMul", "QLinearWhere")
+    ),
     # Its own layout change made the Resize what it does not take.
     Fault("'Cubic' mode only supports", has_resize(b"cubic")),
     Fault("'Linear' mode only supports", has_resize(b"linear")),

@@ -4,8 +4,8 @@
 //! slot 0 unused   1 constants   2 scratch   3 SRAM   4 to 7 unused   8.. inputs, then outputs
 //! ```
 //!
-//! The image does not hold constants, and constants do not depend on the batch: programs of one model
-//! for several batches share them.
+//! The image does not hold constants. Weights do not depend on the batch: programs of one model for several
+//! batches share them, where nothing else that they read does.
 
 mod command;
 mod constants;
@@ -20,6 +20,8 @@ use crate::lower::{Home, Ops, TensorId};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, End, Flags, Header, opcode};
 use npu_uapi::image::{Image, SlotDecl, slot_kind};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 
 /// Slot of the constants.
 pub const CONSTANTS: SlotId = SlotId(1);
@@ -95,6 +97,26 @@ pub fn constants(ops: &Ops, emitted: &Emitted) -> Vec<u8> {
     let mut bytes = vec![0; len.expect("constants fit the memory they come from")];
     pack(ops, emitted, &mut bytes);
     bytes
+}
+
+/// SHA-256 of the constants but the weights, which are the same wherever they lie the same way. Others can
+/// follow from shapes: programs whose constants lie in the same places may still read other ones.
+pub fn digest_without_weights(ops: &Ops, emitted: &Emitted) -> [u8; 32] {
+    let len = |bytes: u64| usize::try_from(bytes).expect("constants fit the memory they come from");
+    let chunks = emitted.constants.iter();
+    let small: Vec<Chunk> =
+        chunks.filter(|chunk| !matches!(chunk.content, Content::Weights(_))).copied().collect();
+    // Pages without any are never touched.
+    let mut bytes = vec![0; len(emitted.constant_bytes)];
+    constants::pack(ops, &small, &mut bytes);
+    let starts = emitted.constants.iter().map(|chunk| chunk.offset);
+    let ends: BTreeSet<u64> = starts.chain(std::iter::once(emitted.constant_bytes)).collect();
+    let mut digest = Sha256::new();
+    for chunk in small {
+        let end = ends.range(chunk.offset + 1..).next().copied().unwrap_or(chunk.offset);
+        digest.update(&bytes[len(chunk.offset)..len(end)]);
+    }
+    digest.finalize().into()
 }
 
 /// Packs the constants into `to`: zeros, as many as the constants slot is long.

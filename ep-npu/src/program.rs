@@ -128,6 +128,11 @@ pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, Compile
 }
 
 impl Compiled {
+    /// SHA-256 of the constants but the weights.
+    pub fn digest_without_weights(&self) -> [u8; 32] {
+        emit::digest_without_weights(&self.ops, &self.emitted)
+    }
+
     /// Packs the constants into `to`: zeros, as many as the constants slot is long.
     pub fn pack_constants(&self, to: &mut [u8]) {
         trace::ran(Stage::Pack);

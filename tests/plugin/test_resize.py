@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sessions
+from onnx import TensorProto, helper, numpy_helper
 from test_layers import SEEDS, compare, convolution, image
 from test_operators import Case, model, numbers, resize
 
@@ -46,3 +47,26 @@ def test_linear_resizes_between_convolutions(seed):
     if random.random() < 0.7:
         y, result = convolution(random, layer, y, result, same=True)
     compare(layer, layer.dequantise(y, result), codes)
+
+
+def test_where_a_batch_is_blended_each_batch_has_places_of_its_own():
+    """The batch is the last dimension: the places that a program reads follow from it, in tables of one length."""
+    constants = {"s": np.float32(1 / 64), "z": np.uint8(87), "t": np.float32(1 / 128), "n": np.uint8(0)}
+    constants["scales"] = np.array([1, 1, 2, 1], np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["d"]),
+        helper.make_node("Transpose", ["d"], ["turned"], perm=[1, 2, 3, 0]),
+        helper.make_node("Resize", ["turned", "", "scales"], ["r"], mode="linear"),
+        helper.make_node("QuantizeLinear", ["r", "t", "n"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", 11, 5, 6])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "blended", inputs, outputs, initializers)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    npu, reference = sessions.by_name(made.SerializeToString()), sessions.cpu(made.SerializeToString())
+    sessions.assert_all_on_npu(npu)
+    random = np.random.default_rng(5)
+    for batch in (1, 2, 3, 4, 5, 2, 1):
+        x = random.integers(0, 256, (batch, 11, 5, 6), dtype=np.uint8)
+        sessions.assert_same(npu, reference, x, f"batch {batch}")

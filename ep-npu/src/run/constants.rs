@@ -21,7 +21,7 @@ pub(super) struct Bound {
 /// Where constants are from, which is how programs that read the same ones are found.
 #[derive(Debug)]
 enum Source {
-    Compiler(Box<Emitted>),
+    Compiler { emitted: Box<Emitted>, without_weights: [u8; 32] },
     Bundle(Bytes),
 }
 
@@ -46,7 +46,10 @@ impl Bound {
         context: &Context,
         compiled: &Compiled,
     ) -> Result<Self, CompileError> {
-        let source = Source::Compiler(Box::new(compiled.emitted.clone()));
+        let source = Source::Compiler {
+            emitted: Box::new(compiled.emitted.clone()),
+            without_weights: compiled.digest_without_weights(),
+        };
         if !device.transport().reaches_process_memory() {
             let bytes = compiled.constants();
             let content = Sha256::digest(&bytes).into();
@@ -108,12 +111,14 @@ impl Bound {
     }
 
     /// Whether a program of the same part reads the same constants: what it reads of each operation
-    /// lies in the same places.
-    pub(super) fn are_those_of(&self, other: &Emitted) -> bool {
+    /// lies in the same places, and but for the weights is the same.
+    pub(super) fn are_those_of(&self, compiled: &Compiled) -> bool {
+        let other = &compiled.emitted;
         match &self.source {
-            Source::Compiler(emitted) => {
+            Source::Compiler { emitted, without_weights } => {
                 emitted.constants == other.constants
                     && emitted.constant_bytes == other.constant_bytes
+                    && *without_weights == compiled.digest_without_weights()
             }
             Source::Bundle(_) => false,
         }

@@ -160,7 +160,7 @@ impl Executable {
         }
         let loaded = self.cache.values();
         let mut bound = loaded.iter().filter_map(|loaded| loaded.constants.as_ref());
-        if let Some(same) = bound.find(|constants| constants.are_those_of(&compiled.emitted)) {
+        if let Some(same) = bound.find(|constants| constants.are_those_of(compiled)) {
             return Ok(Some(same.clone()));
         }
         let bound = constants::Bound::new(&self.device, &self.context, compiled)?;

@@ -64,8 +64,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Device {
-    /// Opens the device that `name` names: `sim`, `sim:macs=256,sram=512K`, or `vfio-user:PATH` for one
-    /// behind a socket ([`DeviceString`]). One name is one device in a process: whoever opens it again shares it, unless
+    /// Opens the device that `name` names: `sim`, `sim:macs=256,sram=512K`, `vfio-user:PATH` for one
+    /// behind a socket, or `pci:0000:00:02.0` for one on the bus ([`DeviceString`]). One name is one device in a process: whoever opens it again shares it, unless
     /// it went away.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Device {
         if let Some(inner) = known.filter(|inner| !inner.heap.transport.is_gone()) {
             return Ok(Self(inner));
         }
-        let transport = connect(&parsed, name)?;
+        let transport = connect(&parsed)?;
         let inner = Arc::new(Inner::start(name, transport)?);
         open.retain(|_, device| device.strong_count() > 0);
         open.insert(name.to_owned(), Arc::downgrade(&inner));
@@ -89,7 +89,7 @@ impl Device {
     /// # Errors
     /// As for [`Device::open`].
     pub fn open_private(name: &str) -> Result<Self, Error> {
-        Self::over(name, connect(&DeviceString::parse(name)?, name)?)
+        Self::over(name, connect(&DeviceString::parse(name)?)?)
     }
 
     /// Opens the device behind `transport`, for whoever brings their own.
@@ -233,25 +233,23 @@ impl Device {
     }
 }
 
-fn connect(parsed: &DeviceString, name: &str) -> Result<Arc<dyn Transport>, Error> {
-    let unsupported = |why| Error::Unsupported { device: name.to_owned(), why };
+fn connect(parsed: &DeviceString) -> Result<Arc<dyn Transport>, Error> {
     match parsed {
         #[cfg(feature = "sim")]
         DeviceString::Sim { options } => {
             Ok(Arc::new(crate::transport::inproc::InProcess::new(options)?))
         }
         #[cfg(not(feature = "sim"))]
-        DeviceString::Sim { .. } => {
-            Err(unsupported("this build has no emulator; build with the feature `sim`"))
-        }
+        DeviceString::Sim { options } => Err(Error::Unsupported {
+            device: format!("sim:{options}"),
+            why: "this build has no emulator; build with the feature `sim`",
+        }),
         DeviceString::VfioUser { path, patience } => {
             let patience = patience.unwrap_or(crate::transport::vfio_user::PATIENCE);
             let path = path.as_ref();
             Ok(Arc::new(crate::transport::vfio_user::VfioUser::connect_within(path, patience)?))
         }
-        DeviceString::Pci { .. } => {
-            Err(unsupported("kernel VFIO is not in this version; use `sim`"))
-        }
+        DeviceString::Pci { address } => Ok(Arc::new(crate::transport::pci::Pci::open(address)?)),
     }
 }
 

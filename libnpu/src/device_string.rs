@@ -49,10 +49,22 @@ impl DeviceString {
             }
             _ if options.is_some() => Err(bad("only `vfio-user` has options before the colon")),
             "pci" if rest.is_empty() => Err(bad("the address of a device is missing")),
+            "pci" if !is_address(rest) => Err(bad("an address reads like `0000:00:02.0`")),
             "pci" => Ok(Self::Pci { address: rest.to_owned() }),
             _ => Err(bad("it must begin with `sim`, `vfio-user:` or `pci:`")),
         }
     }
+}
+
+/// Whether `text` is domain, bus, device and function as the kernel writes them: it becomes part of paths.
+fn is_address(text: &str) -> bool {
+    let is_lower_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let bytes = text.bytes().zip(*b"xxxx:xx:xx.x");
+    text.len() == 12
+        && bytes.into_iter().all(|(byte, form)| match form {
+            b'x' => is_lower_hex(byte),
+            form => byte == form,
+        })
 }
 
 /// Reads `patience_ms=N`.
@@ -90,6 +102,10 @@ mod tests {
             "",
             "cpu",
             "pci:",
+            "pci:00:02.0",
+            "pci:0000:00:02.0/",
+            "pci:../../00:02.0",
+            "pci:0000:00:0A.0",
             "vfio-user",
             "vfio-user:",
         ] {

@@ -6,7 +6,7 @@
 use crate::error::Error;
 use crate::fork::Guarded;
 use memmap2::{Advice, MmapMut};
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::unistd::ftruncate;
@@ -31,6 +31,8 @@ pub struct DmaMemory {
     guarded: Option<Guarded>,
     /// The process that mapped it.
     owner: u32,
+    /// Whether each of its pages is a huge one.
+    is_on_huge_pages: bool,
 }
 
 // SAFETY: the memory is only accessed through raw pointers and atomics, which any thread may use.
@@ -52,7 +54,8 @@ impl Drop for DmaMemory {
 
 impl DmaMemory {
     fn new(start: NonNull<u8>, len: usize, mapping: Option<MmapMut>) -> Self {
-        Self { start, len, mapping, file: None, guarded: None, owner: std::process::id() }
+        let owner = std::process::id();
+        Self { start, len, mapping, file: None, guarded: None, owner, is_on_huge_pages: false }
     }
 
     /// `len` zeroed bytes, private to this process, 2 MiB aligned, on huge pages where there are some.
@@ -66,14 +69,33 @@ impl DmaMemory {
     /// `len` zeroed bytes, 2 MiB aligned, in a file without a name that another process can map. Its
     /// size is sealed: nobody can take bytes away under whoever maps it.
     pub(crate) fn shared(len: usize) -> Result<Self, Error> {
+        Self::of_file(len, file(len, MFdFlags::empty())?)
+    }
+
+    /// As [`DmaMemory::shared`], on huge pages where the system has enough of them free. `len` is whole
+    /// huge pages.
+    pub(crate) fn on_huge_pages(len: usize) -> Result<Self, Error> {
+        let huge = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        // The pages are taken here, so that nothing that touches them later can fail.
+        let taken = file(len, huge).ok().filter(|file| {
+            let bytes = i64::try_from(len).unwrap_or(i64::MAX);
+            fallocate(file, FallocateFlags::empty(), 0, bytes).is_ok()
+        });
+        match taken {
+            Some(file) => {
+                let mut memory = Self::of_file(len, file)?;
+                memory.is_on_huge_pages = true;
+                Ok(memory)
+            }
+            None => Self::shared(len),
+        }
+    }
+
+    /// The `len` bytes of `file`.
+    fn of_file(len: usize, file: OwnedFd) -> Result<Self, Error> {
         let out_of = |why: String| Error::OutOfMemory { bytes: len as u64, why };
         let failed = |what: &str, error: nix::Error| out_of(format!("{what}: {error}"));
         let size = NonZeroUsize::new(len).ok_or_else(|| out_of("none was asked for".into()))?;
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = memfd_create(c"npu-arena", flags)
-            .map_err(|error| failed("cannot make a memfd", error))?;
-        let bytes = i64::try_from(len).map_err(|_| out_of("more than a file holds".into()))?;
-        ftruncate(&file, bytes).map_err(|error| failed("cannot size a memfd", error))?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
             .map_err(|error| failed("cannot seal a memfd", error))?;
@@ -93,6 +115,11 @@ impl DmaMemory {
         let mut memory = Self::new(start, len, Some(mapping));
         (memory.file, memory.guarded) = (Some(file), Some(guarded));
         Ok(memory)
+    }
+
+    /// Whether each of its pages is a huge one.
+    pub(crate) fn is_on_huge_pages(&self) -> bool {
+        self.is_on_huge_pages
     }
 
     /// The file that holds these bytes, from its first byte on, for whoever is to map it elsewhere.
@@ -176,6 +203,18 @@ impl DmaMemory {
     }
 }
 
+/// A file of `len` bytes without a name, which can be sealed.
+fn file(len: usize, flags: MFdFlags) -> Result<OwnedFd, Error> {
+    let out_of = |why: String| Error::OutOfMemory { bytes: len as u64, why };
+    let failed = |what: &str, error: nix::Error| out_of(format!("{what}: {error}"));
+    let flags = flags | MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file =
+        memfd_create(c"npu-arena", flags).map_err(|error| failed("cannot make a memfd", error))?;
+    let bytes = i64::try_from(len).map_err(|_| out_of("more than a file holds".into()))?;
+    ftruncate(&file, bytes).map_err(|error| failed("cannot size a memfd", error))?;
+    Ok(file)
+}
+
 /// Address space for `len` bytes from a 2 MiB boundary on, mapped private and zeroed.
 fn aligned(len: usize) -> Result<(MmapMut, NonNull<u8>), Error> {
     let out_of = |why: String| Error::OutOfMemory { bytes: len as u64, why };
@@ -226,6 +265,8 @@ mod tests {
         for memory in [DmaMemory::anonymous(4096), DmaMemory::shared(4096)] {
             check_bytes(&memory.unwrap());
         }
+        // Huge pages or, where there are none, others.
+        check_bytes(&DmaMemory::on_huge_pages(ARENA_ALIGN).unwrap());
     }
 
     fn check_bytes(memory: &DmaMemory) {

@@ -4,13 +4,15 @@ use crate::buffer::Known;
 use crate::dma::{ARENA_ALIGN, DmaMemory};
 use crate::error::Error;
 use crate::iova::Ranges;
-use crate::transport::{Access, Transport};
+use crate::transport::{Access, MemoryKind, Transport};
 use npu_uapi::addr::Iova;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of an arena, unless one allocation needs more. Memory is only committed when it is touched.
 const ARENA_BYTES: u64 = 64 << 20;
+/// The same where it is committed when it is mapped.
+const LOCKED_ARENA_BYTES: u64 = 16 << 20;
 /// Alignment and grain of what is given out: a cache line.
 const GRAIN: u64 = 64;
 
@@ -88,7 +90,7 @@ impl Heap {
         if let Some(piece) = state.arenas.iter_mut().find_map(|arena| arena.take(taken)) {
             return Ok(piece);
         }
-        let bytes = taken.max(ARENA_BYTES).next_multiple_of(ARENA_ALIGN as u64);
+        let bytes = taken.max(self.arena_bytes()).next_multiple_of(ARENA_ALIGN as u64);
         let iova = state
             .iovas
             .allocate(bytes, ARENA_ALIGN as u64, 0)
@@ -106,14 +108,20 @@ impl Heap {
         Ok(piece)
     }
 
+    fn arena_bytes(&self) -> u64 {
+        match self.transport.memory_kind() {
+            MemoryKind::Private | MemoryKind::Shared => ARENA_BYTES,
+            MemoryKind::Locked => LOCKED_ARENA_BYTES,
+        }
+    }
+
     fn make_arena(&self, bytes: u64, iova: u64) -> Result<Arena, Error> {
         let len = usize::try_from(bytes)
             .map_err(|_| Error::OutOfMemory { bytes, why: "more than a pointer holds".into() })?;
-        // Private where it can be: then a forked child never writes its parent's tensors.
-        let memory = if self.transport.reaches_process_memory() {
-            DmaMemory::anonymous(len)?
-        } else {
-            DmaMemory::shared(len)?
+        let memory = match self.transport.memory_kind() {
+            MemoryKind::Private => DmaMemory::anonymous(len)?,
+            MemoryKind::Shared => DmaMemory::shared(len)?,
+            MemoryKind::Locked => DmaMemory::on_huge_pages(len)?,
         };
         let memory = Arc::new(memory);
         self.transport.map(Arc::clone(&memory), Iova::new(iova), Access::ReadWrite)?;
@@ -132,7 +140,7 @@ impl Heap {
         arena.free.free(piece.offset as u64, piece.taken);
         let bytes = arena.memory.len() as u64;
         let iova = arena.iova;
-        let is_spare = bytes > ARENA_BYTES && arena.free.is_free(0, bytes);
+        let is_spare = bytes > self.arena_bytes() && arena.free.is_free(0, bytes);
         if is_spare && self.transport.unmap(Iova::new(iova)).is_ok() {
             state.arenas.swap_remove(at);
             state.iovas.free(iova, bytes);

@@ -55,4 +55,5 @@ pub use fork::PerProcess;
 pub use job::{Done, Job};
 pub use npu_uapi::workers::{Caller, Workers};
 pub use npu_workers::Pool;
-pub use transport::{Access, Transport, TransportError, TransportExt};
+pub use transport::pci;
+pub use transport::{Access, MemoryKind, Transport, TransportError, TransportExt};

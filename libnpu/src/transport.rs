@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "sim")]
 pub mod inproc;
+pub mod pci;
+mod read_now;
+mod vectors;
 pub mod vfio_user;
 
 /// Why the device could not be reached.
@@ -74,6 +77,14 @@ pub enum TransportError {
         /// Why not.
         why: String,
     },
+    /// A device on the PCI bus cannot be used.
+    #[error("cannot use `{device}`: {obstacle}")]
+    Pci {
+        /// The device string.
+        device: String,
+        /// What stands in the way, and what to do about it.
+        obstacle: pci::Obstacle,
+    },
     /// A mapping was refused.
     #[error("cannot map or unmap memory: {why}")]
     Map {
@@ -105,6 +116,17 @@ impl Access {
     }
 }
 
+/// What memory for a device is made of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MemoryKind {
+    /// Private to the process, for a device that is in it.
+    Private,
+    /// A sealed file, which another process maps.
+    Shared,
+    /// A sealed file on huge pages where there are some: all of it stays in RAM while it is mapped.
+    Locked,
+}
+
 /// One open device.
 pub trait Transport: fmt::Debug + Send + Sync {
     /// Reads the register at byte `offset` of BAR0.
@@ -130,6 +152,12 @@ pub trait Transport: fmt::Debug + Send + Sync {
 
     /// Whether the device reaches any memory of this process in place.
     fn reaches_process_memory(&self) -> bool;
+
+    /// What memory for it must be made of.
+    fn memory_kind(&self) -> MemoryKind {
+        // Private where it can be: then a forked child never writes its parent's tensors.
+        if self.reaches_process_memory() { MemoryKind::Private } else { MemoryKind::Shared }
+    }
 
     /// Whether the device computes without a thread of this process: then a short spin may pay.
     fn runs_by_itself(&self) -> bool;

@@ -52,7 +52,8 @@ fn device_strings_that_cannot_be_opened_say_what_to_write() {
         ("sim:macs=0", "16 to 65536"),
         ("sim:speed=9", "the options are macs, sram, mhz, threads, strict"),
         ("vfio-user:/nowhere/npu.sock", "cannot connect to `/nowhere/npu.sock`"),
-        ("pci:0000:00:02.0", "not in this version"),
+        ("pci:0000:00:02", "an address reads like `0000:00:02.0`"),
+        ("pci:ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
     ] {
         let message = Device::open(name).unwrap_err().to_string();
         assert!(message.contains(hint), "{name}: {message}");

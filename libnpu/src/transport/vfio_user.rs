@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! connection.rs   requests and their answers, one at a time, bounded in size and time
-//! vectors.rs      interrupts: an eventfd each, counted
+//! ../vectors.rs   interrupts: an eventfd each, counted
 //! this file       what is asked at the start, and the transport made of both
 //! ```
 //!
@@ -11,11 +11,10 @@
 //! without a message. No file descriptor is taken from the device, and no memory of its making is mapped.
 
 mod connection;
-mod read_now;
 #[cfg(test)]
 mod tests;
-mod vectors;
 
+use super::vectors::{Peer, Vectors};
 use super::{Access, Transport, TransportError};
 use crate::dma::DmaMemory;
 use connection::Connection;
@@ -38,7 +37,6 @@ use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use vectors::Vectors;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// How long the device may take over a request: all of them are short, also while a job runs.

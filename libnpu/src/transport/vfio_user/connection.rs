@@ -6,6 +6,7 @@
 //! a plain read does not take them.
 
 use crate::transport::TransportError;
+use crate::transport::vectors::Peer;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use npu_uapi::vfio_user::{
@@ -304,21 +305,22 @@ impl Connection {
             Err(TransportError::Forked { owner: self.owner })
         }
     }
+}
 
+impl Peer for Connection {
     /// The socket, to poll for a hang-up.
-    pub(super) fn hang_up(&self) -> PollFd<'_> {
+    fn hang_up(&self) -> PollFd<'_> {
         PollFd::new(self.stream.as_fd(), PollFlags::empty())
     }
 
-    /// The error for a hang-up that a poll has seen.
-    pub(super) fn hung_up(&self) -> TransportError {
+    fn hung_up(&self) -> TransportError {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let why = state.lost.get_or_insert_with(|| "it closed the connection".into());
         self.gone(why)
     }
 
     /// Whether the device went away or was given up.
-    pub(super) fn is_gone(&self) -> bool {
+    fn is_gone(&self) -> bool {
         let mut fds = [self.hang_up()];
         // A hang-up, that of our own side too, is always reported.
         poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any() == Some(true)

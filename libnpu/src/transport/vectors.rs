@@ -1,16 +1,28 @@
-//! Interrupts of a device in another process: an eventfd a vector, counted.
+//! Interrupts of a device outside this process: an eventfd a vector, counted.
 //!
-//! The device has the same eventfds, and could make one sleep whoever reads or writes it. So they are read
-//! at once or not at all, and never written: threads of this process wake each other by files of their own.
+//! A device in another process has the same eventfds, and could make one sleep whoever reads or writes it. So
+//! they are read at once or not at all, and never written: threads of this process wake each other by files
+//! of their own.
 
-use super::connection::Connection;
+use super::TransportError;
 use super::read_now::read_now;
-use crate::transport::TransportError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Who raises the vectors, as far as somebody who waits for one must know: whether it is still there.
+pub(super) trait Peer {
+    /// What becomes ready when the device goes.
+    fn hang_up(&self) -> PollFd<'_>;
+
+    /// The error for a hang-up that a poll has seen.
+    fn hung_up(&self) -> TransportError;
+
+    /// Whether the device went away.
+    fn is_gone(&self) -> bool;
+}
 
 /// The vectors of one device.
 #[derive(Debug)]
@@ -75,12 +87,12 @@ impl Vectors {
         vector: u16,
         seen: u64,
         deadline: Instant,
-        connection: &Connection,
+        peer: &dyn Peer,
     ) -> Result<u64, TransportError> {
         let Some(vector) = self.0.get(usize::from(vector)) else {
             // The device has no such vector: nothing will come but its end.
-            poll_until(&mut [connection.hang_up()], deadline);
-            return if connection.is_gone() { Err(connection.hung_up()) } else { Ok(seen) };
+            poll_until(&mut [peer.hang_up()], deadline);
+            return if peer.is_gone() { Err(peer.hung_up()) } else { Ok(seen) };
         };
         let mut state = vector.lock();
         let mut is_hung_up = false;
@@ -90,7 +102,7 @@ impl Vectors {
                 return Ok(state.count);
             }
             if is_hung_up {
-                return Err(connection.hung_up());
+                return Err(peer.hung_up());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -105,7 +117,7 @@ impl Vectors {
             drop(state);
             let event = PollFd::new(vector.event.as_fd(), PollFlags::POLLIN);
             let nudge = PollFd::new(vector.nudge.as_fd(), PollFlags::POLLIN);
-            let mut fds = [event, nudge, connection.hang_up()];
+            let mut fds = [event, nudge, peer.hang_up()];
             poll_until(&mut fds, deadline);
             is_hung_up = fds[2].any() == Some(true);
             state = vector.lock();

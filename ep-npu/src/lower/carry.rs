@@ -17,8 +17,9 @@ impl Lowering<'_> {
         let seen = View::of(floats(&shape), &shape).and_then(|view| view.after(&steps));
         if seen.is_some_and(|view| view.is_dense(out)) {
             // The same elements in the same order: they are fetched in their last shape.
-            let dims = self.fetched_dims(unit.output);
-            let map = self.fetch(source, unit.output, dims, unit.target, Some(codes));
+            let last = self.last_shape_of(unit.output);
+            let dims = self.fetched_dims(last);
+            let map = self.fetch(source, last, dims, unit.target, Some(codes));
             return Held::plain(map);
         }
         let is_known = |known: &&(ValueId, Codes, _)| known.0 == source && known.1 == codes;
@@ -46,6 +47,38 @@ impl Lowering<'_> {
             shape = steps.iter().fold(shape, |shape, step| step.shape(shape));
         }
         Held { view, ..Held::plain(tensor) }
+    }
+
+    /// What `value` becomes where all that is done with it is to give it another shape.
+    ///
+    /// ONNX Runtime quantises an input before it is reshaped, where the file has it the other way round:
+    /// who reads pixels wants them as they are at the end.
+    pub(super) fn last_shape_of(&self, value: ValueId) -> ValueId {
+        let mut last = value;
+        while !self.part.outputs.contains(&last) {
+            let mut readers = self.part.units.iter().filter(|unit| unit.inputs.contains(&last));
+            match (readers.next(), readers.next()) {
+                (Some(unit), None) if self.is_other_shape(unit) => last = unit.output,
+                _ => break,
+            }
+        }
+        last
+    }
+
+    /// Whether all that `unit` does is to give the same elements in the same order another shape, as a
+    /// transposition does that moves only dimensions of length 1.
+    pub(super) fn is_other_shape(&self, unit: &Unit) -> bool {
+        let how = match &unit.kind {
+            Kind::Reshape { table: None, .. } => return true,
+            Kind::Rearrange { how, table: None } => how,
+            _ => return false,
+        };
+        let [from, to] = [unit.inputs[0], unit.output].map(|value| &self.part.shapes[&value]);
+        let floats = Form::Host { dims: natural_dims(from), element_bytes: 4 };
+        let steps = how.steps(self.part.graph.node(unit.target), from);
+        let seen =
+            View::of(floats, from).zip(steps.ok()).and_then(|(view, steps)| view.after(&steps));
+        seen.is_some_and(|view| view.is_dense(to))
     }
 
     /// The part's input that `value` comes from, and what is done with it on the way.

@@ -25,7 +25,8 @@ impl Lowering<'_> {
         if let Some(held) = self.values.get(&value) {
             return held.clone();
         }
-        let map = self.fetch(value, value, self.fetched_dims(value), node, None);
+        let last = self.last_shape_of(value);
+        let map = self.fetch(value, last, self.fetched_dims(last), node, None);
         self.hold(value, map);
         Held::plain(map)
     }
@@ -135,6 +136,9 @@ impl Lowering<'_> {
 
     pub(super) fn rearrange(&mut self, unit: &Unit, how: &Rearrange, table: Option<&Table>) {
         let (input, node) = (unit.inputs[0], unit.target);
+        if self.is_other_shape(unit) {
+            return self.reshape(unit);
+        }
         let shape = self.part.shapes[&input].clone();
         let steps = how.steps(self.part.graph.node(node), &shape);
         let steps = steps.expect("`shape` has taken these steps before");

@@ -69,6 +69,37 @@ fn a_kernel_row_of_one_channel_is_one_step() {
     assert!(laid >= 20, "{laid}");
 }
 
+/// ONNX Runtime puts the QuantizeLinear of an input before what gives it another shape.
+#[test]
+fn an_image_whose_channel_comes_last_is_fetched_as_the_convolution_reads_it() {
+    for seed in 0..4 {
+        let [h, w] = [30, 17];
+        let mut model = Model::new(seed);
+        let flow = match seed % 2 {
+            0 => model.code_input(&[1, h, w], CODES),
+            _ => model.float_input(&[1, h, w], CODES),
+        };
+        let shape: Vec<u8> = [0, 30, 17, 1_i64].iter().flat_map(|len| len.to_le_bytes()).collect();
+        let shape = model.constant(ElementType::I64, &[4], shape);
+        let read = model.dequantize(&flow);
+        let value = model.node("Reshape", &[read, shape], &[]);
+        let value = model.quantize(value, CODES);
+        let flow = Flow { value, codes: CODES, shape: vec![1, h, w, 1] };
+        let order = [("perm", ints(&[0, 3, 1, 2]))];
+        let flow = model.unit("Transpose", &[&flow], &order, (CODES, &[1, 1, h, w]));
+        let weighted =
+            Weighted { shape: vec![8, 1, 3, 3], axis: 0, per_channel: true, with_bias: true };
+        let attributes = [("kernel_shape", ints(&[3, 3])), ("pads", ints(&[1, 1, 1, 1]))];
+        let codes = Codes { scale: 0.2, zero_point: 120 };
+        let result = [1, 8, h, w];
+        let flow = model.weighted("Conv", &flow, &weighted, &attributes, (codes, &result));
+        model.code_output(&flow);
+        let ops = checked(&model.finish(), &[1, h, w], seed);
+        let moves = ops.ops.iter().filter(|op| matches!(op.kind, OpKind::Move { .. }));
+        assert_eq!(moves.count(), 1, "only the pixels beside each other; seed {seed}");
+    }
+}
+
 /// A constant of floats.
 fn floats(model: &mut Model, shape: &[usize], low: f32) -> ValueId {
     let count = shape.iter().product();

@@ -76,7 +76,9 @@ fn a_gate_over_the_tensor_that_it_multiplies_joins_the_convolution_before_it() {
 fn a_product_with_a_flattened_image_is_a_convolution() {
     let mut model = Model::new(3);
     let input = model.code_input(&[1, 4, 2, 3], SIGNED);
-    let flat = model.unit("Flatten", &[&input], &[], (SIGNED, &[1, 24]));
+    // An image of the part's own: what flows in is fetched flat.
+    let image = model.unit("Relu", &[&input], &[], (SIGNED, &[1, 4, 2, 3]));
+    let flat = model.unit("Flatten", &[&image], &[], (SIGNED, &[1, 24]));
     let transposed = [("transB", Attribute::Int(1))];
     let gemm = model.weighted("Gemm", &flat, &weighted(&[10, 24]), &transposed, (RELU, &[1, 10]));
     let again = model.weighted("Gemm", &gemm, &weighted(&[5, 10]), &transposed, (SIGNED, &[1, 5]));

@@ -45,7 +45,7 @@ pub fn requantise(accumulator: i32, multiplier: f32, zero_point: u8) -> u8 {
 ///
 /// For `y = a + b` with scales `sa, sb, sy` and zero points `za, zb, zy`:
 /// `first = sa / sy`, `second = sb / sy`, `offset = zy - fma(first, za, second * zb)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AddTerms {
     /// Scale of the first operand over the scale of the result.
     pub first: f32,
@@ -74,7 +74,7 @@ pub fn add(a: u8, b: u8, terms: AddTerms) -> u8 {
 ///
 /// For `y = a * b` with scales `sa, sb, sy`: `multiplier = (sa * sb) / sy`, and the zero points as they
 /// are.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MulTerms {
     /// What a product of codes is multiplied by.
     pub multiplier: f32,

@@ -22,8 +22,9 @@ use std::arch::x86_64::{
     _mm512_min_epu8, _mm512_min_ps, _mm512_movepi8_mask, _mm512_mul_ps, _mm512_packs_epi32,
     _mm512_packus_epi16, _mm512_packus_epi32, _mm512_permutex2var_epi8, _mm512_permutex2var_epi32,
     _mm512_permutexvar_epi32, _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512,
-    _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_sub_ps, _mm512_zextsi128_si512,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi8,
+    _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16, _mm512_zextsi128_si512,
     _mm512_zextsi256_si512,
 };
 
@@ -333,7 +334,13 @@ impl Requantise {
     fn packed(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
         let low = _mm512_adds_epi16(_mm512_packs_epi32(a, b), self.zero_point_16);
         let high = _mm512_adds_epi16(_mm512_packs_epi32(c, d), self.zero_point_16);
-        let bytes = _mm512_packus_epi16(low, high);
+        self.clamped(_mm512_packus_epi16(low, high))
+    }
+
+    /// Bytes within the bounds.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn clamped(&self, bytes: __m512i) -> __m512i {
         _mm512_min_epu8(_mm512_max_epu8(bytes, self.low_8), self.high_8)
     }
 
@@ -411,6 +418,41 @@ impl Addition {
         let inner = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), self.second, self.offset);
         self.finish.finish(_mm512_fmadd_ps(_mm512_cvtepi32_ps(first), self.first, inner))
     }
+
+    /// Codes of either operand as floats.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn floats(codes: [__m512i; 4]) -> [__m512; 4] {
+        let mut out = [_mm512_setzero_ps(); 4];
+        for (out, codes) in out.iter_mut().zip(codes) {
+            *out = _mm512_cvtepi32_ps(codes);
+        }
+        out
+    }
+
+    /// 64 sums of codes, which are given as floats in the order of [`spread_64`], as bytes in order.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn bytes<const WITHIN: bool>(
+        &self,
+        first: [__m512; 4],
+        second: [__m512; 4],
+    ) -> __m512i {
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for (sum, (first, second)) in sums.iter_mut().zip(first.into_iter().zip(second)) {
+            *sum = match WITHIN {
+                true => self.rounded_within(first, second),
+                false => self.rounded(first, second),
+            };
+        }
+        self.finish.clamped(saturate_lanes(sums))
+    }
+}
+
+/// Whether no sum of two codes leaves 32 bits.
+pub(crate) fn is_bounded(terms: AddTerms) -> bool {
+    let most = 255.0 * (terms.first.abs() + terms.second.abs()) + terms.offset.abs();
+    most < 1e9 // not so with a NaN
 }
 
 /// The product of two tensors' codes.
@@ -437,15 +479,36 @@ impl Multiplication {
         }
     }
 
-    /// 16 products of codes, all as integers.
+    /// Codes of the first and of the second operand as floats, less their zero points.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    pub(crate) fn codes(self, first: __m512i, second: __m512i) -> __m512i {
-        // Differences of codes and their product are exact in f32.
-        let first = _mm512_sub_ps(_mm512_cvtepi32_ps(first), self.first_zero_point);
-        let second = _mm512_sub_ps(_mm512_cvtepi32_ps(second), self.second_zero_point);
-        let scaled = _mm512_mul_ps(_mm512_mul_ps(first, second), self.multiplier);
-        self.finish.finish(_mm512_add_ps(scaled, self.zero_point))
+    pub(crate) fn floats<const SECOND: bool>(&self, codes: [__m512i; 4]) -> [__m512; 4] {
+        let zero_point = if SECOND { self.second_zero_point } else { self.first_zero_point };
+        let mut out = [_mm512_setzero_ps(); 4];
+        for (out, codes) in out.iter_mut().zip(codes) {
+            *out = _mm512_sub_ps(_mm512_cvtepi32_ps(codes), zero_point);
+        }
+        out
+    }
+
+    /// 64 products of codes as bytes in order. The codes are given as floats in the order of
+    /// [`spread_64`], less their zero points.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn bytes<const WITHIN: bool>(
+        &self,
+        first: [__m512; 4],
+        second: [__m512; 4],
+    ) -> __m512i {
+        let mut codes = [_mm512_setzero_si512(); 4];
+        for (code, (first, second)) in codes.iter_mut().zip(first.into_iter().zip(second)) {
+            let scaled = _mm512_mul_ps(_mm512_mul_ps(first, second), self.multiplier);
+            let value = _mm512_add_ps(scaled, self.zero_point);
+            // In this order, a NaN stays one, and becomes the lowest integer.
+            let value = if WITHIN { value } else { _mm512_min_ps(self.finish.high, value) };
+            *code = _mm512_cvtps_epi32(value);
+        }
+        self.finish.clamped(saturate_lanes(codes))
     }
 }
 
@@ -487,6 +550,25 @@ pub(crate) fn unpack_64(bytes: __m512i) -> [__m512i; 4] {
         _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32::<1>(bytes)),
         _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32::<2>(bytes)),
         _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32::<3>(bytes)),
+    ]
+}
+
+/// Whether no product of two codes leaves 32 bits.
+pub(crate) fn is_bounded_product(terms: MulTerms) -> bool {
+    65025.0 * terms.multiplier.abs() < 1e9 // not so with a NaN
+}
+
+/// 64 bytes as four vectors of 16 codes, in the order from which [`pack_lanes`] restores theirs.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) fn spread_64(bytes: __m512i) -> [__m512i; 4] {
+    let zero = _mm512_setzero_si512();
+    let (low, high) = (_mm512_unpacklo_epi8(bytes, zero), _mm512_unpackhi_epi8(bytes, zero));
+    [
+        _mm512_unpacklo_epi16(low, zero),
+        _mm512_unpackhi_epi16(low, zero),
+        _mm512_unpacklo_epi16(high, zero),
+        _mm512_unpackhi_epi16(high, zero),
     ]
 }
 

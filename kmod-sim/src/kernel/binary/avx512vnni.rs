@@ -5,10 +5,11 @@ use crate::kernel::Stop;
 use crate::kernel::binary::{Function, Problem};
 use crate::kernel::split::Split;
 use crate::kernel::vector::{
-    Addition, Lookup, Multiplication, load_masked_64, mask_64, pack_64, runs, store_64, unpack_64,
+    Addition, Lookup, Multiplication, is_bounded, is_bounded_product, load_masked_64, mask_64,
+    runs, spread_64, store_64,
 };
 use crate::memory::isize_of;
-use std::arch::x86_64::__m512i;
+use std::arch::x86_64::{__m512, __m512i};
 
 /// Runs `problem`.
 ///
@@ -19,59 +20,95 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     if let Some(done) = unsafe { repeated::run(p, split) } {
         return done;
     }
+    let piece = match kind(p.function) {
+        SUM_WITHIN => piece::<SUM_WITHIN>,
+        SUM => piece::<SUM>,
+        PRODUCT_WITHIN => piece::<PRODUCT_WITHIN>,
+        _ => piece::<PRODUCT>,
+    };
     runs::over([&p.a, &p.b, &p.out], p.dims, split, &|at, len| {
         // SAFETY: the processor is the caller's promise, the run lies in all three operands.
         unsafe { piece(p, at, len) }
     })
 }
 
-/// The function in registers.
-#[derive(Clone, Copy)]
-pub(super) enum Codes {
-    Sum(Addition),
-    Product(Multiplication),
+/// The kinds of functions, as parameters: those that stay within 32 bits, and any.
+pub(super) const SUM_WITHIN: u8 = 0;
+pub(super) const SUM: u8 = 1;
+pub(super) const PRODUCT_WITHIN: u8 = 2;
+pub(super) const PRODUCT: u8 = 3;
+
+/// The kind of `function`.
+pub(super) fn kind(function: Function) -> u8 {
+    match function {
+        Function::Add(terms) if is_bounded(terms) => SUM_WITHIN,
+        Function::Add(_) => SUM,
+        Function::Multiply(terms) if is_bounded_product(terms) => PRODUCT_WITHIN,
+        Function::Multiply(_) => PRODUCT,
+    }
 }
 
-impl Codes {
+/// A function of kind `KIND` in registers.
+pub(super) struct Codes<const KIND: u8> {
+    sum: Addition,
+    product: Multiplication,
+    table: Option<Lookup>,
+}
+
+impl<const KIND: u8> Codes<KIND> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(super) fn new(p: &Problem) -> Self {
+        let (mut sum, mut product) = Default::default();
         match p.function {
-            Function::Add(terms) => Self::Sum(Addition::new(terms, p.low, p.high)),
-            Function::Multiply(terms) => Self::Product(Multiplication::new(terms, p.low, p.high)),
+            Function::Add(terms) => sum = terms,
+            Function::Multiply(terms) => product = terms,
+        }
+        Self {
+            sum: Addition::new(sum, p.low, p.high),
+            product: Multiplication::new(product, p.low, p.high),
+            table: p.table.as_ref().map(|table| Lookup::new(table)),
         }
     }
 
+    /// Codes of the first operand, or of the second, as the function takes them: spread.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    pub(super) fn codes(self, first: __m512i, second: __m512i) -> __m512i {
-        match self {
-            Self::Sum(addition) => addition.codes(first, second),
-            Self::Product(multiplication) => multiplication.codes(first, second),
+    pub(super) fn floats<const SECOND: bool>(&self, codes: __m512i) -> [__m512; 4] {
+        let codes = spread_64(codes);
+        match KIND {
+            SUM | SUM_WITHIN => Addition::floats(codes),
+            _ => self.product.floats::<SECOND>(codes),
         }
+    }
+
+    /// 64 results.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(super) fn bytes(&self, first: [__m512; 4], second: [__m512; 4]) -> __m512i {
+        let bytes = match KIND {
+            SUM_WITHIN => self.sum.bytes::<true>(first, second),
+            SUM => self.sum.bytes::<false>(first, second),
+            PRODUCT_WITHIN => self.product.bytes::<true>(first, second),
+            _ => self.product.bytes::<false>(first, second),
+        };
+        self.table.as_ref().map_or(bytes, |table| table.bytes(bytes))
     }
 }
 
 /// # Safety
 /// As of [`run`]; `len` elements from `at` on lie in each operand.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn piece(p: &Problem, [a, b, out]: [i64; 3], len: i64) {
-    let function = Codes::new(p);
-    let table = p.table.as_ref().map(|table| Lookup::new(table));
+unsafe fn piece<const KIND: u8>(p: &Problem, [a, b, out]: [i64; 3], len: i64) {
+    let function = Codes::<KIND>::new(p);
     let (a, b, out) = (p.a.pointer(a), p.b.pointer(b), p.out.pointer(out));
     for done in (0..len).step_by(64) {
         let (mask, at) = (mask_64(len - done), isize_of(done));
         // SAFETY: the elements of `mask` lie in the run.
-        let first = unpack_64(unsafe { load_masked_64(mask, a.wrapping_offset(at)) });
+        let first = unsafe { load_masked_64(mask, a.wrapping_offset(at)) };
         // SAFETY: as above.
-        let second = unpack_64(unsafe { load_masked_64(mask, b.wrapping_offset(at)) });
-        let mut codes = first;
-        for j in 0..4 {
-            codes[j] = function.codes(first[j], second[j]);
-        }
-        let mut bytes = pack_64(codes);
-        if let Some(table) = &table {
-            bytes = table.bytes(bytes);
-        }
+        let second = unsafe { load_masked_64(mask, b.wrapping_offset(at)) };
+        let (first, second) = (function.floats::<false>(first), function.floats::<true>(second));
+        let bytes = function.bytes(first, second);
         // SAFETY: as above, of the result.
         unsafe { store_64(out.wrapping_offset(at), mask, bytes) };
     }

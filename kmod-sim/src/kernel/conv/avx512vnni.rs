@@ -413,6 +413,7 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
         Kind::Plain => finish::<BLOCKS, PLAIN>,
         Kind::Sum => finish::<BLOCKS, SUM>,
         Kind::SumAuxFirst => finish::<BLOCKS, SUM_AUX_FIRST>,
+        Kind::Table => finish::<BLOCKS, TABLE>,
         Kind::Tables => finish::<BLOCKS, TABLES>,
     };
     let lanes = (first_output, p.group_outputs - block * 16);
@@ -424,7 +425,8 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
 const PLAIN: u8 = 0;
 const SUM: u8 = 1;
 const SUM_AUX_FIRST: u8 = 2;
-const TABLES: u8 = 3;
+const TABLE: u8 = 3;
+const TABLES: u8 = 4;
 
 /// Passes a tile's sums through the output stage, four vectors at a time. `lanes` says where in a pixel
 /// they go, and how many channels there are.
@@ -460,6 +462,7 @@ unsafe fn finish<const BLOCKS: usize, const KIND: u8>(
             SUM => unsafe { stage.sum_64::<false>(*four, multipliers, masks, aux) },
             // SAFETY: the caller's promise.
             SUM_AUX_FIRST => unsafe { stage.sum_64::<true>(*four, multipliers, masks, aux) },
+            TABLE => stage.one_table(stage.plain_64(*four, multipliers)),
             // SAFETY: the caller's promise.
             _ => unsafe { stage.any_64(*four, multipliers, masks, aux) },
         };

@@ -16,7 +16,9 @@ pub(crate) enum Kind {
     Sum,
     /// Requantisation, then the addition to the auxiliary tensor.
     SumAuxFirst,
-    /// Tables, and perhaps the addition.
+    /// Requantisation, then one table.
+    Table,
+    /// Tables and the addition.
     Tables,
 }
 
@@ -34,13 +36,21 @@ pub(crate) struct Stage {
 impl Stage {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(crate) fn new(stage: &OutputStage, channels: Channels) -> Self {
+        // Without an addition between them, two tables are one.
+        let (table_0, table_1) = match (&stage.add, &stage.table_0, &stage.table_1) {
+            (None, Some(first), Some(second)) => {
+                (Some(first.map(|code| second[usize::from(code)])), None)
+            }
+            (None, None, Some(second)) => (Some(*second), None),
+            _ => (stage.table_0, stage.table_1),
+        };
         Self {
             requantise: Requantise::new(stage.zero_point, stage.low, stage.high)
                 .with_multipliers(channels),
-            table_0: stage.table_0.as_ref().map(|table| Lookup::new(table)),
+            table_0: table_0.map(|table| Lookup::new(&table)),
             add: stage.add.map(|terms| Addition::new(terms, 0, 255)),
             aux_first: stage.aux_first,
-            table_1: stage.table_1.as_ref().map(|table| Lookup::new(table)),
+            table_1: table_1.map(|table| Lookup::new(&table)),
             plain: stage.table_0.is_none() && stage.add.is_none() && stage.table_1.is_none(),
         }
     }
@@ -50,6 +60,7 @@ impl Stage {
             (None, None, None) => Kind::Plain,
             (None, Some(_), None) if self.aux_first => Kind::SumAuxFirst,
             (None, Some(_), None) => Kind::Sum,
+            (Some(_), None, _) => Kind::Table,
             _ => Kind::Tables,
         }
     }
@@ -117,11 +128,11 @@ impl Stage {
         in_order(saturate_lanes(codes))
     }
 
-    /// Codes through the first table, or else through the second.
+    /// Codes through the table of a stage that adds nothing, if it has one.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     pub(crate) fn one_table(&self, bytes: __m512i) -> __m512i {
-        self.table_0.as_ref().or(self.table_1.as_ref()).map_or(bytes, |table| table.bytes(bytes))
+        self.table_0.as_ref().map_or(bytes, |table| table.bytes(bytes))
     }
 
     /// The same with tables before and behind the addition, whichever there are.

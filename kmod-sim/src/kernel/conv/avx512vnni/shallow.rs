@@ -173,10 +173,12 @@ impl<'a> Strips<'a> {
         };
         let input_row = isize_of(w.dilation_h).wrapping_mul(job.ifm.row);
         let kernels = match stage.kind() {
-            Kind::Plain => KERNELS[0],
-            Kind::Sum => KERNELS[1],
-            Kind::SumAuxFirst => KERNELS[2],
-            Kind::Tables => KERNELS[3],
+            Kind::Plain if channels.small => kernels::<SMALL>(),
+            Kind::Plain => kernels::<PLAIN>(),
+            Kind::Sum => kernels::<SUM>(),
+            Kind::SumAuxFirst => kernels::<SUM_AUX_FIRST>(),
+            Kind::Table if channels.small => kernels::<SMALL_TABLE>(),
+            Kind::Table | Kind::Tables => kernels::<TABLES>(),
         };
         Self {
             job,
@@ -288,24 +290,18 @@ impl<'a> Strips<'a> {
     }
 }
 
-/// The kinds of stages, as parameters.
+/// The kinds of stages, as parameters; the small ones are of small multipliers.
 const PLAIN: u8 = 0;
 const SUM: u8 = 1;
 const SUM_AUX_FIRST: u8 = 2;
 const TABLES: u8 = 3;
+const SMALL: u8 = 4;
+const SMALL_TABLE: u8 = 5;
 
-/// By kind of stage and blocks less one.
-const KERNELS: [[Kernel; 4]; 4] = [
-    [strip::<8, 1, PLAIN>, strip::<8, 2, PLAIN>, strip::<4, 3, PLAIN>, strip::<4, 4, PLAIN>],
-    [strip::<8, 1, SUM>, strip::<8, 2, SUM>, strip::<4, 3, SUM>, strip::<4, 4, SUM>],
-    [
-        strip::<8, 1, SUM_AUX_FIRST>,
-        strip::<8, 2, SUM_AUX_FIRST>,
-        strip::<4, 3, SUM_AUX_FIRST>,
-        strip::<4, 4, SUM_AUX_FIRST>,
-    ],
-    [strip::<8, 1, TABLES>, strip::<8, 2, TABLES>, strip::<4, 3, TABLES>, strip::<4, 4, TABLES>],
-];
+/// By blocks less one.
+const fn kernels<const KIND: u8>() -> [Kernel; 4] {
+    [strip::<8, 1, KIND>, strip::<8, 2, KIND>, strip::<4, 3, KIND>, strip::<4, 4, KIND>]
+}
 
 /// One strip of pixels by `BLOCKS` blocks of outputs, `PIXELS` at a time; the last ones twice or, where
 /// that is not the same, one by one.
@@ -428,6 +424,8 @@ unsafe fn four<const PIXELS: usize, const BLOCKS: usize, const KIND: u8, const F
     let masks = block.map(|v| mask_16(panel.outputs - [0, 16, 32, 48][v]));
     let bytes = match KIND {
         PLAIN => stage.plain_64(sums, multipliers),
+        SMALL => stage.small_64(sums, multipliers),
+        SMALL_TABLE => stage.one_table(stage.small_64(sums, multipliers)),
         // SAFETY: the caller's promise.
         SUM => unsafe { stage.sum_64::<false>(sums, multipliers, masks, from) },
         // SAFETY: the caller's promise.

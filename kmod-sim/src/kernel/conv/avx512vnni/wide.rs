@@ -18,9 +18,8 @@ use super::Job;
 use crate::kernel::Stop;
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector::stage::{Kind, Stage};
-use crate::kernel::vector::{Channels, broadcast_4, load_64, load_records, store_64};
+use crate::kernel::vector::{Channels, broadcast_4, is_bounded, load_64, load_records, store_64};
 use crate::memory::{isize_of, usize_of};
-use npu_uapi::requantise::AddTerms;
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm_storeu_si128, _mm256_storeu_si256,
     _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32,
@@ -47,8 +46,7 @@ const PIXELS_A_CHUNK: i64 = 96;
 pub(super) fn takes(job: &Job<'_>, channels: Channels) -> bool {
     let p = job.problem;
     let (stage, plain) = (&p.stage, p.stage.table_0.is_none() && p.stage.table_1.is_none());
-    let one_table = stage.table_0.is_none() || stage.table_1.is_none();
-    let staged = stage.add.map_or(one_table, |terms| plain && is_bounded(terms));
+    let staged = stage.add.is_none_or(|terms| plain && is_bounded(terms));
     staged
         && channels.small
         && channels.symmetric
@@ -58,12 +56,6 @@ pub(super) fn takes(job: &Job<'_>, channels: Channels) -> bool {
         && job.block_bytes >= 64 * FEWEST_STEPS
         && BLOCKS * job.block_bytes <= MOST_WEIGHTS
         && strip::takes(job)
-}
-
-/// Whether no sum of two codes leaves 32 bits.
-fn is_bounded(terms: AddTerms) -> bool {
-    let most = 255.0 * (terms.first.abs() + terms.second.abs()) + terms.offset.abs();
-    most < 1e9 // not so with a NaN
 }
 
 /// Runs `job`.
@@ -133,7 +125,7 @@ impl Plan {
             Kind::Plain => usize::from(PLAIN),
             Kind::Sum => usize::from(SUM),
             Kind::SumAuxFirst => usize::from(SUM_AUX_FIRST),
-            Kind::Tables => usize::from(TABLE),
+            Kind::Table | Kind::Tables => usize::from(TABLE),
         }];
         let mut panels = [Panel::NONE; MOST_PANELS];
         let count = usize_of((end_panel - first_panel).unsigned_abs());

@@ -26,6 +26,8 @@ mod progress;
 mod run;
 #[path = "../npu/selftest.rs"]
 mod selftest;
+#[path = "../npu/test_device.rs"]
+mod test_device;
 
 #[derive(Parser)]
 #[command(name = "npu", about = "Run models on an NPU, test it, and look into its programs")]
@@ -43,7 +45,7 @@ enum Command {
     /// Say for each node of a model where it runs, why, and what it costs.
     Explain(explain::Args),
     /// Test a device: registers, interrupts, DMA, faults, and programs against the scalar definition.
-    Selftest(selftest::Args),
+    Selftest(test_device::Args),
     /// Print a program: header, slots, tensors, commands and their modelled cost.
     Objdump(objdump::Args),
 }
@@ -53,7 +55,7 @@ fn main() -> Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Compile(args) => compile::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Explain(args) => explain::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Selftest(args) => selftest::run(&args),
+        Command::Selftest(args) => test_device::run(&args),
         Command::Objdump(args) => objdump::run(args).map(|()| ExitCode::SUCCESS),
     }
 }

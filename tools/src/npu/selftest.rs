@@ -1,8 +1,9 @@
-//! `npu selftest`: does this device do what the interface says? One line a test, with its figures.
+//! Does this device do what the interface says? `npu selftest` and `npu-smi selftest` run these tests.
 //!
 //! ```text
 //! registers, interrupts, DMA, faults      bus.rs
 //! programs built by hand                  programs.rs, compared with scalar.rs
+//! latency, bandwidth                      speed.rs
 //! ```
 
 #[path = "selftest/bus.rs"]
@@ -11,22 +12,15 @@ mod bus;
 mod programs;
 #[path = "selftest/scalar.rs"]
 mod scalar;
+#[path = "selftest/speed.rs"]
+mod speed;
 
 use anyhow::{Context as _, Result};
 use libnpu::{Context, Device};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// How long any one step may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Options of `npu selftest`.
-#[derive(clap::Args, Debug)]
-pub(crate) struct Args {
-    /// The device: `sim`, or with options as `sim:macs=256,sram=512K,threads=2`.
-    #[arg(long, default_value = "sim")]
-    device: String,
-}
 
 /// What a test has of the device.
 struct Bench {
@@ -66,44 +60,85 @@ const TESTS: &[(&str, Test)] = &[
     ("program: matmul", programs::matmul),
     ("program: large matmul", programs::large_matmul),
     ("program: conv, add, pool", programs::conv_add_pool),
+    ("latency: empty job", speed::latency),
+    ("bandwidth: copy", speed::bandwidth),
 ];
 
-/// Runs every test on the device that `args` name.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    // A device of its own: a test may leave registers as no user would.
-    let device = Device::open_private(&args.device)
-        .with_context(|| format!("cannot open device `{}`", args.device))?;
-    let limits = device.limits();
-    println!("{}: {}, {} workers", args.device, device.describe(), device.pool().count());
-    println!(
-        "modelled: {} MAC a cycle, {} MHz, {} KiB of SRAM",
-        limits.macs_per_cycle,
-        limits.clock_khz / 1000,
-        limits.sram_bytes >> 10
-    );
-    let context = device.create_context().context("cannot create a context")?;
-    let bench = Bench { device, context };
-    let mut failed = 0;
-    for (name, test) in TESTS {
-        let started = Instant::now();
-        let result = test(&bench);
-        let elapsed = started.elapsed();
-        match result {
-            Ok(figures) => {
-                let time = figures.time.unwrap_or(elapsed);
-                let cycles = match figures.cycles {
-                    0 => String::new(),
-                    cycles => format!("{cycles} cycles"),
-                };
-                let time = format!("{time:.1?}");
-                println!("pass  {name:<26} {time:>10} {cycles:>16}  {}", figures.detail);
-            }
-            Err(error) => {
-                failed += 1;
-                println!("FAIL  {name:<26} {error:#}");
-            }
-        }
+/// A device under test.
+pub(crate) struct Subject {
+    bench: Bench,
+}
+
+/// What became of one test.
+pub(crate) struct Outcome {
+    /// What is tested.
+    pub(crate) name: &'static str,
+    /// Why it failed, if it did.
+    pub(crate) error: Option<String>,
+    /// Time in the device, or of the whole test.
+    pub(crate) time: Duration,
+    /// Modelled cycles; zero where none are counted.
+    pub(crate) cycles: u64,
+    /// What was done, where it passed.
+    pub(crate) detail: String,
+}
+
+impl Subject {
+    /// Opens `device` for tests.
+    pub(crate) fn open(device: &str) -> Result<Self> {
+        // A device of its own: a test may leave registers as no user would.
+        let device = Device::open_private(device)
+            .with_context(|| format!("cannot open device `{device}`"))?;
+        let context = device.create_context().context("cannot create a context")?;
+        Ok(Self { bench: Bench { device, context } })
     }
-    println!("{} of {} passed", TESTS.len() - failed, TESTS.len());
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+
+    /// What it is, in a line.
+    pub(crate) fn describe(&self) -> String {
+        let device = &self.bench.device;
+        format!("{}, {} workers", device.describe(), device.pool().count())
+    }
+
+    /// Its modelled sizes, in a line.
+    pub(crate) fn sizes(&self) -> String {
+        let limits = self.bench.device.limits();
+        format!(
+            "{} MAC a cycle, {} MHz, {} KiB of SRAM",
+            limits.macs_per_cycle,
+            limits.clock_khz / 1000,
+            limits.sram_bytes >> 10
+        )
+    }
+
+    /// Runs every test, one at each step.
+    pub(crate) fn outcomes(&self) -> impl Iterator<Item = Outcome> {
+        TESTS.iter().map(|&(name, test)| {
+            let started = Instant::now();
+            let result = test(&self.bench);
+            let elapsed = started.elapsed();
+            match result {
+                Ok(Figures { cycles, time, detail }) => {
+                    let time = time.unwrap_or(elapsed);
+                    Outcome { name, error: None, time, cycles, detail }
+                }
+                Err(error) => {
+                    let error = Some(format!("{error:#}"));
+                    Outcome { name, error, time: elapsed, cycles: 0, detail: String::new() }
+                }
+            }
+        })
+    }
+}
+
+impl Outcome {
+    /// The line that a report has of it.
+    pub(crate) fn line(&self) -> String {
+        let Self { name, error, time, cycles, detail } = self;
+        if let Some(error) = error {
+            return format!("FAIL  {name:<26} {error}");
+        }
+        let cycles = if *cycles == 0 { String::new() } else { format!("{cycles} cycles") };
+        let time = format!("{time:.1?}");
+        format!("pass  {name:<26} {time:>10} {cycles:>16}  {detail}")
+    }
 }

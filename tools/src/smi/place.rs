@@ -1,0 +1,113 @@
+//! Where the server is that a command is for.
+//!
+//! `--socket`, else the socket that goes with `--device`, else `NPU_MANAGE`, else what `NPU_DEVICE` goes
+//! with, else the first of a few places that has one.
+
+use super::error::SmiError;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+/// The name that a server's management socket has in the places that are looked at.
+const USUAL_NAME: &str = "npu.manage";
+
+/// What the command line says about the server.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Place {
+    /// The management socket, as behind `npu-sim --manage`
+    #[arg(long, global = true, value_name = "PATH", env = "NPU_MANAGE")]
+    socket: Option<PathBuf>,
+
+    /// The device as a driver names it; for `vfio-user:PATH` the management socket is looked for at PATH with
+    /// the extension `manage`
+    #[arg(long, global = true, value_name = "STRING")]
+    device: Option<String>,
+}
+
+impl Place {
+    /// The device that is named, here or in the environment.
+    pub(crate) fn device(&self) -> Option<String> {
+        self.device.clone().or_else(|| std::env::var("NPU_DEVICE").ok())
+    }
+
+    /// The management socket that is meant.
+    ///
+    /// # Errors
+    /// None is named and none found, or the device has none.
+    pub(crate) fn find(&self) -> Result<PathBuf, SmiError> {
+        if let Some(device) = &self.device {
+            return of_device(device);
+        }
+        if let Some(path) = &self.socket {
+            return Ok(path.clone());
+        }
+        if let Some(path) = std::env::var("NPU_DEVICE").ok().and_then(|name| of_device(&name).ok())
+        {
+            return Ok(path);
+        }
+        let looked = usual_places();
+        match looked.iter().find(|path| is_socket(path)) {
+            Some(path) => trusted(path),
+            None => Err(SmiError::Nowhere { looked }),
+        }
+    }
+}
+
+/// Where a server may listen without being named.
+fn usual_places() -> Vec<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+    let folders = runtime.map(PathBuf::from).into_iter();
+    let folders = folders.chain([PathBuf::from("/run"), std::env::temp_dir()]);
+    folders.map(|folder| folder.join(USUAL_NAME)).collect()
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+/// A socket in a folder that anybody may write is used only if it is the user's own or root's.
+fn trusted(path: &Path) -> Result<PathBuf, SmiError> {
+    let owner = path.metadata().map_or(0, |metadata| metadata.uid());
+    if owner == 0 || owner == nix::unistd::geteuid().as_raw() {
+        Ok(path.to_owned())
+    } else {
+        Err(SmiError::Stranger { path: path.to_owned(), owner })
+    }
+}
+
+/// The management socket beside the socket of a device.
+fn of_device(device: &str) -> Result<PathBuf, SmiError> {
+    let unmanaged = |why: &str| SmiError::Unmanaged { device: device.to_owned(), why: why.into() };
+    let (scheme, path) = device.split_once(':').unwrap_or((device, ""));
+    match scheme.split(',').next() {
+        Some("vfio-user") if !path.is_empty() => Ok(Path::new(path).with_extension("manage")),
+        Some("vfio-user") => Err(unmanaged("it names no socket; write vfio-user:PATH")),
+        Some("sim") => Err(unmanaged(
+            "`sim` is in the process that uses it; give devices a process of their own with `npu-sim`",
+        )),
+        _ => Err(unmanaged("only vfio-user:PATH has one")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_string_leads_to_the_socket_beside_it() {
+        for name in ["vfio-user:/run/npu.sock", "vfio-user,patience_ms=5:/run/npu.sock"] {
+            assert_eq!(of_device(name).unwrap(), Path::new("/run/npu.manage"));
+        }
+        for (name, why) in [("sim:macs=256", "process"), ("vfio-user", "PATH"), ("pci:0", "only")] {
+            let error = of_device(name).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_socket_of_somebody_else_is_not_used_unasked() {
+        // The root folder belongs to root, whose sockets are trusted.
+        assert!(trusted(Path::new("/")).is_ok());
+        let error = SmiError::Stranger { path: "/tmp/npu.manage".into(), owner: 7 };
+        assert!(error.to_string().contains("user 7"));
+    }
+}

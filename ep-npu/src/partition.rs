@@ -10,6 +10,8 @@ mod bounds;
 mod cut;
 mod group;
 mod layout;
+mod open;
+mod pools;
 pub mod price;
 mod summary;
 mod vanish;
@@ -77,11 +79,12 @@ pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
         }
     };
     vanish::refuse(graph, &mut units, &shapes, &distinct);
+    open::refuse(graph, &mut units, &shapes, &distinct);
     layout::refuse(graph, &mut units, &shapes);
     let assigned = Assigned { one: &shapes, other: &distinct };
     let groups = loop {
         let groups = group::groups(graph, &mut units, assigned, limits, options);
-        if !layout::refuse(graph, &mut units, &shapes) {
+        if !layout::refuse(graph, &mut units, &shapes) && !pools::refuse(graph, &mut units) {
             break groups;
         }
     };

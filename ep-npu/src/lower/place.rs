@@ -290,7 +290,8 @@ impl Lowering<'_> {
                 continue;
             }
             let view = self.repeated(value, maps[index], &shape);
-            strides[index] = match view.as_map(dims) {
+            let form = self.ops.tensor(maps[index]).form;
+            strides[index] = match view.as_map(dims, form) {
                 Some(strides) => strides,
                 None => {
                     let seen = Seen { tensor: maps[index], view, table: None };

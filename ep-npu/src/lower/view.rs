@@ -8,7 +8,7 @@
 use super::matrix::Walk;
 use super::{Form, Loop, Move};
 use crate::quantize::{Step, Table};
-use npu_uapi::command::{Dims, Strides};
+use npu_uapi::command::{Dims, Strides, lanes};
 
 /// How to find the elements of a tensor: for each dimension its loops, from the outermost.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -114,15 +114,21 @@ impl View {
         Some(self)
     }
 
-    /// The strides by which a command walks it as a feature map of `dims`; `None` where it does not begin
-    /// at the first byte, or channels do not follow each other.
-    pub(super) fn as_map(&self, dims: Dims) -> Option<Strides> {
+    /// The strides by which a command walks it, which lies in a tensor of `form`, as a feature map of `dims`;
+    /// `None` where it does not begin at the first byte, channels do not follow each other, or the lanes of
+    /// a pixel reach behind the tensor.
+    pub(super) fn as_map(&self, dims: Dims, form: Form) -> Option<Strides> {
         let image = [dims.n, dims.c, dims.h, dims.w].map(|len| len as usize);
         let (offset, strides) = self.clone().reshaped(&image)?.strides()?;
         let &[image, channel, row, pixel] = strides.as_slice() else { return None };
         let narrow = |stride: i64| i32::try_from(stride).ok();
-        let dense = offset == 0 && (channel == 1 || dims.c == 1);
-        dense.then_some(Strides { image, row: narrow(row)?, pixel: narrow(pixel)? })
+        let is_dense = offset == 0 && (channel == 1 || dims.c == 1);
+        let strides = Strides { image, row: narrow(row)?, pixel: narrow(pixel)? };
+        let last = [(dims.n, image), (dims.h, row), (dims.w, pixel)];
+        let last: i64 = last.iter().map(|&(len, stride)| (i64::from(len) - 1) * stride).sum();
+        let end = last + i64::from(lanes(dims.c, strides.pixel));
+        let is_inside = u64::try_from(end).is_ok_and(|end| end <= form.len_bytes());
+        (is_dense && is_inside).then_some(strides)
     }
 
     /// Whether the last dimension of `shape`, which this is, are the channels of a feature map of `form`,

@@ -82,6 +82,27 @@ pub(crate) fn product(
     )
 }
 
+/// Refuses a product whose rows are some multiple of `step`, of which the model says not which, where it
+/// would be refused for one of them.
+pub(crate) fn product_of_any_rows(
+    graph: &Graph,
+    node: &Node,
+    products: &Products,
+    step: usize,
+) -> Result<(), Refusal> {
+    let weights = &products.weights;
+    for m in order::rows_to_try(step, weights.outputs, weights.inputs) {
+        product(graph, node, products, m).map_err(|refusal| {
+            let reason = format!(
+                "{}; that is so of {m} rows, which the open batch may make; or give the batch a length",
+                refusal.reason
+            );
+            Refusal { reason, ..refusal }
+        })?;
+    }
+    Ok(())
+}
+
 fn settle(
     graph: &Graph,
     node: &Node,

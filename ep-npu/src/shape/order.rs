@@ -80,6 +80,22 @@ pub(crate) fn product(node: &Node, m: usize, n: usize, k: usize) -> Result<Order
     })
 }
 
+/// Numbers of rows, multiples of `step`, one at least for each way in which a product of `n` columns and `k`
+/// terms is summed: all others are summed as one of them.
+pub(crate) fn rows_to_try(step: usize, n: usize, k: usize) -> Vec<usize> {
+    let most = threads::possible().map_or(1, |counts| *counts.end());
+    // From there on every thread has two rows at least, and all columns.
+    let (step, last) = (step.max(1), n.max(2 * most));
+    let mut known = None;
+    let is_new = |&m: &usize| {
+        // With more columns than rows, the columns are divided: only how many threads there are counts.
+        let threads = (m > 1 && n > m).then(|| useful(m, n, k, most));
+        let before = std::mem::replace(&mut known, threads);
+        threads.is_none() || threads != before
+    };
+    (step..=last.next_multiple_of(step)).step_by(step).filter(is_new).collect()
+}
+
 /// An order near that of a convolution of `shape`, where none is settled.
 pub(crate) fn convolution_about(shape: &Convolution) -> Unsettled {
     let k = shape.inputs * shape.kernel[0] * shape.kernel[1];
@@ -295,6 +311,24 @@ mod tests {
         assert_eq!(of(2, [640, 1, 160]), [Part::Lanes]);
         assert_eq!(of(3, [640, 1, 1600]), [Part::Other]);
         assert_eq!(of(8, [1, 500, 1600]), [Part::Quads]);
+    }
+
+    #[test]
+    fn few_rows_stand_for_all() {
+        let most = *threads::possible().unwrap().end();
+        let all = |m, n, k| -> Vec<Vec<Part>> {
+            (1..=most).map(|threads| of(threads, [m, n, k])).collect()
+        };
+        for (step, n, k) in
+            [(1, 57, 383), (1, 2, 9), (64, 384, 384), (3, 40, 5000), (1, 17, 1 << 16)]
+        {
+            let tried = rows_to_try(step, n, k);
+            let known: Vec<_> = tried.iter().map(|&m| all(m, n, k)).collect();
+            for m in (step..1000).step_by(step) {
+                assert!(known.contains(&all(m, n, k)), "{m} rows of {n} columns: {tried:?}");
+            }
+        }
+        assert!(rows_to_try(1, 30_000, 1000).len() < 4 * most + 4);
     }
 
     #[test]

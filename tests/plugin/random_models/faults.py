@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 
 
 def nodes(graph: onnx.GraphProto):
@@ -40,39 +42,72 @@ def has_resize(mode: bytes) -> Callable[[onnx.ModelProto], bool]:
     return has
 
 
+def has_reshape(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "Reshape" for node in nodes(model.graph))
+
+
+def has_softmax(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "Softmax" for node in nodes(model.graph))
+
+
 @dataclass(frozen=True)
 class Fault:
-    text: str  # in its message
+    pattern: str  # in its message
     is_of: Callable[[onnx.ModelProto], bool]  # whether the model may have it
-    depends_on_rest: bool = False  # whether a part of the model may show it where the whole does not
+    reads_none: str | None = None  # the operator that must read an empty tensor in that run
 
 
 FAULTS = (
-    # It plans memory by the shape that it inferred: which nodes get such a buffer again depends on which it has.
-    Fault("Shape mismatch attempting to re-use buffer", has_pool_of_doubtful_shape, depends_on_rest=True),
+    # It plans memory by the shape that it inferred.
+    Fault("Shape mismatch attempting to re-use buffer", has_pool_of_doubtful_shape),
     # Its own operators between codes look at the shapes of both.
     *(
-        Fault(f"({op}) [ShapeInferenceError] Incompatible dimensions", has_pool_of_doubtful_shape)
+        Fault(rf"\({op}\) \[ShapeInferenceError\] Incompatible dimensions", has_pool_of_doubtful_shape)
         for op in ("QLinearAdd", "QLinearConcat", "QLinearMul", "QLinearWhere")
     ),
     # Its own layout change made the Resize what it does not take.
     Fault("'Cubic' mode only supports", has_resize(b"cubic")),
     Fault("'Linear' mode only supports", has_resize(b"linear")),
+    # A length that is to be found is not looked for where the others come to none, though all of the result is none.
+    Fault(
+        r"running Reshape node.*cannot be reshaped to the requested shape\. Input shape:\{(\d+,)*0[,}].*requested shape:\{(\d+,)*-1[,}]",
+        has_reshape,
+        "Reshape",
+    ),
+    # Its Softmax between codes writes nothing when it reads nothing, and whoever reads that stops.
+    Fault(r"Missing Input: ", has_softmax, "Softmax"),
 )
 
-OPERATOR = re.compile(r"while running (\w+) node")
+
+def is_of_cpu(message: str, model: onnx.ModelProto, feeds: dict[str, np.ndarray] | None = None) -> bool:
+    """Whether the CPU provider alone stopped with this for a fault of its own; in a run with `feeds`, if there was one."""
+    found = (fault for fault in FAULTS if re.search(fault.pattern, message, re.DOTALL) and fault.is_of(model))
+    return any(fault.reads_none is None or (feeds is not None and reads_none(model, fault.reads_none, feeds)) for fault in found)
 
 
-def is_of_cpu(message: str, model: onnx.ModelProto) -> bool:
-    """Whether the CPU provider alone stopped with this for a fault of its own."""
-    return any(fault.text in message and fault.is_of(model) for fault in FAULTS)
-
-
-def is_of_rest(message: str, model: onnx.ModelProto, left: dict[str, int]) -> bool:
-    """Whether a session with us stopped so in a node that was left to the CPU provider, of `left` by operator."""
-    running = OPERATOR.search(message)
-    return (
-        running is not None
-        and running[1] in left
-        and any(fault.depends_on_rest and fault.text in message and fault.is_of(model) for fault in FAULTS)
-    )
+def reads_none(model: onnx.ModelProto, op: str, feeds: dict[str, np.ndarray]) -> bool:
+    """Whether some `op` reads an empty tensor: what all of them read, computed by the CPU provider without the rest."""
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    wanted = {node.input[0] for node in model.graph.node if node.op_type == op}
+    names, kept = set(wanted), []
+    for node in reversed(model.graph.node):
+        if names.intersection(node.output):
+            kept.append(node)
+            names.update(node.input)
+    del part.graph.node[:], part.graph.output[:]
+    part.graph.node.extend(reversed(kept))
+    made = {name for node in kept for name in node.output}
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted & made)
+    if any(feeds[name].size == 0 for name in wanted & feeds.keys()):
+        return True
+    if not wanted & made:
+        return False
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        read = session.run(None, {given.name: feeds[given.name] for given in session.get_inputs()})
+    except Exception:  # stopped before, by what else is wrong
+        return False
+    return any(value is None or value.size == 0 for value in read)

@@ -73,13 +73,13 @@ pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
         let taken = count_taken(&units);
         let distinct = check_shapes(graph, &mut units, Assignment::distinct(), limits);
         let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
+        vanish::refuse(graph, &mut units, &shapes, &distinct);
+        open::refuse(graph, &mut units, &shapes, &distinct);
         // What a refused unit writes has the shape that the model says, not the one found before.
         if count_taken(&units) == taken {
             break (shapes, distinct);
         }
     };
-    vanish::refuse(graph, &mut units, &shapes, &distinct);
-    open::refuse(graph, &mut units, &shapes, &distinct);
     layout::refuse(graph, &mut units, &shapes);
     let assigned = Assigned { one: &shapes, other: &distinct };
     let groups = loop {

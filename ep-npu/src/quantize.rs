@@ -50,6 +50,7 @@ pub use norms::{How, Norm};
 pub use pad::{Border, Pads};
 pub use pair_table::{Arithmetic2, Function2, Table2};
 pub use pairs::Operand;
+pub use pairwise::Pairwise;
 pub use pick::{Run, runs};
 pub(crate) use products::is_turned;
 pub(crate) use rearrange::axis_of;

@@ -147,7 +147,7 @@ fn evaluate(part: &Graph, unit: &Unit, inputs: &[&Value]) -> Value {
             let terms = MulTerms::new(pair(*first), pair(*second), pair(*result));
             Value::Codes(pairs(part, unit, inputs, constant.as_ref(), |a, b| product(a, b, terms)))
         }
-        Kind::Pair { function, constant } => {
+        Kind::Pair { function, constant, .. } => {
             Value::Codes(pairs(part, unit, inputs, constant.as_ref(), |a, b| function.code(a, b)))
         }
         Kind::Rearrange { how, table } => {

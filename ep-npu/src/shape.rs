@@ -11,8 +11,8 @@ pub(crate) mod threads;
 
 pub use self::operands::reduced_axes;
 use self::operands::{
-    check_mean, check_order, codes_of_add, first_is_innermost_repeated, image, joined, matrices,
-    over, repeated, reshaped, rows_fit, with_constant,
+    check_mean, check_order, codes_of_add, image, joined, matrices, over, repeated, reshaped,
+    rows_fit, sum_of_codes, with_constant,
 };
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{
@@ -287,23 +287,16 @@ fn output_unchecked(
             rows_fit(node, input)?;
             Ok(input.to_vec())
         }
-        Kind::Add { constant: Some(constant), first, second, result } => {
-            let shape = with_constant(node, input, constant)?;
-            if constant.is_first && constant.tensor.shape != shape {
-                check_order(graph, node, [*first, *second, *result])?;
+        Kind::Add { constant, .. } | Kind::Mul { constant, .. } | Kind::Pair { constant, .. } => {
+            let shape = match constant {
+                Some(constant) => with_constant(node, input, constant)?,
+                None => repeated(node, inputs[0], inputs[1])?,
+            };
+            if let Some(sum) = sum_of_codes(&unit.kind, inputs) {
+                check_order(graph, node, sum)?;
             }
             Ok(shape)
         }
-        Kind::Mul { constant: Some(constant), .. }
-        | Kind::Pair { constant: Some(constant), .. } => with_constant(node, input, constant),
-        Kind::Add { first, second, result, .. } => {
-            let shape = repeated(node, inputs[0], inputs[1])?;
-            if first_is_innermost_repeated(inputs[0], inputs[1]) {
-                check_order(graph, node, [*first, *second, *result])?;
-            }
-            Ok(shape)
-        }
-        Kind::Mul { .. } | Kind::Pair { .. } => repeated(node, inputs[0], inputs[1]),
         Kind::Rearrange { how, .. } | Kind::Carry(Carry::Rearrange(how)) => {
             let mut shape = input.to_vec();
             for step in how.steps(node, input)? {

@@ -58,7 +58,7 @@ impl Lowering<'_> {
                 let terms = MulTerms::new(pair(*first), pair(*second), pair(*result));
                 self.function(unit, Function::Multiply(terms), constant.as_ref());
             }
-            Kind::Pair { function, constant } => {
+            Kind::Pair { function, constant, .. } => {
                 self.function(unit, function.into(), constant.as_ref());
             }
             Kind::Rearrange { how, table } => self.rearrange(unit, how, table.as_ref()),

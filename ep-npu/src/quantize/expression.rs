@@ -19,7 +19,7 @@ use super::signed::{self, Edge, Edges};
 use super::terms::{Operation, Term, is_operation, operation};
 use super::unit::{Kind, Unit};
 use super::vectors::{Meetings, Number, Vector};
-use crate::graph::{ElementType, Graph, Node, NodeId, Tensor, ValueId};
+use crate::graph::{Dim, ElementType, Graph, Node, NodeId, Tensor, ValueId};
 use crate::refusal::{Refusal, refuse};
 use npu_uapi::requantise::{AddTerms, MulTerms, dequantise, quantise};
 use std::fmt::Display;
@@ -186,7 +186,7 @@ fn pair(
     let function = table.function(&root.candidates(output));
     nodes.into_iter().for_each(|node| unit.include(node));
     [first, second].into_iter().for_each(|value| unit.reads(value));
-    Ok(Some(unit.finish(value, Kind::Pair { function, constant: None })))
+    Ok(Some(unit.finish(value, Kind::Pair { function, constant: None, sum: None })))
 }
 
 /// The unit of `root` as a function of one tensor and of constants that differ from element to element.
@@ -220,7 +220,7 @@ fn with_vectors(
     let constant = Some(Operand { tensor: which, is_first: false });
     nodes.into_iter().for_each(|node| unit.include(node));
     unit.reads(source);
-    Ok(Some(unit.finish(value, Kind::Pair { function, constant })))
+    Ok(Some(unit.finish(value, Kind::Pair { function, constant, sum: None })))
 }
 
 /// Collects what an expression is made of.
@@ -250,13 +250,23 @@ impl Reader<'_> {
         let terms = terms.collect::<Result<Vec<Term>, Refusal>>()?;
         if operation.is_by_channel() {
             // A number a channel: dimension 1, whatever lies behind it.
-            let rank = node.input(0).and_then(|value| self.rank(value)).filter(|&rank| rank > 1);
-            let Some(rank) = rank else {
+            let shape = node.input(0).and_then(|value| self.shape(value));
+            let Some((rank, channels)) =
+                shape.and_then(|shape| Some((shape.len(), shape.get(1)?.clone())))
+            else {
                 return refuse!(
                     SHAPE,
                     "{node} reads a tensor of unknown rank; run shape inference"
                 );
             };
+            let is_single = |term: &Term| matches!(term, Term::Constant { .. });
+            if channels != Dim::Known(1) && terms.iter().any(is_single) {
+                // One number for several channels is nothing that the CPU takes.
+                return refuse!(
+                    SHAPE,
+                    "{node} has constants of one number, and dimension 1 of its input is not declared to be 1; give each of them a number"
+                );
+            }
             for vector in &mut self.vectors[first..] {
                 if vector.shape.len() != 1 {
                     return refuse!(SHAPE, "{node} reads a constant of shape {:?}", vector.shape);
@@ -383,8 +393,8 @@ impl Reader<'_> {
     }
 
     /// Dimensions of `value`, or of the codes that it is dequantised from.
-    fn rank(&self, value: ValueId) -> Option<usize> {
-        let own = |value: ValueId| Some(self.graph.value(value).ty.as_ref()?.shape.as_ref()?.len());
+    fn shape(&self, value: ValueId) -> Option<&[Dim]> {
+        let own = |value: ValueId| self.graph.value(value).ty.as_ref()?.shape.as_deref();
         let source = || self.graph.node(self.graph.value(value).producer?).input(0);
         own(value).or_else(|| source().and_then(own))
     }

@@ -48,7 +48,8 @@ fn of_two(mut unit: Former<'_>, operator: Operator) -> Result<Unit, Refusal> {
     let kind = match operator {
         _ if edges != Edges::Unsigned => {
             let table = Table2::new(|a, b| pairwise.code(a, b));
-            Kind::Pair { function: table.function(&[pairwise.arithmetic()]), constant }
+            let sum = (operator == Operator::Add && edges == Edges::Signed).then_some(pairwise);
+            Kind::Pair { function: table.function(&[pairwise.arithmetic()]), constant, sum }
         }
         Operator::Add => Kind::Add { first, second, result, constant },
         Operator::Mul => Kind::Mul { first, second, result, constant },

@@ -8,13 +8,15 @@ use npu_uapi::requantise::{AddTerms, MulTerms, dequantise, quantise};
 /// Which of the two.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Operator {
+    /// Sum.
     Add,
+    /// Product.
     Mul,
 }
 
 /// A sum or product of codes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pairwise {
+pub struct Pairwise {
     operator: Operator,
     edges: Edges,
     first: Codes,
@@ -51,8 +53,13 @@ impl Pairwise {
         }
     }
 
+    /// The same of exchanged operands.
+    pub(crate) fn exchanged(self) -> Self {
+        Self { first: self.second, second: self.first, ..self }
+    }
+
     /// The code for these two.
-    pub(super) fn code(&self, a: u8, b: u8) -> u8 {
+    pub(crate) fn code(&self, a: u8, b: u8) -> u8 {
         match self.edges {
             Edges::Unsigned => self.arithmetic().code(a, b),
             Edges::Signed => self.signed(a, b),

@@ -11,6 +11,7 @@ use super::norms::Norm;
 use super::pad::Pads;
 use super::pair_table::Function2;
 use super::pairs::Operand;
+use super::pairwise::Pairwise;
 use super::rearrange::Rearrange;
 use super::split::{Share, Split};
 use super::sums::Sum;
@@ -111,6 +112,8 @@ pub enum Kind {
         function: Function2,
         /// The constant operand.
         constant: Option<Operand>,
+        /// What it is when that is a sum of codes, whose order may matter.
+        sum: Option<Pairwise>,
     },
     /// Maximum or minimum over whole dimensions, then a table.
     Extreme {

@@ -218,7 +218,7 @@ pub(crate) fn bound(graph: &Graph, unit: &Unit, inputs: &[&[usize]]) -> u8 {
         Kind::Product(products) if products.arithmetic.floats().is_some() => {
             of(product(graph, node, products, rows(inputs)))
         }
-        Kind::Add { .. } => super::codes_of_add(unit, inputs),
+        Kind::Add { .. } | Kind::Pair { .. } => super::codes_of_add(unit, inputs),
         _ => 0,
     }
 }

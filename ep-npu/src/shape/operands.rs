@@ -2,7 +2,9 @@
 
 use crate::exactness::Exactness;
 use crate::graph::{Graph, Node};
-use crate::quantize::{Codes, Kind, Operand, Placed, ShapeChange, Unit, WindowSpec, axis_of};
+use crate::quantize::{
+    Codes, Kind, Operand, Pairwise, Placed, ShapeChange, Unit, WindowSpec, axis_of,
+};
 use crate::refusal::{Refusal, refuse};
 
 /// Refuses a shape whose rows, dimensions before the last, are too many or too long for the device.
@@ -138,18 +140,27 @@ pub(super) fn with_constant(
 }
 
 /// Whether the first of two tensors is the one repeated along the innermost dimension that counts.
-pub(super) fn first_is_innermost_repeated(first: &[usize], second: &[usize]) -> bool {
+fn first_is_innermost_repeated(first: &[usize], second: &[usize]) -> bool {
     let ones = || std::iter::repeat(&1);
     let pairs = first.iter().rev().chain(ones()).zip(second.iter().rev().chain(ones()));
     let mut pairs = pairs.take(first.len().max(second.len()));
     pairs.find(|pair| *pair != (&1, &1)).is_some_and(|(&a, &b)| a == 1 && b > 1)
 }
 
+/// A sum of codes, which the CPU provider computes on codes.
+#[derive(Clone, Copy)]
+pub(super) enum SumOfCodes {
+    /// As the device has it: of two operands and a result.
+    Unsigned([Codes; 3]),
+    /// Of another type.
+    Other(Pairwise),
+}
+
 /// Refuses a sum whose first operand is repeated, where its order matters: by more than a code, where a
 /// code is borne.
-pub(super) fn check_order(graph: &Graph, node: &Node, codes: [Codes; 3]) -> Result<(), Refusal> {
+pub(super) fn check_order(graph: &Graph, node: &Node, sum: SumOfCodes) -> Result<(), Refusal> {
     let borne = u8::from(graph.exactness() == Exactness::Bounded);
-    if codes_between_orders(codes) <= borne {
+    if sum.codes_between_orders() <= borne {
         return Ok(());
     }
     refuse!(
@@ -160,25 +171,53 @@ pub(super) fn check_order(graph: &Graph, node: &Node, codes: [Codes; 3]) -> Resu
 
 /// By how many codes the CPU provider's sum can differ from the given order's.
 pub(super) fn codes_of_add(unit: &Unit, inputs: &[&[usize]]) -> u8 {
-    let Kind::Add { first, second, result, constant } = &unit.kind else { return 0 };
+    match sum_of_codes(&unit.kind, inputs) {
+        Some(sum) => sum.codes_between_orders(),
+        None => 0,
+    }
+}
+
+/// The sum of codes that `kind` is, where the CPU provider may exchange its operands.
+pub(super) fn sum_of_codes(kind: &Kind, inputs: &[&[usize]]) -> Option<SumOfCodes> {
+    let (sum, constant) = match kind {
+        Kind::Add { first, second, result, constant } => {
+            (SumOfCodes::Unsigned([*first, *second, *result]), constant)
+        }
+        Kind::Pair { constant, sum: Some(sum), .. } => (SumOfCodes::Other(*sum), constant),
+        _ => return None,
+    };
     let is_repeated = match (constant, inputs) {
         (Some(constant), [input, ..]) => constant.is_first && constant.tensor.shape != *input,
         (None, [a, b, ..]) => first_is_innermost_repeated(a, b),
         _ => false,
     };
-    if is_repeated { codes_between_orders([*first, *second, *result]) } else { 0 }
+    is_repeated.then_some(sum)
 }
 
-/// By how many codes the sums of two codes differ at most with the operands exchanged.
-///
-/// The CPU provider exchanges them when the first is a single number for a whole run, and which runs
-/// there are depends on the layout that it chose for the operators around.
-fn codes_between_orders(codes: [Codes; 3]) -> u8 {
-    use npu_uapi::requantise::{AddTerms, add};
-    let [first, second, result] = codes.map(|codes| (codes.scale, codes.zero_point));
-    let (given, exchanged) =
-        (AddTerms::new(first, second, result), AddTerms::new(second, first, result));
-    let apart = |a: u8, b: u8| add(a, b, given).abs_diff(add(b, a, exchanged));
+impl SumOfCodes {
+    /// By how many codes the sums of two codes differ at most with the operands exchanged.
+    ///
+    /// The CPU provider exchanges them when the first is a single number for a whole run, and which runs
+    /// there are depends on the layout that it chose for the operators around.
+    fn codes_between_orders(self) -> u8 {
+        use npu_uapi::requantise::{AddTerms, add};
+        match self {
+            Self::Unsigned(codes) => {
+                let [first, second, result] = codes.map(|codes| (codes.scale, codes.zero_point));
+                let given = AddTerms::new(first, second, result);
+                let exchanged = AddTerms::new(second, first, result);
+                most(|a, b| add(a, b, given).abs_diff(add(b, a, exchanged)))
+            }
+            Self::Other(given) => {
+                let exchanged = given.exchanged();
+                most(|a, b| given.code(a, b).abs_diff(exchanged.code(b, a)))
+            }
+        }
+    }
+}
+
+/// The most that `apart` is of two codes.
+fn most(apart: impl Fn(u8, u8) -> u8) -> u8 {
     let pairs = (0..=255).flat_map(|a| (0..=255).map(move |b| (a, b)));
     pairs.map(|(a, b)| apart(a, b)).max().unwrap_or(0)
 }

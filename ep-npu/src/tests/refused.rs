@@ -4,6 +4,7 @@ use crate::graph::{Attribute, Dim, ElementType, Graph, TensorType};
 use crate::partition::{self, Plan};
 use crate::quantize::Codes;
 use crate::refusal::rule;
+use crate::shape;
 use crate::testing::{Flow, Model, Weighted, executable, inputs};
 use npu_uapi::limits::Limits;
 
@@ -93,6 +94,45 @@ fn an_addition_that_repeats_its_first_operand_where_the_order_counts() {
 }
 
 #[test]
+fn an_addition_of_int8_that_repeats_its_first_operand_where_the_order_counts() {
+    let of = |is_first: bool| {
+        let mut model = Model::signed(7);
+        let small = model.code_input(&[1, 1], Codes { scale: 4.0, zero_point: 0 });
+        let large = model.code_input(&[1, 45], Codes { scale: 0.001_457_388_3, zero_point: 0 });
+        let terms = if is_first { [&small, &large] } else { [&large, &small] };
+        let codes = Codes { scale: 0.001_953_125, zero_point: 0 };
+        let sum = model.unit("Add", &terms, &[], (codes, &[1, 45]));
+        model.code_output(&sum);
+        model.finish()
+    };
+    assert_refused(&of(true), "Add", rule::SCALE, "exchange the operands");
+    let exchanged = plan(&of(false));
+    assert!(exchanged.verdicts.iter().all(|verdict| verdict.taken.is_some()));
+}
+
+#[test]
+fn a_batch_normalization_of_several_channels_by_one_number() {
+    let of = |channels: usize| {
+        let shape = [1, channels, 4, 4];
+        let mut model = Model::new(7);
+        let input = model.code_input(&shape, CODES);
+        let mut read = vec![model.dequantize(&input)];
+        let dims = shape.iter().map(|&len| Dim::Known(len)).collect();
+        model.set_type(read[0], TensorType { element: ElementType::F32, shape: Some(dims) });
+        for _ in 0..4 {
+            let bytes = 1.5_f32.to_le_bytes().to_vec();
+            read.push(model.constant(ElementType::F32, &[1], bytes));
+        }
+        let value = model.node("BatchNormalization", &read, &[]);
+        let value = model.quantize(value, CODES);
+        model.code_output(&Flow { value, codes: CODES, shape: shape.to_vec() });
+        model.finish()
+    };
+    assert_refused(&of(3), "BatchNormalization", rule::SHAPE, "not declared to be 1");
+    assert!(plan(&of(1)).verdicts.iter().all(|verdict| verdict.taken.is_some()));
+}
+
+#[test]
 fn a_constant_for_each_image() {
     let graph = model(|model, input| {
         let slopes = model.constant(ElementType::F32, &[2, 8, 1, 1], vec![0; 64]);
@@ -139,6 +179,55 @@ fn inputs_whose_batches_may_differ() {
     let sum = model.unit("Add", &[&first, &second], &[], (CODES, &SHAPE));
     model.code_output(&sum);
     assert_refused(&model.finish(), "Add", rule::SHAPE, "[2, 8, 4, 4] and [3, 8, 4, 4]");
+}
+
+#[test]
+fn a_model_around_a_pool_whose_shape_is_misjudged() {
+    let with_dilations = |dilation: i64| {
+        model(|model, input| {
+            let mut same = window();
+            same.push(("auto_pad", Attribute::String("SAME_UPPER".to_owned())));
+            same.push(("dilations", Attribute::Ints(vec![dilation; 2])));
+            let read = model.dequantize(input);
+            let pool = model.node("MaxPool", &[read], &same);
+            let pool =
+                Flow { value: model.quantize(pool, CODES), codes: CODES, shape: SHAPE.to_vec() };
+            for (value, element) in [(read, ElementType::F32), (pool.value, ElementType::U8)] {
+                let shape = SHAPE.iter().map(|&len| Dim::Known(len)).collect();
+                model.set_type(value, TensorType { element, shape: Some(shape) });
+            }
+            model.unit("GlobalAveragePool", &[&pool], &[], (CODES, &[1, 8, 1, 1]))
+        })
+    };
+    let graph = with_dilations(2);
+    assert_refused(&graph, "MaxPool", rule::ATTRIBUTE, "explicit pads");
+    assert_refused(&graph, "GlobalAveragePool", rule::SHAPE, "infers another shape");
+    assert!(plan(&with_dilations(1)).verdicts.iter().all(|verdict| verdict.taken.is_some()));
+}
+
+#[test]
+fn a_product_of_int8_that_some_batch_would_have_refused() {
+    // Wider than a block, narrower, and of one column.
+    for (inputs, outputs) in [(383, 57), (40, 57), (700, 20), (512, 2)] {
+        let mut model = Model::signed(7);
+        let flow = model.code_input(&[1, inputs], CODES);
+        let shape = vec![inputs, outputs];
+        let weighted = Weighted { shape, axis: 1, per_channel: false, with_bias: false };
+        let codes = Codes { scale: 0.7, zero_point: 120 };
+        let result = model.weighted("MatMul", &flow, &weighted, &[], (codes, &[1, outputs]));
+        model.code_output(&result);
+        let graph = model.finish();
+        let units = crate::quantize::units(&graph);
+        let unit = units.units.iter().find(|unit| graph.node(unit.target).op == "MatMul").unwrap();
+        let works = |batch| shape::output(&graph, unit, &[&[batch, inputs]]).is_ok();
+        let plan = plan(&graph);
+        let verdict = &plan.verdicts[unit.target.0 as usize];
+        assert_eq!(verdict.taken.is_some(), (1..400).all(works), "{inputs} by {outputs}");
+        if works(1) && works(2) && verdict.taken.is_none() {
+            assert_eq!(verdict.rule, rule::FLOAT_ORDER);
+            assert!(verdict.reason.contains("give the batch a length"), "{}", verdict.reason);
+        }
+    }
 }
 
 #[test]

@@ -13,14 +13,17 @@ pub(crate) struct Charge {
     pub(crate) macs: u64,
     pub(crate) dram_read: u64,
     pub(crate) dram_written: u64,
+    /// Cycles by engine: MAC array, vector unit, DMA.
+    pub(crate) engines: [u64; 3],
 }
 
 impl Charge {
     /// The cost of `command` on a device of `limits`.
     pub(crate) fn of(command: &Command, limits: &Limits, is_sram: &dyn Fn(SlotId) -> bool) -> Self {
-        let Cost { cycles, macs, dram_read, dram_written, .. } =
+        let Cost { cycles, macs, dram_read, dram_written, compute, dma, .. } =
             timing::cycles(command, limits, is_sram);
-        Self { cycles, macs, dram_read, dram_written }
+        let (array, vector) = if macs > 0 { (compute, 0) } else { (0, compute) };
+        Self { cycles, macs, dram_read, dram_written, engines: [array, vector, dma] }
     }
 }
 
@@ -31,6 +34,10 @@ pub(crate) fn charge(counters: &mut Counters, charge: Charge) {
     counters.macs = counters.macs.saturating_add(charge.macs);
     counters.dram_read = counters.dram_read.saturating_add(charge.dram_read);
     counters.dram_written = counters.dram_written.saturating_add(charge.dram_written);
+    let [array, vector, dma] = charge.engines;
+    counters.array_cycles = counters.array_cycles.saturating_add(array);
+    counters.vector_cycles = counters.vector_cycles.saturating_add(vector);
+    counters.dma_cycles = counters.dma_cycles.saturating_add(dma);
 }
 
 #[cfg(test)]

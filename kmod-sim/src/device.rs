@@ -15,10 +15,12 @@ use crate::guest::MapError;
 use crate::inject::Injector;
 use crate::interrupt::{InterruptSink, Signals, Turn};
 use crate::kernel::{Engine, Isa, IsaError};
+use crate::mortem::Logged;
 use crate::pci::Effect;
 use crate::state::State;
 use crate::watch::Watch;
 use npu_uapi::addr::Iova;
+use npu_uapi::event::{Event, kind};
 use npu_uapi::limits::Limits;
 use npu_uapi::queue::Counters;
 use npu_uapi::reg::Register;
@@ -81,12 +83,18 @@ impl Function {
         let vectors = usize::try_from(config.limits.vectors).unwrap_or(0);
         let signals = Arc::new(Signals::new(vectors));
         let injector = Arc::new(Injector::new(&config.inject));
-        let engine = Arc::default();
+        let engine: Arc<Engine> = Arc::default();
+        let origin = format!("kmod-sim {}, {} kernels", env!("CARGO_PKG_VERSION"), isa.name());
         let seat = seat(&engine);
         Ok(Self {
             config,
             isa,
-            state: Mutex::new(State::new(config, Arc::clone(&signals), Arc::clone(&injector))),
+            state: Mutex::new(State::new(
+                config,
+                Arc::clone(&signals),
+                Arc::clone(&injector),
+                (Arc::clone(&engine), origin),
+            )),
             ended: Condvar::new(),
             signals,
             injector,
@@ -127,6 +135,16 @@ impl Function {
         self.isa
     }
 
+    /// What the last job that faulted or hung has left, as [`npu_uapi::coredump`] reads it.
+    pub fn last_dump(&self) -> Option<Arc<[u8]>> {
+        self.lock().last_dump.clone()
+    }
+
+    /// The latest faults, oldest first.
+    pub fn log(&self) -> Vec<Logged> {
+        self.lock().log.iter().cloned().collect()
+    }
+
     /// Shows `telemetry` what is done from now on; only the first is shown anything.
     #[cfg(feature = "server")]
     pub(crate) fn connect_telemetry(&self, telemetry: Arc<dyn Telemetry>) {
@@ -136,7 +154,7 @@ impl Function {
 
     pub(crate) fn show(&self, state: &State, is_busy: bool) {
         if let Some(telemetry) = self.telemetry.get() {
-            telemetry.show(&Snapshot { is_busy, counters: state.counters });
+            telemetry.show(&Snapshot { is_busy, counters: state.counters, gauges: None });
         }
     }
 
@@ -186,6 +204,8 @@ impl Function {
             Ctrl::OFFSET => self.control(&mut state, was_enabled, Ctrl::from_raw(value)),
             Kick::OFFSET => {
                 state.counters.kicks = state.counters.kicks.saturating_add(1);
+                let cycles = state.counters.cycles;
+                state.recorder.record_traced(|| Event { cycles, ..Event::new(kind::KICK) });
                 self.signals.kick();
             }
             Abort::OFFSET => {

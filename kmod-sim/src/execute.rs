@@ -16,6 +16,7 @@ use crate::program::Program;
 use crate::sram::POISON;
 use crate::state::{Ended, State, Step};
 use crate::times::{self, Timed};
+use npu_uapi::addr::Iova;
 use npu_uapi::command::Command;
 use npu_uapi::queue::LoadProgram;
 use npu_uapi::workers::Workers;
@@ -177,15 +178,14 @@ impl Function {
 
     /// LOAD_PROGRAM: the copy piece by piece, verified without the lock.
     fn load(&self, entry: &LoadProgram) -> Ended {
-        let (image, len) = (entry.image, entry.len);
-        let read = |bytes: &mut [u8]| {
-            let mut at = image;
+        let read = |start: Iova, bytes: &mut [u8]| {
+            let (mut at, len) = (start, bytes.len() as u64);
             for piece in bytes.chunks_mut(IMAGE_PIECE) {
                 if self.engine.end().is_some() {
                     break;
                 }
                 let read = self.lock().guest.read(at, piece);
-                read.map_err(|fault| Unreachable { iova: image, len, ..fault })?;
+                read.map_err(|fault| Unreachable { iova: start, len, ..fault })?;
                 // It cannot wrap: the whole range was found.
                 at = at.checked_add(piece.len() as u64).unwrap_or(at);
             }
@@ -193,7 +193,7 @@ impl Function {
         };
         let is_to_end = || self.engine.end().is_some();
         let limits = &self.config().limits;
-        let loaded = Program::load((image, len), entry.context, limits, read, &is_to_end);
+        let loaded = Program::load(entry, limits, read, &is_to_end);
         match self.engine.end() {
             Some(stop) => Ended::Stopped(stop),
             None => Ended::Loaded(loaded),

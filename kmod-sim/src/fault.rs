@@ -95,7 +95,7 @@ pub(crate) struct FaultRing {
 }
 
 impl FaultRing {
-    /// Numbers `problem` and writes its record where there is room; returns the number.
+    /// Numbers `problem` and writes its record where there is room; returns it.
     ///
     /// `tail` is the driver's word for how far it has read: out of range it only loses records.
     pub(crate) fn report(
@@ -104,7 +104,7 @@ impl FaultRing {
         (base, tail): (Iova, u32),
         (problem, victim): (Problem, Victim),
         cycles: u64,
-    ) -> u32 {
+    ) -> FaultRecord {
         // Zero says "no fault", so the count skips it when it wraps.
         self.sequence = self.sequence.checked_add(1).unwrap_or(1);
         let Victim { queue, job, opcode } = victim;
@@ -118,7 +118,7 @@ impl FaultRing {
         } else {
             self.lost = self.lost.saturating_add(1);
         }
-        self.sequence
+        record
     }
 }
 
@@ -139,7 +139,7 @@ mod tests {
         let victim = Victim { queue: 2, job: 9, opcode: 0x81 };
         for sequence in 1..=65 {
             let base = (Iova::new(0x1000), 0);
-            assert_eq!(ring.report(&guest, base, (problem, victim), 5), sequence);
+            assert_eq!(ring.report(&guest, base, (problem, victim), 5).sequence, sequence);
         }
         assert_eq!((ring.head, ring.lost), (64, 1));
         ring.report(&guest, (Iova::new(0x1000), 64), (problem, victim), 5);

@@ -3,15 +3,18 @@
 use crate::counters::Charge;
 use crate::fault::{Problem, Victim};
 use crate::job::{Commands, Running, Work};
+use crate::mortem::{Seen, program_of};
 use crate::program::Program;
 use crate::queue::{Queue, overlaps};
 use crate::slots::{Bindings, Slots};
 use crate::state::{LOADER, State};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, Copy, Fill, Flags, Header, opcode as command_opcode};
+use npu_uapi::event::{Event, kind};
+use npu_uapi::names::MOST_BYTES;
 use npu_uapi::queue::{
-    Bind, CopyEntry, CreateContext, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, GetLog,
-    Identify, LoadProgram, Nop, Timestamp, access, opcode, priority,
+    Bind, CopyEntry, CreateContext, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, GetDump,
+    GetLog, Identify, LoadProgram, Nop, Timestamp, access, opcode, priority,
 };
 use npu_uapi::ring::{self, Fetched, RingLayout};
 use npu_uapi::status::Status;
@@ -91,14 +94,31 @@ impl State {
         let victim = Victim { queue, job: head.job, opcode: head.opcode };
         match self.io((context, band), fetched.entry) {
             Ok(Begun::Answered(answer)) => self.answer(fetched.permit, victim, Ok(answer)),
-            Err(problem) => self.answer(fetched.permit, victim, Err(problem)),
+            Err(problem) => {
+                self.answer(fetched.permit, victim, Err(problem));
+                self.leave_entry(queue, head, fetched.entry);
+            }
             Ok(Begun::Job(work)) => {
                 let must_poison = self.config.is_strict && work.slots.has_sram;
                 let mut running = Running::new(queue, head, fetched.permit, work);
                 running.poison = must_poison.then(|| self.sram.bank(band).whole());
+                let cycles = self.counters.cycles;
+                self.recorder
+                    .record_traced(|| Event { cycles, ..running.of_job(kind::JOB_BEGIN, 0) });
                 self.running[band] = Some(running);
             }
         }
+    }
+
+    /// An entry faulted before it became a job.
+    #[cold]
+    fn leave_entry(&mut self, queue: u16, head: EntryHeader, words: [u32; ring::SUBMISSION_WORDS]) {
+        let program = self.programs.get(&program_of(words));
+        let commands =
+            program.map_or(Commands::Ended, |program| Commands::Program(program.clone()));
+        let work = Work { commands, slots: Slots::default() };
+        let (opcode, job) = (head.opcode, head.job);
+        self.leave(&Seen { queue, opcode, job, work: &work, next: 0, cycles: 0, is_active: false });
     }
 
     fn admin(&mut self, words: [u32; ring::SUBMISSION_WORDS]) -> Result<Answer, Problem> {
@@ -112,6 +132,14 @@ impl State {
                 let entry = entry!(words, GetLog);
                 self.guest.write(entry.out, self.counters.as_bytes())?;
                 Ok(Answer::default())
+            }
+            opcode::GET_DUMP => {
+                let entry = entry!(words, GetDump);
+                let Some(dump) = &self.last_dump else { return Ok(Answer::default()) };
+                let len = usize::try_from(entry.len).unwrap_or(usize::MAX).min(dump.len());
+                self.guest.write(entry.out, &dump[..len])?;
+                let value = u32::try_from(dump.len()).unwrap_or(u32::MAX);
+                Ok(Answer { value, ..Answer::default() })
             }
             opcode::CREATE_CONTEXT => {
                 let _ = entry!(words, CreateContext);
@@ -227,15 +255,23 @@ impl State {
     }
 
     /// Takes up a program that was loaded.
-    pub(crate) fn add_program(&mut self, program: Program) -> Result<Answer, Problem> {
+    pub(crate) fn add_program(&mut self, mut program: Program) -> Result<Answer, Problem> {
         let commands = |program: &Program| program.verified().commands().len();
         let loaded: usize = self.programs.values().map(|program| commands(program)).sum();
         let most = usize::try_from(self.config.limits.commands).unwrap_or(usize::MAX);
         if loaded + commands(&program) > most.saturating_mul(LARGEST_PROGRAMS) {
             return Err(Problem::new(Status::NO_RESOURCES));
         }
+        let names = |program: &Program| program.names.as_bytes().len();
+        let named: usize = self.programs.values().map(|program| names(program)).sum();
+        if named + names(&program) > MOST_BYTES * LARGEST_PROGRAMS {
+            return Err(Problem::new(Status::NO_RESOURCES));
+        }
         let id = self.new_id(|state, id| state.programs.contains_key(&id));
+        program.id = id;
         self.programs.insert(id, Arc::new(program));
+        let cycles = self.counters.cycles;
+        self.recorder.record(Event { program: id, cycles, ..Event::new(kind::LOAD) });
         Ok(Answer { value: id, ..Answer::default() })
     }
 

@@ -96,6 +96,7 @@ unsafe impl Send for Mapping {}
 #[derive(Debug, Default)]
 pub(crate) struct Guest {
     mappings: BTreeMap<u64, Mapping>,
+    mapped_bytes: u64,
     budget: Arc<Budget>,
     injector: Arc<Injector>,
 }
@@ -161,7 +162,13 @@ impl Guest {
             return Err(MapError::Overlap { iova, len, other });
         }
         self.mappings.insert(iova.raw(), Mapping { last, access, place, window });
+        self.mapped_bytes = self.mapped_bytes.saturating_add(len);
         Ok(())
+    }
+
+    /// Bytes that the device may reach.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.mapped_bytes
     }
 
     /// Takes the mapping of exactly `len` bytes at `iova` out of the table: nothing finds it any more. The
@@ -173,12 +180,16 @@ impl Guest {
             Some(mapping) if mapping.last == last => {}
             _ => return Err(not_mapped),
         }
-        self.mappings.remove(&iova.raw()).ok_or(not_mapped)
+        let mapping = self.mappings.remove(&iova.raw()).ok_or(not_mapped)?;
+        self.mapped_bytes = self.mapped_bytes.saturating_sub(len);
+        Ok(mapping)
     }
 
     /// Undoes [`Guest::take`], unless its place was taken meanwhile.
     pub(crate) fn put_back(&mut self, iova: Iova, mapping: Mapping) {
         if self.overlapped(iova, mapping.last).is_none() {
+            let len = (mapping.last - iova.raw()).saturating_add(1);
+            self.mapped_bytes = self.mapped_bytes.saturating_add(len);
             self.mappings.insert(iova.raw(), mapping);
         }
     }

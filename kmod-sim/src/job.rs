@@ -3,13 +3,15 @@
 use crate::counters::Charge;
 use crate::kernel::control::Place;
 use crate::memory::Extent;
+use crate::mortem::Seen;
 use crate::program::Program;
 use crate::queue::overlaps;
 use crate::slots::Slots;
 use npu_uapi::command::Command;
+use npu_uapi::event::{Event, kind};
 use npu_uapi::queue::{EntryHeader, LoadProgram};
 use npu_uapi::ring::Permit;
-use npu_uapi::status::Status;
+use npu_uapi::status::{NOT_APPLICABLE, Status};
 use std::sync::Arc;
 
 /// What a job does and where; shared with the thread that executes a command of it.
@@ -99,6 +101,55 @@ impl Running {
             cycles: 0,
             is_active: false,
             end: None,
+        }
+    }
+
+    /// An event of it at its command.
+    pub(crate) fn event(&self, kind: u8) -> Event {
+        let command = self.work.command(self.next).map(|(command, _)| command.header());
+        Event {
+            opcode: command.map_or(self.opcode, |header| header.opcode),
+            queue: self.queue,
+            job: self.job,
+            program: self.work.program(),
+            index: u32::try_from(self.next).unwrap_or(u32::MAX),
+            op_id: command.map_or(NOT_APPLICABLE, |header| header.op_id),
+            ..Event::new(kind)
+        }
+    }
+
+    /// The event that `what` begins with, where it is one.
+    pub(crate) fn begins(&self, what: &What) -> Option<Event> {
+        match what {
+            What::Command(_) => Some(self.event(kind::OP_BEGIN)),
+            What::Gather => Some(self.of_job(kind::DMA_BEGIN, 0)),
+            What::Scatter => Some(self.of_job(kind::DMA_BEGIN, 1)),
+            What::Poison(_) | What::Nothing | What::Load(_) => None,
+        }
+    }
+
+    /// Slots were copied here (`way` 0) or back (1).
+    pub(crate) fn moved(&self, way: u32) -> Event {
+        Event { value: self.work.slots.bounced(), ..self.of_job(kind::DMA_END, way) }
+    }
+
+    /// An event of the job as a whole.
+    pub(crate) fn of_job(&self, kind: u8, index: u32) -> Event {
+        let (opcode, program) = (self.opcode, self.work.program());
+        let (queue, job) = (self.queue, self.job);
+        Event { opcode, queue, job, program, index, ..Event::new(kind) }
+    }
+
+    /// For those who look at it.
+    pub(crate) fn seen(&self) -> Seen<'_> {
+        Seen {
+            queue: self.queue,
+            opcode: self.opcode,
+            job: self.job,
+            work: &self.work,
+            next: self.next,
+            cycles: self.cycles,
+            is_active: self.is_active,
         }
     }
 

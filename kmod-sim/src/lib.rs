@@ -27,9 +27,11 @@ mod interrupt;
 mod job;
 pub mod kernel;
 pub mod memory;
+mod mortem;
 pub mod pci;
 mod program;
 mod queue;
+mod recorder;
 mod regs;
 mod remote;
 #[cfg(feature = "server")]
@@ -47,3 +49,4 @@ pub use config::{Config, ConfigError, OPTIONS};
 pub use device::Function;
 pub use guest::MapError;
 pub use interrupt::InterruptSink;
+pub use mortem::{Left, Logged};

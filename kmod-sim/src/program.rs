@@ -6,36 +6,44 @@ use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::command::Command;
 use npu_uapi::image::{Image, ImageError, slot_kind};
 use npu_uapi::limits::Limits;
+use npu_uapi::names::{MOST_BYTES, Names};
+use npu_uapi::queue::LoadProgram;
 use npu_uapi::status::Status;
 use npu_uapi::verify::{Rule, Verified, verify};
+use std::mem::offset_of;
 
 /// A program that the device may run. Immutable; the client's copy no longer matters.
 #[derive(Debug)]
 pub(crate) struct Program {
     /// The context it belongs to.
     pub(crate) context: u32,
+    /// Its id, once it has one.
+    pub(crate) id: u32,
     verified: Verified,
+    /// The nodes of its operations, as the driver calls them.
+    pub(crate) names: Names,
     /// What each command costs.
     charges: Vec<Charge>,
 }
 
 impl Program {
-    /// Has `read` copy the image of `len` bytes at `image`; decodes and verifies it. Where `is_to_end`
-    /// says so between two of these, what is returned is of no use.
+    /// Has `read` copy the image that `entry` names, and the names; decodes and verifies it. Where
+    /// `is_to_end` says so between two of these, what is returned is of no use.
     pub(crate) fn load(
-        (image, len): (Iova, u64),
-        context: u32,
+        entry: &LoadProgram,
         limits: &Limits,
-        read: impl FnOnce(&mut [u8]) -> Result<(), Problem>,
+        read: impl Fn(Iova, &mut [u8]) -> Result<(), Problem>,
         is_to_end: &dyn Fn() -> bool,
     ) -> Result<Self, Problem> {
+        let LoadProgram { image, len, context, .. } = *entry;
         let too_long = Problem::new(Status::PROGRAM_REFUSED).cause(Rule::ImageSize.number());
         let too_long = too_long.at(0, len).iova(image);
         if len > limits.program_bytes {
             return Err(too_long);
         }
         let mut bytes = vec![0; usize::try_from(len).map_err(|_| too_long)?];
-        read(&mut bytes)?;
+        read(image, &mut bytes)?;
+        let names = names(entry, &read)?;
         let ended = || if is_to_end() { Err(Problem::new(Status::ABORTED)) } else { Ok(()) };
         ended()?;
         let image = Image::from_bytes(&bytes).map_err(|error| malformed(&error))?;
@@ -44,7 +52,7 @@ impl Program {
             verify(&image, limits).map_err(|refusal| Problem::from_record(refusal.fault()))?;
         ended()?;
         let charges = charges(&verified, limits);
-        Ok(Self { context, verified, charges })
+        Ok(Self { context, id: 0, verified, names, charges })
     }
 
     pub(crate) fn verified(&self) -> &Verified {
@@ -55,6 +63,22 @@ impl Program {
     pub(crate) fn command(&self, index: usize) -> Option<(&Command, Charge)> {
         Some((self.verified.commands().get(index)?, *self.charges.get(index)?))
     }
+}
+
+/// The names that `entry` brings.
+fn names(
+    entry: &LoadProgram,
+    read: &impl Fn(Iova, &mut [u8]) -> Result<(), Problem>,
+) -> Result<Names, Problem> {
+    let (at, len) = (offset_of!(LoadProgram, names_len) as u64, size_of::<u32>() as u64);
+    let bad = Problem::new(Status::INVALID_FIELD).at(at, len).iova(entry.names);
+    let size = usize::try_from(entry.names_len).ok().filter(|&size| size <= MOST_BYTES);
+    let mut bytes = vec![0; size.ok_or(bad)?];
+    if bytes.is_empty() {
+        return if entry.names == Iova::default() { Ok(Names::default()) } else { Err(bad) };
+    }
+    read(entry.names, &mut bytes)?;
+    Names::from_bytes(bytes).map_err(|_| bad)
 }
 
 /// The refusal of bytes that are not a program.

@@ -49,6 +49,11 @@ impl Queue {
         self.rings.in_flight()
     }
 
+    /// Its rings, to look at.
+    pub(crate) fn rings(&self) -> &ring::Device<GuestWords> {
+        &self.rings
+    }
+
     /// Whether an entry waits, or the rings are broken.
     pub(crate) fn has_entry(&self) -> bool {
         self.rings.has_entry()

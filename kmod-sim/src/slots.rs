@@ -65,7 +65,7 @@ impl Bindings {
         Ok(())
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Binding> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Binding> {
         self.0.iter()
     }
 }

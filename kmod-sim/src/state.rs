@@ -10,16 +10,19 @@ use crate::guest::Guest;
 use crate::inject::{Injector, Kind};
 use crate::interrupt::Signals;
 use crate::job::{Running, Task, What, Work};
-use crate::kernel::Stop;
 use crate::kernel::control::Place;
+use crate::kernel::{Engine, Stop};
+use crate::mortem::{Left, Log, Seen, program_of};
 use crate::pci::Pci;
 use crate::program::Program;
 use crate::queue::{Queue, overlaps};
+use crate::recorder::Recorder;
 use crate::regs::Registers;
 use crate::slots::Bindings;
 use crate::sram::Sram;
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::command::ISA_VERSION;
+use npu_uapi::event::{Event, kind};
 use npu_uapi::queue::{Completion, Counters, access, priority};
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{
@@ -27,7 +30,7 @@ use npu_uapi::regs::{
     FaultHead, FaultLost, FaultTail, IrqStatus, IsaVersion, MAGIC, Magic, Platform,
     Status as StatusRegister, state,
 };
-use npu_uapi::ring::Permit;
+use npu_uapi::ring::{Fetched, Permit};
 use npu_uapi::status::Status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -56,12 +59,23 @@ pub(crate) struct State {
     turns: [usize; priority::COUNT],
     /// The job of each band that was begun, and what the admin queue loads. One of them is active at most.
     pub(crate) running: [Option<Running>; LOADER + 1],
-    resets: u32,
+    pub(crate) resets: u32,
     /// Threads that wait for a command to end.
     awaiting: u32,
     /// The room of a job that has ended, for the next, and that of its table of bindings.
     pub(crate) spare: Option<Arc<Work>>,
     pub(crate) overlay: Bindings,
+    /// Shows that commands make progress.
+    pub(crate) engine: Arc<Engine>,
+    /// What this is, for people.
+    pub(crate) origin: String,
+    pub(crate) recorder: Recorder,
+    pub(crate) log: Log,
+    /// What the last job that failed has left.
+    pub(crate) last_dump: Option<Arc<[u8]>>,
+    /// What was left since somebody took it; kept only where somebody does.
+    pub(crate) left: Vec<Left>,
+    pub(crate) keeps_dumps: bool,
 }
 
 /// What the thread that drives does next.
@@ -90,7 +104,12 @@ pub(crate) enum Ended {
 }
 
 impl State {
-    pub(crate) fn new(config: Config, signals: Arc<Signals>, injector: Arc<Injector>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        signals: Arc<Signals>,
+        injector: Arc<Injector>,
+        (engine, origin): (Arc<Engine>, String),
+    ) -> Self {
         let limits = &config.limits;
         let vectors = u16::try_from(limits.vectors).unwrap_or(u16::MAX);
         let sram = Sram::new(usize::try_from(limits.sram_bytes).unwrap_or(usize::MAX >> 1));
@@ -116,6 +135,13 @@ impl State {
             awaiting: 0,
             spare: None,
             overlay: Bindings::default(),
+            engine,
+            origin,
+            recorder: Recorder::new(),
+            log: Log::default(),
+            last_dump: None,
+            left: Vec::new(),
+            keeps_dumps: false,
         };
         new.set_constants();
         new
@@ -183,6 +209,7 @@ impl State {
         self.regs = Registers::new();
         self.resets = self.resets.wrapping_add(1);
         self.set_constants();
+        self.recorder.record(Event::new(kind::RESET));
     }
 
     fn pend(&mut self, cause: IrqStatus) {
@@ -193,6 +220,12 @@ impl State {
 
     fn raise(&mut self, vector: u16) {
         self.counters.interrupts = self.counters.interrupts.saturating_add(1);
+        let cycles = self.counters.cycles;
+        self.recorder.record_traced(|| Event {
+            index: vector.into(),
+            cycles,
+            ..Event::new(kind::INTERRUPT)
+        });
         if self.pci.raise(vector) && self.injector.fires(Kind::LostInterrupt).is_none() {
             self.signals.raise(vector);
         }
@@ -213,12 +246,22 @@ impl State {
         );
         let tail = self.regs.get::<FaultTail>().get(FaultTail::VALUE);
         let cycles = self.counters.cycles;
-        let sequence = self.faults.report(&self.guest, (base, tail), (problem, victim), cycles);
+        let record = self.faults.report(&self.guest, (base, tail), (problem, victim), cycles);
+        self.log_fault(record, victim.opcode);
+        self.recorder.record(Event {
+            opcode: victim.opcode,
+            queue: victim.queue,
+            job: victim.job,
+            index: record.status.0.into(),
+            value: record.sequence.into(),
+            cycles,
+            ..Event::new(kind::FAULT)
+        });
         self.counters.faults = self.counters.faults.saturating_add(1);
         self.regs.set(FaultHead::from_raw(self.faults.head));
         self.regs.set(FaultLost::from_raw(self.faults.lost));
         self.pend(IrqStatus::default().with(IrqStatus::FAULT, true));
-        sequence
+        record.sequence
     }
 
     /// Posts the one completion of an entry.
@@ -238,6 +281,15 @@ impl State {
                 self.counters.failed = self.counters.failed.saturating_add(1);
             }
         }
+        self.recorder.record(Event {
+            opcode: victim.opcode,
+            queue: victim.queue,
+            job: victim.job,
+            index: completion.status.0.into(),
+            value: completion.cycles,
+            cycles: self.counters.cycles,
+            ..Event::new(kind::JOB_END)
+        });
         self.post(victim.queue, permit, completion);
     }
 
@@ -268,6 +320,7 @@ impl State {
         }
         match self.admin.as_mut().map(Queue::pop) {
             Some(Ok(Some(fetched))) => {
+                self.submitted(0, &fetched);
                 self.serve_admin(fetched);
                 return Step::Again;
             }
@@ -305,12 +358,29 @@ impl State {
         self.admin.iter_mut().chain(&mut self.queues).all(Queue::may_sleep)
     }
 
+    /// An entry was fetched.
+    fn submitted(&mut self, queue: u16, fetched: &Fetched) {
+        let head = header(fetched.entry);
+        self.recorder.record(Event {
+            opcode: head.opcode,
+            queue,
+            job: head.job,
+            program: program_of(fetched.entry),
+            cycles: self.counters.cycles,
+            ..Event::new(kind::SUBMIT)
+        });
+    }
+
     /// The next part of what was begun in `band`.
     fn resume(&mut self, band: usize) -> Option<Task> {
         let running = self.running[band].as_mut()?;
         running.is_active = true;
         let (work, place) = (Arc::clone(&running.work), running.place);
-        Some(Task { work, what: running.what(), place, band })
+        let what = running.what();
+        if let Some(event) = running.begins(&what) {
+            self.recorder.record(Event { cycles: self.counters.cycles, ..event });
+        }
+        Some(Task { work, what, place, band })
     }
 
     /// Looks into the queues of `band`; whether there was something to do.
@@ -327,6 +397,7 @@ impl State {
                     if self.injector.fires(Kind::WrongRingIndex).is_some() {
                         queue.publish_wrong_index();
                     }
+                    self.submitted(identity.0, &fetched);
                     self.begin(identity, fetched);
                     return true;
                 }
@@ -396,6 +467,8 @@ impl State {
             }
             (Ended::Stopped(Stop::Preempted), None) => {
                 running.place = place;
+                let event = running.event(kind::OP_REST);
+                self.recorder.record(Event { cycles: self.counters.cycles, ..event });
                 return;
             }
             (Ended::Loaded(loaded), None) => {
@@ -431,14 +504,28 @@ impl State {
         running.place = Place::default();
         match running.what() {
             What::Poison(_) => running.poison = None,
-            What::Gather => running.must_gather = false,
+            What::Gather => {
+                running.must_gather = false;
+                let event = running.moved(0);
+                self.recorder.record(Event { cycles: self.counters.cycles, ..event });
+            }
             What::Command(index) => {
                 let cost = running.work.command(index).map(|(_, cost)| cost).unwrap_or_default();
                 charge(&mut self.counters, cost);
+                let cycles = self.counters.cycles;
+                self.recorder.record_traced(|| Event {
+                    value: cost.cycles,
+                    cycles,
+                    ..running.event(kind::OP_END)
+                });
                 running.cycles = running.cycles.saturating_add(cost.cycles);
                 running.next += 1;
             }
-            What::Scatter => running.must_scatter = false,
+            What::Scatter => {
+                running.must_scatter = false;
+                let event = running.moved(1);
+                self.recorder.record(Event { cycles: self.counters.cycles, ..event });
+            }
             What::Load(_) | What::Nothing => {}
         }
         if matches!(running.what(), What::Nothing) {
@@ -475,10 +562,14 @@ impl State {
     /// Answers the job of `band`.
     fn finish(&mut self, band: usize, answer: Result<Answer, Problem>) {
         let Some(running) = self.running[band].take() else { return };
-        let Running { queue, job, opcode, permit, work, .. } = running;
+        let is_failed = answer.is_err();
+        let Running { queue, job, opcode, permit, work, next, cycles, .. } = running;
         let bounced = &mut self.counters.bounced_bytes;
         *bounced = bounced.saturating_add(work.slots.bounced());
         self.answer(permit, Victim { queue, job, opcode }, answer);
+        if is_failed {
+            self.leave(&Seen { queue, opcode, job, work: &work, next, cycles, is_active: false });
+        }
     }
 
     /// Ends the job of `band`: at once when it rests, else as soon as its thread notices. Whether the

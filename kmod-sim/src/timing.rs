@@ -62,6 +62,10 @@ pub struct Cost {
     pub sram_read: u64,
     /// Bytes written to SRAM.
     pub sram_written: u64,
+    /// Cycles of these in which the MAC array or the vector unit has work.
+    pub compute: u64,
+    /// Cycles in which the DMA has work.
+    pub dma: u64,
 }
 
 /// The cost of `command`, whose slots are SRAM where `is_sram` says so. Saturates instead of wrapping.
@@ -117,6 +121,8 @@ impl Moved {
             dram_written: narrow(dram[1]),
             sram_read: narrow(sram[0]),
             sram_written: narrow(sram[1]),
+            compute: narrow(compute),
+            dma: narrow(dram_time),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::queue::{Kept, Queue};
 use crate::transport::TransportExt;
 use crate::uses::{Spare, binding, count};
 use npu_uapi::addr::{Iova, SlotId};
+use npu_uapi::names::Names;
 use npu_uapi::queue::{
     Bind, Binding, CopyEntry, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, LoadProgram, Nop,
     Timestamp, opcode, priority,
@@ -176,21 +177,43 @@ impl Context {
     /// # Errors
     /// [`Error::Fault`] with `PROGRAM_REFUSED` and the verifier's rule.
     pub fn load(&self, image: &[u8]) -> Result<Program, Error> {
+        self.load_named(image, &Names::default())
+    }
+
+    /// As [`Context::load`], and tells a device that wants to know which nodes the program's operations
+    /// are: its own log and dumps name them then.
+    ///
+    /// # Errors
+    /// As for [`Context::load`].
+    pub fn load_named(&self, image: &[u8], names: &Names) -> Result<Program, Error> {
         let inner = self.inner();
         inner.check_alive()?;
         let buffer = Buffer::new(&inner.device.heap, image.len())?;
         buffer.write(0, image)?;
+        let names = if inner.device.takes_names() { names.as_bytes() } else { &[] };
+        let named = match names {
+            [] => None,
+            names => {
+                let buffer = Buffer::new(&inner.device.heap, names.len())?;
+                buffer.write(0, names)?;
+                Some(buffer)
+            }
+        };
+        let names_len = u32::try_from(names.len()).unwrap_or(0);
         let entry = |job| {
             LoadProgram {
                 header: EntryHeader::new(opcode::LOAD_PROGRAM, job),
                 image: buffer.iova(),
                 len: image.len() as u64,
                 context: inner.id,
+                names_len,
+                names: named.as_ref().map_or(Iova::default(), Buffer::iova),
                 ..LoadProgram::default()
             }
             .words()
         };
-        let id = inner.device.admin(entry, Kept::new(buffer.clone()))?.value;
+        let kept = Kept::new((buffer.clone(), named.clone()));
+        let id = inner.device.admin(entry, kept)?.value;
         let (context, end) = (Arc::clone(inner), opcode::UNLOAD_PROGRAM);
         Ok(Program(Arc::new(Object { context, id, end })))
     }

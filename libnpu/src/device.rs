@@ -10,8 +10,11 @@ use crate::fork::PerProcess;
 use crate::heap::Heap;
 use crate::queue::Queue;
 use crate::transport::{Access, Transport, TransportExt};
+use npu_uapi::coredump::MOST_BYTES;
 use npu_uapi::limits::Limits;
-use npu_uapi::queue::{Completion, Counters, CreateContext, EntryHeader, GetLog, Identify, opcode};
+use npu_uapi::queue::{
+    Completion, Counters, CreateContext, EntryHeader, GetDump, GetLog, Identify, opcode,
+};
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{
     self, ABI, AbiRange, AdminBaseHigh, AdminBaseLow, AdminSize, Ctrl, IrqMask, MAGIC, Magic, state,
@@ -31,6 +34,9 @@ pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long it may take to notice that it is to change its state.
 const STATE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The version of the ABI that brought names and dumps.
+const ABI_WITH_NAMES: u32 = 0x0101;
 
 /// Log2 of the admin queue's rings.
 const ADMIN_LOG2: u32 = 6;
@@ -53,6 +59,8 @@ pub(crate) struct Inner {
     pool: OnceLock<Pool>,
     /// Held while the device is reset.
     resetting: Mutex<()>,
+    /// Highest version of the ABI that the device speaks.
+    abi: u32,
 }
 
 /// The open devices of this process, by name.
@@ -161,6 +169,16 @@ impl Device {
         self.0.faults.recent(self.0.heap.transport.as_ref())
     }
 
+    /// What the last job of this device that faulted or hung has left, if any has: a core dump, which
+    /// [`npu_uapi::coredump`] reads. It outlives resets. Where the environment's `NPU_DUMP_DIR` names a folder,
+    /// each is also written there.
+    ///
+    /// # Errors
+    /// The device does not answer.
+    pub fn last_dump(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.0.last_dump()
+    }
+
     /// `len` bytes that driver and device both see, zeroed.
     ///
     /// # Errors
@@ -255,7 +273,7 @@ fn connect(parsed: &DeviceString) -> Result<Arc<dyn Transport>, Error> {
 
 impl Inner {
     fn start(name: &str, transport: Arc<dyn Transport>) -> Result<Self, Error> {
-        check_identity(name, transport.as_ref())?;
+        let abi = check_identity(name, transport.as_ref())?;
         let heap = Arc::new(Heap::new(transport));
         quiet(heap.transport.as_ref())?;
         let faults = Faults::new(Buffer::new(&heap, Faults::BYTES)?);
@@ -270,6 +288,7 @@ impl Inner {
             queues: Mutex::new(Vec::new()),
             pool: OnceLock::new(),
             resetting: Mutex::new(()),
+            abi,
         };
         inner.limits = inner.identify()?;
         Ok(inner)
@@ -310,6 +329,29 @@ impl Inner {
         let record = self.faults.find(self.heap.transport.as_ref(), completion.fault);
         let (status, job) = (completion.status, completion.job);
         Err(Error::Fault(Box::new(Fault { status, queue, job, record })))
+    }
+
+    /// Whether LOAD_PROGRAM may bring names, and GET_DUMP is known.
+    pub(crate) fn takes_names(&self) -> bool {
+        self.abi >= ABI_WITH_NAMES
+    }
+
+    /// What the last job that failed has left, if any has.
+    pub(crate) fn last_dump(&self) -> Result<Option<Vec<u8>>, Error> {
+        if !self.takes_names() {
+            return Ok(None);
+        }
+        let out = Buffer::new(&self.heap, MOST_BYTES)?;
+        let entry = |job| {
+            let header = EntryHeader::new(opcode::GET_DUMP, job);
+            let (out, len) = (out.iova(), MOST_BYTES as u64);
+            GetDump { header, out, len, ..GetDump::default() }.words()
+        };
+        let len = self.admin(entry, crate::queue::Kept::new(out.clone()))?.value;
+        let len = usize::try_from(len).ok().filter(|&len| len <= MOST_BYTES);
+        let mut bytes = vec![0; len.ok_or(Error::Implausible)?];
+        out.read(0, &mut bytes)?;
+        Ok(Some(bytes).filter(|bytes| !bytes.is_empty()))
     }
 
     pub(crate) fn new_context_id(&self) -> Result<u32, Error> {
@@ -365,8 +407,8 @@ impl Drop for Inner {
     }
 }
 
-/// Whether an NPU with a version of the ABI in common is there.
-fn check_identity(name: &str, transport: &dyn Transport) -> Result<(), Error> {
+/// Whether an NPU with a version of the ABI in common is there; its highest.
+fn check_identity(name: &str, transport: &dyn Transport) -> Result<u32, Error> {
     let magic = transport.read::<Magic>()?.raw();
     if magic != MAGIC {
         return Err(Error::NotAnNpu { device: name.to_owned(), found: magic });
@@ -377,7 +419,7 @@ fn check_identity(name: &str, transport: &dyn Transport) -> Result<(), Error> {
     if !has_common {
         return Err(Error::AbiMismatch { device, library: ABI });
     }
-    Ok(())
+    Ok(device.1)
 }
 
 /// Resets the device and waits until it no longer touches memory.

@@ -1,10 +1,9 @@
 //! Everything that can go wrong between an application and the device, and what to do about it.
 
 use crate::transport::TransportError;
-use npu_uapi::addr::SlotId;
 use npu_uapi::regs::state;
 use npu_uapi::ring::RingError;
-use npu_uapi::status::{FaultRecord, NOT_APPLICABLE, Status};
+use npu_uapi::status::{FaultRecord, Status};
 use std::fmt;
 use std::time::Duration;
 
@@ -171,33 +170,7 @@ impl fmt::Display for Fault {
         let Some(record) = &self.record else {
             return f.write_str(" (no fault record: the fault ring was full)");
         };
-        if record.command != NOT_APPLICABLE {
-            write!(f, "; command {} (opcode {:#04x}", record.command, record.opcode)?;
-            if record.op_id != NOT_APPLICABLE {
-                write!(f, ", op {}", record.op_id)?;
-            }
-            f.write_str(")")?;
-        } else {
-            write!(f, "; entry opcode {:#04x}", record.opcode)?;
-        }
-        if record.slot != SlotId(u16::MAX) {
-            write!(f, ", slot {:?}", record.slot)?;
-        }
-        if record.len != 0 {
-            write!(f, ", bytes {}..{}+{}", record.offset, record.offset, record.len)?;
-        }
-        if record.access != 0 {
-            let access = ["", "read", "written", "read and written"];
-            let access = access.get(usize::from(record.access)).copied().unwrap_or("");
-            write!(f, " {access}")?;
-        }
-        if record.iova != 0 {
-            write!(f, ", IOVA {:#x}", record.iova)?;
-        }
-        if self.status == Status::PROGRAM_REFUSED {
-            write!(f, ", verifier rule {}", record.cause)?;
-        }
-        Ok(())
+        write!(f, "{}", record.place(None))
     }
 }
 

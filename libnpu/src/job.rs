@@ -1,6 +1,7 @@
 //! A submitted job: wait for it, ask for it, or let it go.
 
 use crate::device::Inner as DeviceInner;
+use crate::dump;
 use crate::error::{Error, Loss};
 use crate::queue::{Queue, Ticket};
 use npu_uapi::queue::Completion;
@@ -57,7 +58,12 @@ impl Job {
     }
 
     fn done(&self, completion: Completion) -> Result<Done, Error> {
-        let completion = self.device.judge(completion, self.queue.id)?;
-        Ok(Done { cycles: completion.cycles })
+        match self.device.judge(completion, self.queue.id) {
+            Ok(completion) => Ok(Done { cycles: completion.cycles }),
+            Err(error) => {
+                dump::keep(&self.device, &error);
+                Err(error)
+            }
+        }
     }
 }

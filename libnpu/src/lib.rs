@@ -32,6 +32,7 @@ mod context;
 mod device;
 mod device_string;
 mod dma;
+mod dump;
 mod error;
 mod faults;
 mod foreign;

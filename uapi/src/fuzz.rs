@@ -47,6 +47,17 @@ pub fn check_decode(bytes: &[u8]) {
     let _ = Container::from_bytes(bytes);
 }
 
+/// The reader of core dumps and its text take any bytes without panic, and what is read is written as it was,
+/// as far as this version writes it.
+pub fn check_dump(bytes: &[u8]) {
+    if let Ok(dump) = crate::coredump::Dump::from_bytes(bytes) {
+        let again = crate::coredump::Dump::from_bytes(&dump.to_bytes()).expect("what was written");
+        assert!(again.text().len() >= again.head_text().len());
+        assert!(!dump.text().is_empty());
+        assert_eq!(again.to_bytes(), dump.to_bytes());
+    }
+}
+
 /// The assembler takes any text without panic, and what it takes survives disassembly.
 pub fn check_text(text: &str) {
     if let Ok(image) = assemble(text) {

@@ -20,7 +20,9 @@
 //! | [`image`] | a program as the device loads it: header, slot table, commands |
 //! | [`verify`] | which programs a device may run |
 //! | [`container`] | the program file of the host: image, constants, names, hash |
+//! | [`names`] | which node each operation of a program stands for |
 //! | [`telemetry`] | the telemetry page of BAR4 |
+//! | [`event`], [`coredump`] | what a function did, and what a job that failed leaves |
 //! | [`text`] | disassembly that assembles again |
 //! | [`vfio_user`] | messages to a device in another process |
 //! | [`workers`] | who computes when the device is in this process |
@@ -35,14 +37,17 @@ compile_error!("the NPU ABI is little-endian, and so must the host be");
 pub mod addr;
 pub mod command;
 pub mod container;
+pub mod coredump;
 pub mod decode;
 pub mod encode;
+pub mod event;
 pub mod extent;
 pub mod float_order;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod image;
 pub mod limits;
+pub mod names;
 pub mod order;
 pub mod queue;
 pub mod reg;

@@ -34,6 +34,8 @@ pub mod opcode {
     pub const UNBIND: u8 = 0x09;
     /// Admin: [`super::GetLog`]
     pub const GET_LOG: u8 = 0x0a;
+    /// Admin: [`super::GetDump`]
+    pub const GET_DUMP: u8 = 0x0b;
     /// I/O: [`super::Nop`]
     pub const NOP: u8 = 0x80;
     /// I/O: [`super::Exec`]
@@ -166,7 +168,8 @@ entry! {
 }
 entry! {
     /// LOAD_PROGRAM: copies the image ([`crate::image`]) of `len` bytes at `image` into the device,
-    /// verifies it once and seals it. Completion `value` is the program's id.
+    /// verifies it once and seals it. Completion `value` is the program's id. From ABI 1.1 on the names of
+    /// its operations ([`crate::names`]) may come with it, for whoever reads the device's faults.
     LoadProgram = LOAD_PROGRAM {
         /// Start of the image.
         image: Iova,
@@ -174,7 +177,11 @@ entry! {
         len: u64,
         /// The context it belongs to.
         context: u32,
-    } pad 9
+        /// Bytes of the names, zero for none.
+        names_len: u32,
+        /// Start of the names; zero where there are none.
+        names: Iova,
+    } pad 6
 }
 entry! {
     /// BIND: copies `count` [`Binding`]s at `table` into an immutable base table, for the slots that are
@@ -194,6 +201,17 @@ entry! {
         /// Where to.
         out: Iova,
     } pad 12
+}
+entry! {
+    /// GET_DUMP: writes the first `len` bytes of what the last job that faulted or hung has left
+    /// ([`crate::coredump`]) to `out`, a reset since then or not. Completion `value` is the bytes of all of
+    /// it, zero where there is none. From ABI 1.1 on.
+    GetDump = GET_DUMP {
+        /// Where to.
+        out: Iova,
+        /// Most bytes that are written.
+        len: u64,
+    } pad 10
 }
 entry! {
     /// NOP: completes.
@@ -334,10 +352,82 @@ pub struct Counters {
     pub faults: u64,
     /// Bytes of slots that the device had to copy, since their memory is not one piece for it.
     pub bounced_bytes: u64,
+    /// Modelled cycles in which the MAC array had work; zero before ABI 1.1, as the two below.
+    pub array_cycles: u64,
+    /// Modelled cycles in which the vector unit had work.
+    pub vector_cycles: u64,
+    /// Modelled cycles in which the DMA had work.
+    pub dma_cycles: u64,
     /// Must be zero.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 2],
 }
 const _: () = assert!(size_of::<Counters>() == 128);
+
+/// The model of power: what a device at rest takes, and what each piece of work adds. Of no silicon.
+pub mod power {
+    /// At rest, in mW.
+    pub const STATIC_MW: u64 = 50;
+    /// Of a multiply-accumulate, in pJ.
+    pub const PJ_PER_MAC: u64 = 1;
+    /// Of a byte of DRAM, in pJ.
+    pub const PJ_PER_DRAM_BYTE: u64 = 20;
+}
+
+impl Counters {
+    /// Modelled energy of the work, in µJ.
+    pub fn energy_uj(&self) -> u64 {
+        u64::try_from(self.energy_pj() / 1_000_000).unwrap_or(u64::MAX)
+    }
+
+    /// Modelled power, in mW: at rest, and the work's energy over the modelled time of `cycles` at
+    /// `clock_khz`. The mean while jobs ran.
+    pub fn power_mw(&self, clock_khz: u32) -> u64 {
+        // pJ a cycle times kHz is nW.
+        let cycles = u128::from(self.cycles).max(1);
+        let mw = self.energy_pj().saturating_mul(clock_khz.into()) / cycles / 1_000_000;
+        power::STATIC_MW.saturating_add(u64::try_from(mw).unwrap_or(u64::MAX))
+    }
+
+    fn energy_pj(&self) -> u128 {
+        let bytes = u128::from(self.dram_read) + u128::from(self.dram_written);
+        u128::from(self.macs) * u128::from(power::PJ_PER_MAC)
+            + bytes * u128::from(power::PJ_PER_DRAM_BYTE)
+    }
+}
+
+/// The name of an entry's opcode; `None` for one that this version does not know.
+pub const fn entry_name(opcode: u8) -> Option<&'static str> {
+    Some(match opcode {
+        opcode::IDENTIFY => "identify",
+        opcode::CREATE_CONTEXT => "create_context",
+        opcode::DESTROY_CONTEXT => "destroy_context",
+        opcode::CREATE_QUEUE => "create_queue",
+        opcode::DESTROY_QUEUE => "destroy_queue",
+        opcode::LOAD_PROGRAM => "load_program",
+        opcode::UNLOAD_PROGRAM => "unload_program",
+        opcode::BIND => "bind",
+        opcode::UNBIND => "unbind",
+        opcode::GET_LOG => "get_log",
+        opcode::GET_DUMP => "get_dump",
+        opcode::NOP => "nop",
+        opcode::EXEC => "exec",
+        opcode::COPY => "copy",
+        opcode::FILL => "fill",
+        opcode::TIMESTAMP => "timestamp",
+        _ => return None,
+    })
+}
+
+/// The name of a priority; `None` for one that does not exist.
+pub const fn priority_name(priority: u32) -> Option<&'static str> {
+    match priority {
+        priority::NORMAL => Some("normal"),
+        priority::HIGH => Some("high"),
+        priority::URGENT => Some("urgent"),
+        priority::BACKGROUND => Some("background"),
+        _ => None,
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -357,5 +447,15 @@ mod tests {
         assert_eq!(exec.words()[1], 7);
         assert_eq!(Exec::from_words(exec.words()), exec);
         assert!(exec.reserved_is_zero());
+    }
+
+    #[test]
+    fn modelled_power_is_that_at_rest_plus_the_energy_of_the_work_over_its_time() {
+        assert_eq!(Counters::default().power_mw(1_000_000), power::STATIC_MW);
+        // A thousand cycles at 1 GHz are 1 us; 1e6 MACs of 1 pJ in it are 1 uJ: 1 W.
+        let busy = Counters { cycles: 1000, macs: 1_000_000, ..Counters::default() };
+        assert_eq!((busy.energy_uj(), busy.power_mw(1_000_000)), (1, power::STATIC_MW + 1000));
+        let all = Counters { cycles: 1, macs: u64::MAX, dram_read: u64::MAX, ..busy };
+        assert!(all.power_mw(u32::MAX) > 1 << 40);
     }
 }

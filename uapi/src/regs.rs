@@ -14,7 +14,11 @@ use crate::registers;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"NPU0");
 
 /// Lowest and highest ABI version this library speaks: major in the high half of each.
-pub const ABI: (u16, u16) = (0x0100, 0x0100);
+///
+/// | version | what it added |
+/// |---|---|
+/// | 1.1 | names in LOAD_PROGRAM; GET_DUMP; cycles by engine in the counters; layout 2 of the telemetry page |
+pub const ABI: (u16, u16) = (0x0100, 0x0101);
 
 /// Values of `Status.STATE`.
 pub mod state {
@@ -26,6 +30,17 @@ pub mod state {
     pub const FAILED: u32 = 2;
     /// Ending jobs; becomes `RESET`.
     pub const QUIESCING: u32 = 3;
+
+    /// The name of a state.
+    pub const fn name(state: u32) -> &'static str {
+        match state {
+            RESET => "reset",
+            READY => "ready",
+            FAILED => "failed",
+            QUIESCING => "quiescing",
+            _ => "unknown",
+        }
+    }
 }
 
 /// PCI identity of the device.
@@ -36,6 +51,8 @@ pub mod pci {
     pub const DEVICE: u16 = 0x4e50;
     /// Class code: processing accelerator.
     pub const CLASS: u32 = 0x12_00_00;
+    /// Device: the management function of a server, which is no NPU.
+    pub const MANAGER: u16 = 0x4e51;
     /// Bytes of BAR0.
     pub const BAR0_BYTES: u32 = 0x1_0000;
 }

@@ -1,6 +1,8 @@
 //! Completion codes and fault records: how the device says what went wrong, and where.
 
 use crate::addr::SlotId;
+use alloc::format;
+use alloc::string::String;
 use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -128,6 +130,63 @@ pub struct FaultRecord {
     pub cycles: u64,
 }
 const _: () = assert!(size_of::<FaultRecord>() == 64);
+
+impl FaultRecord {
+    /// What happened, and where, in one line; `node` is the name behind `op_id`.
+    pub fn message(&self, node: Option<&str>) -> String {
+        format!(
+            "job {} of queue {}: {}{}",
+            self.job,
+            self.queue,
+            self.status.meaning(),
+            Place(self, node)
+        )
+    }
+
+    /// Where it happened: what follows the meaning of the status in [`FaultRecord::message`].
+    pub fn place<'a>(&'a self, node: Option<&'a str>) -> impl fmt::Display + 'a {
+        Place(self, node)
+    }
+}
+
+/// A record and the node of its operation.
+struct Place<'a>(&'a FaultRecord, Option<&'a str>);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(record, node) = self;
+        if record.command != NOT_APPLICABLE {
+            write!(f, "; command {} (opcode {:#04x}", record.command, record.opcode)?;
+            if record.op_id != NOT_APPLICABLE {
+                write!(f, ", op {}", record.op_id)?;
+            }
+            f.write_str(")")?;
+        } else {
+            write!(f, "; entry opcode {:#04x}", record.opcode)?;
+        }
+        if let Some(node) = node {
+            write!(f, ", node `{node}`")?;
+        }
+        if record.slot != SlotId(u16::MAX) {
+            write!(f, ", slot {:?}", record.slot)?;
+        }
+        if record.len != 0 {
+            write!(f, ", bytes {}..{}+{}", record.offset, record.offset, record.len)?;
+        }
+        if record.access != 0 {
+            let access = ["", "read", "written", "read and written"];
+            let access = access.get(usize::from(record.access)).copied().unwrap_or("");
+            write!(f, " {access}")?;
+        }
+        if record.iova != 0 {
+            write!(f, ", IOVA {:#x}", record.iova)?;
+        }
+        if record.status == Status::PROGRAM_REFUSED {
+            write!(f, ", verifier rule {}", record.cause)?;
+        }
+        Ok(())
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use npu_uapi::container::{Container, Io};
 use npu_uapi::image::SlotDecl;
 use npu_uapi::limits::Limits;
+use npu_uapi::names::Names;
 use std::collections::BTreeSet;
 
 /// Number of the constants of a program that has none.
@@ -60,6 +61,12 @@ impl Ready {
     /// What the device loads.
     pub(crate) fn image(&self) -> Vec<u8> {
         self.container.image.to_bytes()
+    }
+
+    /// The nodes of its operations, for the device's log.
+    pub(crate) fn names(&self) -> Names {
+        let names = &self.container.names;
+        Names::new(names.iter().map(|(op_id, name)| (*op_id, name.as_str())))
     }
 
     pub(crate) fn scratch_bytes(&self) -> u64 {

@@ -6,6 +6,7 @@ use crate::graph::{Dim, Graph, ValueId};
 use crate::program::{self, CompileError, Compiled};
 use crate::quantize::Units;
 use crate::shape::Assignment;
+use npu_uapi::names::Names;
 use std::sync::{Arc, PoisonError};
 
 /// What a compiler needs of a part.
@@ -107,7 +108,9 @@ impl Executable {
         if let Some(folder) = &self.options.dump {
             compiled.write_to(folder, graph, self.device.limits())?;
         }
-        let program = self.context.load(&compiled.emitted.image.to_bytes())?;
+        let name = |&index: &usize| graph.node(compiled.ops.ops[index].node).name.as_str();
+        let names = Names::new((0..).zip(compiled.emitted.op_ids.iter().map(name)));
+        let program = self.context.load_named(&compiled.emitted.image.to_bytes(), &names)?;
         let constants = self.constants(&compiled)?;
         let node = |&index: &usize| compiled.ops.ops[index].node;
         let nodes = compiled.emitted.op_ids.iter().map(node).collect();
@@ -124,7 +127,7 @@ impl Executable {
 
     /// A program of a bundle, on the device.
     fn load_ready(&self, ready: &Ready) -> Result<Loaded, CompileError> {
-        let program = self.context.load(&ready.image())?;
+        let program = self.context.load_named(&ready.image(), &ready.names())?;
         let constants = match &ready.constants {
             None => None,
             Some(bytes) => {

@@ -94,6 +94,31 @@ impl Command {
 }
 
 impl Command {
+    /// The name of the commands of `opcode`; `None` where there is none.
+    pub const fn name_of(opcode: u8) -> Option<&'static str> {
+        use super::opcode;
+        Some(match opcode {
+            opcode::CONV => "conv",
+            opcode::MATMUL => "matmul",
+            opcode::PRODUCT => "product",
+            opcode::SOFTMAX => "softmax",
+            opcode::REDUCE => "reduce",
+            opcode::NORM => "norm",
+            opcode::RESIZE => "resize",
+            opcode::ADD => "add",
+            opcode::MUL => "mul",
+            opcode::POOL => "pool",
+            opcode::TABLE => "table",
+            opcode::PAIR_TABLE => "pair_table",
+            opcode::CHANNEL_TABLE => "channel_table",
+            opcode::LAYOUT => "layout",
+            opcode::COPY => "copy",
+            opcode::FILL => "fill",
+            opcode::END => "end",
+            _ => return None,
+        })
+    }
+
     /// The version of the command set that brought what this command makes use of.
     pub fn since(&self) -> u32 {
         let repeats = |strides: [Strides; 2]| strides.iter().any(|strides| strides.pixel == 0);

@@ -86,6 +86,32 @@ impl<W: Words> Device<W> {
         if is_possible { tail.wrapping_sub(self.posted) } else { self.outstanding() }
     }
 
+    /// Where the rings stand: `sq_tail` in memory, `sq_head`, completions posted, `cq_head` in memory.
+    pub fn indices(&self) -> [u32; 4] {
+        // Relaxed: numbers to show, nothing is read by them.
+        let [tail, taken] = [SQ_TAIL, CQ_HEAD].map(|at| self.words.load(at, Ordering::Relaxed));
+        [tail, self.head, self.posted, taken]
+    }
+
+    /// The words of the submission slot of `index`, as they are in memory now: to show, not to obey.
+    pub fn submission_words(&self, index: u32) -> [u32; SUBMISSION_WORDS] {
+        let mut entry = [0; SUBMISSION_WORDS];
+        for (word, at) in entry.iter_mut().zip(self.layout.submission(index)) {
+            *word = self.words.load(at, Ordering::Relaxed);
+        }
+        entry
+    }
+
+    /// The words of the completion slot of `index`, as they are in memory now.
+    pub fn completion_words(&self, index: u32) -> [u32; COMPLETION_WORDS] {
+        let mut entry = [0; COMPLETION_WORDS];
+        let (others, last) = self.layout.completion(index);
+        for (word, at) in entry.iter_mut().zip(others.chain([last])) {
+            *word = self.words.load(at, Ordering::Relaxed);
+        }
+        entry
+    }
+
     /// Publishes an index of a submission that was never made, as a broken device would; the next fetch
     /// publishes the right one. For tests of drivers.
     pub fn publish_wrong_index(&mut self) {

@@ -15,7 +15,7 @@ use crate::guest::MapError;
 use crate::inject::Injector;
 use crate::interrupt::{InterruptSink, Signals, Turn};
 use crate::kernel::{Engine, Isa, IsaError};
-use crate::mortem::Logged;
+use crate::mortem::{Left, unix_ms};
 use crate::pci::Effect;
 use crate::state::State;
 use crate::watch::Watch;
@@ -28,6 +28,7 @@ use npu_uapi::regs::{self, Abort, Ctrl, HeartbeatHigh, HeartbeatLow, Kick, state
 use npu_uapi::status::Status;
 use npu_uapi::telemetry::Snapshot;
 use npu_uapi::workers::Workers;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,12 @@ const UNMAP_PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) trait Telemetry: std::fmt::Debug + Send + Sync {
     /// The function is locked meanwhile: this must neither wait nor call it.
     fn show(&self, snapshot: &Snapshot);
+}
+
+/// Given what jobs leave that fault or hang.
+pub(crate) trait DumpSink: std::fmt::Debug + Send + Sync {
+    /// The function is not locked.
+    fn left(&self, left: Left);
 }
 
 /// A virtual NPU.
@@ -55,7 +62,15 @@ pub struct Function {
     /// Where the array is shared with other functions.
     pub(crate) seat: Option<Seat>,
     /// Who is shown what is done, where somebody looks.
-    telemetry: OnceLock<Arc<dyn Telemetry>>,
+    pub(crate) telemetry: OnceLock<Arc<dyn Telemetry>>,
+    /// Who is given dumps, where somebody keeps them.
+    pub(crate) dumps: OnceLock<Arc<dyn DumpSink>>,
+    pub(crate) started_ms: u64,
+    pub(crate) epoch: Instant,
+    /// Wall time in ns of commands that have ended, and since when one is executed, or zero; where somebody
+    /// looks.
+    pub(crate) busy: AtomicU64,
+    pub(crate) busy_since: AtomicU64,
 }
 
 impl Function {
@@ -101,6 +116,11 @@ impl Function {
             engine,
             seat,
             telemetry: OnceLock::new(),
+            dumps: OnceLock::new(),
+            started_ms: unix_ms(),
+            epoch: Instant::now(),
+            busy: AtomicU64::new(0),
+            busy_since: AtomicU64::new(0),
         })
     }
 
@@ -135,27 +155,11 @@ impl Function {
         self.isa
     }
 
-    /// What the last job that faulted or hung has left, as [`npu_uapi::coredump`] reads it.
-    pub fn last_dump(&self) -> Option<Arc<[u8]>> {
-        self.lock().last_dump.clone()
-    }
-
-    /// The latest faults, oldest first.
-    pub fn log(&self) -> Vec<Logged> {
-        self.lock().log.iter().cloned().collect()
-    }
-
     /// Shows `telemetry` what is done from now on; only the first is shown anything.
     #[cfg(feature = "server")]
     pub(crate) fn connect_telemetry(&self, telemetry: Arc<dyn Telemetry>) {
         // Each client has a function of its own, and one page.
         let _ = self.telemetry.set(telemetry);
-    }
-
-    pub(crate) fn show(&self, state: &State, is_busy: bool) {
-        if let Some(telemetry) = self.telemetry.get() {
-            telemetry.show(&Snapshot { is_busy, counters: state.counters, gauges: None });
-        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {

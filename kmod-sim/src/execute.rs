@@ -21,6 +21,7 @@ use npu_uapi::command::Command;
 use npu_uapi::queue::LoadProgram;
 use npu_uapi::workers::Workers;
 use std::sync::MutexGuard;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// Bytes of a program image that are copied at a time, under the lock.
@@ -63,7 +64,7 @@ impl Function {
             Step::Execute(task) => task,
             Step::Again => {
                 self.show(&state, false);
-                drop(state);
+                self.unlock(state);
                 *held = held.take().and_then(Grant::after_answer);
                 return true;
             }
@@ -159,11 +160,20 @@ impl Function {
             grant.begin(cost.cycles, task.place);
         }
         let slots = &task.work.slots.extents;
-        let began = self.config().is_timed.then(Instant::now);
+        let is_seen = self.telemetry.get().is_some();
+        let began = (is_seen || self.config().is_timed).then(Instant::now);
+        if is_seen {
+            self.busy_since.store(self.now_ns(), Relaxed);
+        }
         let run = || kernel::execute(command, slots, self.isa(), workers, control);
         let result = self.injector.stick(control).and_then(|()| run());
-        if let Some(began) = began {
-            times::record(Timed { command: *command, index, took: began.elapsed() });
+        if let Some(took) = began.map(|began| began.elapsed()) {
+            // Relaxed: this thread is the one that writes, and the sum may lag behind.
+            self.busy_since.store(0, Relaxed);
+            self.busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+            if self.config().is_timed {
+                times::record(Timed { command: *command, index, took });
+            }
         }
         if let Some(grant) = &held {
             grant.end(result.is_err().then(|| self.engine.place()));
@@ -246,7 +256,7 @@ impl Drop for Ending<'_> {
         state.keep(task.work);
         self.function.show(&state, false);
         let is_awaited = state.is_awaited();
-        drop(state);
+        self.function.unlock(state);
         // Waking costs a system call even where nobody sleeps.
         if is_awaited {
             self.function.ended.notify_all();

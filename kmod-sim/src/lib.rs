@@ -34,6 +34,7 @@ mod queue;
 mod recorder;
 mod regs;
 mod remote;
+mod report;
 #[cfg(feature = "server")]
 pub mod server;
 mod slots;
@@ -50,3 +51,4 @@ pub use device::Function;
 pub use guest::MapError;
 pub use interrupt::InterruptSink;
 pub use mortem::{Left, Logged};
+pub use report::{QueueReport, Report, TracePiece};

@@ -33,6 +33,10 @@ struct Arguments {
     #[arg(long, value_name = "PATH")]
     manage: Option<PathBuf>,
 
+    /// Where to write what jobs leave that fault or hang: core dumps, of which the last 64 are kept
+    #[arg(long, value_name = "FOLDER")]
+    dumps: Option<PathBuf>,
+
     /// Tells refused commands and broken connections on standard error
     #[arg(long, short)]
     verbose: bool,
@@ -55,6 +59,9 @@ fn main() -> anyhow::Result<()> {
         is_verbose: arguments.verbose,
     };
     let mut server = Server::bind(&arguments.socket, options)?;
+    if let Some(folder) = &arguments.dumps {
+        server = server.dumps_into(folder)?;
+    }
     if let Some(path) = &arguments.manage {
         server = server.manage_at(path)?;
     }

@@ -39,6 +39,15 @@ pub const MSIX_MASK_ALL: u32 = 1 << 30;
 /// Device control: resets the function. Reads as zero.
 pub const FUNCTION_RESET: u32 = 1 << 15;
 
+/// Revision of the device.
+pub const REVISION: u32 = 1;
+
+/// Vendor and device of the subsystem: those of the device.
+#[cfg(feature = "server")]
+pub(crate) fn subsystem() -> (u16, u16) {
+    (pci::VENDOR, pci::DEVICE)
+}
+
 const BAR0: u32 = 0x10;
 const BAR2: u32 = 0x18;
 const BAR4: u32 = 0x20;
@@ -84,7 +93,7 @@ impl Pci {
         // By index of the dword: ids, status (has capabilities), class, subsystem, first capability.
         dwords[0] = u32::from(pci::DEVICE) << 16 | u32::from(pci::VENDOR);
         dwords[1] = 1 << 20;
-        dwords[2] = pci::CLASS << 8 | 1;
+        dwords[2] = pci::CLASS << 8 | REVISION;
         dwords[11] = dwords[0];
         dwords[13] = offset::MSIX;
         // MSI-X: table and pending bits in BAR2. Express: an endpoint that can be reset.

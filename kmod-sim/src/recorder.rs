@@ -31,7 +31,6 @@ struct Trace {
 
 /// A piece of a trace.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "server"), expect(dead_code, reason = "for the management socket"))]
 pub(crate) struct Piece {
     pub(crate) is_traced: bool,
     /// Number of the first event.
@@ -92,7 +91,6 @@ impl Recorder {
     }
 
     /// Begins a trace anew, or ends it and keeps what it has.
-    #[cfg_attr(not(feature = "server"), expect(dead_code, reason = "for the management socket"))]
     pub(crate) fn trace(&mut self, is_on: bool) {
         if is_on {
             self.trace = Trace { events: Vec::with_capacity(TRACED), count: 0 };
@@ -101,7 +99,6 @@ impl Recorder {
     }
 
     /// At most `most` events of the trace, from number `from` on.
-    #[cfg_attr(not(feature = "server"), expect(dead_code, reason = "for the management socket"))]
     pub(crate) fn piece(&self, from: u64, most: usize) -> Piece {
         let Trace { events, count } = &self.trace;
         let oldest = count.saturating_sub(TRACED as u64);

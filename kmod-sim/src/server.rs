@@ -15,6 +15,7 @@
 
 mod bell;
 mod client;
+mod dumps;
 mod files;
 mod link;
 mod listener;
@@ -32,20 +33,21 @@ mod window;
 use crate::array::Array;
 use crate::config::Config;
 use crate::kernel::{Isa, IsaError};
+use dumps::Dumps;
 use listener::{Listener, Who};
 use manage::Manage;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use npu_uapi::vfio_user::errno;
 use npu_workers::Pool;
-use roster::{Place, Roster};
+use roster::{Facts, Place, Roster};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a client that is refused has for its first message, so that the refusal can answer it.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(500);
@@ -90,6 +92,14 @@ pub enum ServerError {
     Listen {
         /// The socket.
         path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The folder for core dumps cannot be made.
+    #[error("cannot write core dumps to {}", folder.display())]
+    Dumps {
+        /// The folder.
+        folder: PathBuf,
         /// Why not.
         source: io::Error,
     },
@@ -139,18 +149,32 @@ impl Server {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = EventFd::from_flags(flags)
             .map_err(|error| ServerError::Listen { path: path.to_owned(), source: error.into() })?;
-        let threads = options.config.threads.unwrap_or_else(Pool::default_count);
+        let workers = options.config.threads.unwrap_or_else(Pool::default_count);
+        let (config, max_clients) = (options.config, options.max_clients);
+        let facts = Facts { config, max_clients, workers, started: Instant::now() };
         Ok(Self {
             listener,
             manage: None,
             options,
-            array: Arc::new(Array::new(Box::new(Pool::new(threads)), options.config.hang)),
+            array: Arc::new(Array::new(Box::new(Pool::new(workers)), options.config.hang)),
             stop: Arc::new(stop),
-            roster: Roster::default(),
+            roster: Roster::new(facts, Dumps::default()),
         })
     }
 
-    /// Also listens on `path` for those who manage the server: see `docs/architecture.md`. Only the user
+    /// Also writes core dumps of clients' jobs into `folder`, which is made if need be; the last few are kept
+    /// there.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn dumps_into(self, folder: &Path) -> Result<Self, ServerError> {
+        let dumps = Dumps::into_folder(folder)
+            .map_err(|source| ServerError::Dumps { folder: folder.to_owned(), source })?;
+        let roster = Roster::new(self.roster.facts, dumps);
+        Ok(Self { roster, ..self })
+    }
+
+    /// Also listens on `path` for those who manage the server: see `docs/management.md`. Only the user
     /// who started it may connect there.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ pub use rows::{
     SummaryRow, TableRow, reason,
 };
 
+pub use text::access_text;
+
 use crate::command::Command;
 use crate::event::{Event, SlotRange};
 use crate::limits::Limits;

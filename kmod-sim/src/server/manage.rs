@@ -1,11 +1,15 @@
 //! The management socket: who is connected, what they have done, and faults for their devices.
 //!
-//! One JSON object a line in, one a line out; [`command`] says which. One thread serves all connections
+//! One JSON object a line in, one a line out; [`command`] reads them, `docs/management.md` says which. One thread serves all connections
 //! and never waits for one of them: a connection that sends half a line, or does not read its reply, is
 //! not heard further and costs two bounded buffers. Where there are too many, the one that was silent
 //! for longest makes room. The thread ends with the server.
 
+mod clients;
 mod command;
+mod events;
+mod failed;
+mod state;
 
 use super::listener::Listener;
 use super::roster::Roster;

@@ -3,22 +3,43 @@
 //! A client is in the roster from its acceptance until nothing of it is left: its function, its memory
 //! and its descriptors are gone when it is counted as ended.
 
+use super::dumps::{Dumps, Owner, Sink};
+use crate::config::Config;
 use crate::device::Function;
 use crate::inject::{InjectError, Plan};
+use crate::mortem::Logged;
 use nix::sys::socket::{getsockopt, sockopt};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 /// Refusals under way at once; more are closed without a word.
 const MAX_REFUSALS: usize = 16;
 
+/// Faults of clients that have left that are kept.
+const PAST_FAULTS: usize = 256;
+
 /// The clients of one server.
-#[derive(Debug, Default)]
-pub(crate) struct Roster(Mutex<State>);
+#[derive(Debug)]
+pub(crate) struct Roster {
+    state: Mutex<State>,
+    pub(crate) facts: Facts,
+    pub(crate) dumps: Arc<Dumps>,
+}
+
+/// What a server is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    /// What each function is made of.
+    pub(crate) config: Config,
+    pub(crate) max_clients: usize,
+    /// Threads that compute for all.
+    pub(crate) workers: usize,
+    pub(crate) started: Instant,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -28,6 +49,8 @@ struct State {
     counts: Counts,
     /// Faults that clients to come are given.
     plan: Plan,
+    /// Faults of clients that have left, oldest first.
+    past: VecDeque<(Owner, Logged)>,
 }
 
 /// What has become of connections. Those accepted are there or have ended.
@@ -49,6 +72,8 @@ pub(crate) struct Client {
     pub(crate) is_refused: bool,
     /// Process and user at the other end, as the system knows them.
     pub(crate) peer: Option<(i32, u32)>,
+    /// The name of that process.
+    pub(crate) process: Option<Arc<str>>,
     pub(crate) since: SystemTime,
     function: OnceLock<Arc<Function>>,
     left_in_flight: AtomicBool,
@@ -66,19 +91,38 @@ pub(crate) struct Place<'a> {
 pub(crate) struct Seen {
     pub(crate) id: u64,
     pub(crate) peer: Option<(i32, u32)>,
+    pub(crate) process: Option<Arc<str>>,
     pub(crate) since: SystemTime,
     pub(crate) function: Arc<Function>,
 }
 
+impl Seen {
+    pub(crate) fn owner(&self) -> Owner {
+        let pid = self.peer.map(|(pid, _)| pid);
+        Owner { client: self.id, pid, process: self.process.clone() }
+    }
+}
+
+/// The name of a process, as the system knows it.
+fn process_name(pid: i32) -> Option<Arc<str>> {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end().into())
+}
+
 impl Roster {
+    pub(crate) fn new(facts: Facts, dumps: Dumps) -> Self {
+        Self { state: Mutex::default(), facts, dumps: Arc::new(dumps) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere cannot leave the list and its counts inconsistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Enters a connection; as refused where there are `most`, not at all where too many are refused.
     pub(crate) fn enter(&self, stream: UnixStream, most: usize) -> Option<Place<'_>> {
         let peer = getsockopt(&stream, sockopt::PeerCredentials).ok();
+        let process = peer.and_then(|peer| process_name(peer.pid()));
         let mut state = self.lock();
         let is_refused = state.clients.len() - state.refusals >= most;
         state.counts.refused += u64::from(is_refused);
@@ -93,6 +137,7 @@ impl Roster {
             stream: Arc::new(stream),
             is_refused,
             peer: peer.map(|peer| (peer.pid(), peer.uid())),
+            process,
             since: SystemTime::now(),
             function: OnceLock::new(),
             left_in_flight: AtomicBool::new(false),
@@ -130,6 +175,13 @@ impl Roster {
         self.lock().functions(only)
     }
 
+    /// The latest faults of clients that have left, oldest first; of these `only` one's.
+    pub(crate) fn past_faults(&self, only: Option<u64>) -> Vec<(Owner, Logged)> {
+        let state = self.lock();
+        let past = state.past.iter().filter(|(owner, _)| only.is_none_or(|id| id == owner.client));
+        past.cloned().collect()
+    }
+
     /// Gives clients to come the faults of `plan`, in place of those they were to have; returns those
     /// that are there, which have not got them.
     pub(crate) fn plan(&self, plan: Plan) -> Vec<Seen> {
@@ -143,11 +195,16 @@ impl State {
     fn functions(&self, only: Option<u64>) -> Vec<Seen> {
         let clients = self.clients.values();
         let clients = clients.filter(|client| only.is_none_or(|id| id == client.id));
-        let seen = clients.filter_map(|client| {
-            let Client { id, peer, since, .. } = **client;
-            Some(Seen { id, peer, since, function: Arc::clone(client.function.get()?) })
-        });
+        let seen = clients.filter_map(|client| client.seen());
         seen.collect()
+    }
+}
+
+impl Client {
+    fn seen(&self) -> Option<Seen> {
+        let function = Arc::clone(self.function.get()?);
+        let Self { id, peer, since, .. } = *self;
+        Some(Seen { id, peer, process: self.process.clone(), since, function })
     }
 }
 
@@ -167,6 +224,10 @@ impl Place<'_> {
         let armed = function.injector().arm(&state.plan);
         // It has none yet: a client is served once.
         let _ = self.client().function.set(Arc::clone(function));
+        if let Some(seen) = self.client().seen() {
+            let dumps = Arc::clone(&self.roster.dumps);
+            function.connect_dumps(Arc::new(Sink { dumps, owner: seen.owner() }));
+        }
         armed
     }
 
@@ -182,9 +243,17 @@ impl Drop for Place<'_> {
         let Some(client) = self.client.take() else { return };
         let (id, is_refused) = (client.id, client.is_refused);
         let left_in_flight = client.left_in_flight.load(Ordering::Relaxed);
-        drop(client);
+        let seen = client.seen();
+        let faults = seen.as_ref().map(|seen| seen.function.log()).unwrap_or_default();
+        let owner = seen.as_ref().map(Seen::owner).unwrap_or_default();
+        drop((client, seen));
         // The last share closes the socket: counted when that is done.
-        let last = self.roster.lock().clients.remove(&id);
+        let mut state = self.roster.lock();
+        let last = state.clients.remove(&id);
+        state.past.extend(faults.into_iter().map(|fault| (owner.clone(), fault)));
+        let old = state.past.len().saturating_sub(PAST_FAULTS);
+        state.past.drain(..old);
+        drop(state);
         drop(last);
         let mut state = self.roster.lock();
         if is_refused {

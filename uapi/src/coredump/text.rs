@@ -203,7 +203,7 @@ fn depth(log2: u8) -> u32 {
 }
 
 /// `r`, `w` or `rw`.
-pub(super) fn access_text(bits: u8) -> &'static str {
+pub fn access_text(bits: u8) -> &'static str {
     match bits & (access::READ | access::WRITE) {
         access::READ => "r",
         access::WRITE => "w",

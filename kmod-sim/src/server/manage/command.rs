@@ -1,28 +1,23 @@
-//! What the management socket is asked, and what it answers.
-//!
-//! | request | reply, beside `"schema":1` |
-//! |---|---|
-//! | `{"command":"list"}` | `functions`: `id`, `pid`, `uid`, `since_ms` (Unix time), `state`, `in_flight` |
-//! | `{"command":"stats"}` | `clients`, `accepted`, `refused`, `ended`, `ended_in_flight`, `threads`; `functions`: as in `list`, with `cycles`, `jobs`, `failed`, `commands`, `macs`, `dram_read`, `dram_written`, `kicks`, `interrupts`, `faults`, `injected`, `armed` |
-//! | `{"command":"inject","fault":"KIND[@N][:ARG]+.."}` | `clients`: those that have it now. With `"client":ID` it is for that one; else for all, those to come too. `"fault":"none"` takes back what is armed |
-//! | `{"command":"reset","client":ID}` | `clients`: those that were reset; `"all"` is every one |
-//!
-//! What cannot be done is answered with `error`. Pids are as the server sees them; `null` where the
-//! system does not tell.
+//! What the management socket is asked: the request is read and held to its command here, the replies are
+//! the modules' beside this one. `docs/management.md` says what is in them.
 
-use crate::inject::{Kind, Plan};
+use super::{clients, events, failed, state};
+use crate::inject::Plan;
 use crate::server::roster::{Roster, Seen};
 use npu_uapi::reg::Register;
-use npu_uapi::regs::{Ctrl, Status, state};
+use npu_uapi::regs::Ctrl;
 use serde_json::{Map, Value, json};
-use std::time::UNIX_EPOCH;
 
-/// The version of requests and replies.
+/// The version of requests and replies: another is refused.
 pub(super) const SCHEMA: u64 = 1;
+/// Its minor version, which only adds.
+const MINOR: u64 = 1;
+
+const COMMANDS: &str = "list, stats, show, log, dump, trace, coredump, inject, reset";
 
 /// What cannot be done, and what can.
 pub(super) fn refusal(why: &str) -> Value {
-    json!({ "schema": SCHEMA, "error": why })
+    json!({ "schema": SCHEMA, "minor": MINOR, "error": why })
 }
 
 /// Does what a line asks for.
@@ -30,137 +25,116 @@ pub(super) fn answer(line: &[u8], roster: &Roster) -> Value {
     match perform(line, roster) {
         Ok(mut reply) => {
             reply.insert("schema".into(), SCHEMA.into());
+            reply.insert("minor".into(), MINOR.into());
             Value::Object(reply)
         }
         Err(why) => refusal(&why),
     }
 }
 
-type Reply = Result<Map<String, Value>, String>;
+/// A reply, or why there is none.
+pub(super) type Reply = Result<Value, String>;
 
-fn perform(line: &[u8], roster: &Roster) -> Reply {
+/// The fields of a request that its command has not taken yet.
+struct Request(Map<String, Value>);
+
+impl Request {
+    fn take(&mut self, field: &str) -> Option<Value> {
+        self.0.remove(field)
+    }
+
+    /// A number of `range`, `default` where there is none.
+    fn number(
+        &mut self,
+        field: &str,
+        (low, high): (u64, u64),
+        default: u64,
+    ) -> Result<u64, String> {
+        let Some(value) = self.take(field) else { return Ok(default) };
+        let number = value.as_u64().filter(|number| (low..=high).contains(number));
+        number.ok_or_else(|| format!("`{field}` is {value}; it is a number from {low} to {high}"))
+    }
+
+    /// Refuses what `command` has no use for.
+    fn done(&self, command: &str) -> Result<(), String> {
+        match self.0.keys().next() {
+            Some(field) => Err(format!("`{command}` has no field `{field}`; leave it out")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn perform(line: &[u8], roster: &Roster) -> Result<Map<String, Value>, String> {
     let request: Value = serde_json::from_slice(line)
         .map_err(|error| format!("a request is one JSON object a line: {error}"))?;
-    let Value::Object(mut request) = request else {
+    let Value::Object(request) = request else {
         return Err("a request is a JSON object, such as {\"command\":\"stats\"}".into());
     };
-    if let Some(schema) = request.remove("schema")
+    let mut request = Request(request);
+    if let Some(schema) = request.take("schema")
         && schema != SCHEMA
     {
         return Err(format!("schema {schema} is unknown; this server speaks schema {SCHEMA}"));
     }
-    let command = request.remove("command");
-    let reply = match command.as_ref().and_then(Value::as_str) {
-        Some("list") => {
-            done(&request, "list")?;
-            list(roster)
+    let command = request.take("command");
+    let unknown = || format!("`command` must be one of {COMMANDS}");
+    let command = command.as_ref().and_then(Value::as_str).ok_or_else(unknown)?;
+    let reply = match command {
+        "list" | "stats" | "show" => {
+            request.done(command)?;
+            match command {
+                "list" => clients::list(roster),
+                "stats" => clients::stats(roster),
+                _ => clients::show(roster),
+            }
         }
-        Some("stats") => {
-            done(&request, "stats")?;
-            stats(roster)
+        "log" => {
+            let client = meant(request.take("client").as_ref())?;
+            let most = request.number("most", (1, 1000), 256)?;
+            request.done(command)?;
+            failed::log(roster, client, usize::try_from(most).unwrap_or(usize::MAX))
         }
-        Some("inject") => {
-            let (client, fault) = (request.remove("client"), request.remove("fault"));
-            done(&request, "inject")?;
+        "dump" => {
+            let client = request.take("client");
+            request.done(command)?;
+            state::dump(&one(roster, client.as_ref(), command)?)
+        }
+        "trace" => {
+            let (client, action) = (request.take("client"), request.take("action"));
+            let from = request.number("from", (0, u64::MAX), 0)?;
+            let most = request.number("most", (1, 8192), 4096)?;
+            request.done(command)?;
+            let seen = one(roster, client.as_ref(), command)?;
+            let most = usize::try_from(most).unwrap_or(usize::MAX);
+            match action.as_ref().and_then(Value::as_str) {
+                Some("start") => events::set(&seen, true),
+                Some("stop") => events::set(&seen, false),
+                Some("read") => events::read(&seen, from, most),
+                _ => return Err("`trace` needs `action`: start, stop or read".into()),
+            }
+        }
+        "coredump" => {
+            let id = request.take("id");
+            request.done(command)?;
+            failed::dumps(roster, id.as_ref())?
+        }
+        "inject" => {
+            let (client, fault) = (request.take("client"), request.take("fault"));
+            request.done(command)?;
             inject(roster, client.as_ref(), fault.as_ref())?
         }
-        Some("reset") => {
-            let client = request.remove("client");
-            done(&request, "reset")?;
+        "reset" => {
+            let client = request.take("client");
+            request.done(command)?;
             let client = client.ok_or("`reset` needs `client`: a number of `list`, or \"all\"")?;
             reset(roster, &client)?
         }
-        _ => return Err("`command` must be one of list, stats, inject, reset".into()),
+        _ => return Err(unknown()),
     };
     match reply {
         Value::Object(reply) => Ok(reply),
         _ => Err("the reply is no object; please report this".into()),
     }
-}
-
-/// Refuses what a command has no use for.
-fn done(rest: &Map<String, Value>, command: &str) -> Result<(), String> {
-    match rest.keys().next() {
-        Some(field) => Err(format!("`{command}` has no field `{field}`; leave it out")),
-        None => Ok(()),
-    }
-}
-
-fn list(roster: &Roster) -> Value {
-    let functions: Vec<Value> =
-        roster.functions(None).iter().map(|seen| Value::Object(about(seen))).collect();
-    json!({ "functions": functions })
-}
-
-fn about(seen: &Seen) -> Map<String, Value> {
-    let (_, status) = seen.function.counters();
-    let since = seen.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    Map::from_iter([
-        ("id".to_owned(), json!(seen.id)),
-        ("pid".to_owned(), json!(seen.peer.map(|(pid, _)| pid))),
-        ("uid".to_owned(), json!(seen.peer.map(|(_, uid)| uid))),
-        ("since_ms".to_owned(), json!(u64::try_from(since).unwrap_or(u64::MAX))),
-        ("state".to_owned(), json!(state_name(status.get(Status::STATE)))),
-        ("in_flight".to_owned(), json!(seen.function.in_flight())),
-    ])
-}
-
-fn state_name(state: u32) -> &'static str {
-    match state {
-        state::RESET => "reset",
-        state::READY => "ready",
-        state::FAILED => "failed",
-        state::QUIESCING => "quiescing",
-        _ => "unknown",
-    }
-}
-
-fn stats(roster: &Roster) -> Value {
-    let functions: Vec<Value> = roster
-        .functions(None)
-        .iter()
-        .map(|seen| {
-            let mut about = about(seen);
-            let (c, _) = seen.function.counters();
-            let counters = [
-                ("cycles", c.cycles),
-                ("jobs", c.jobs),
-                ("failed", c.failed),
-                ("commands", c.commands),
-                ("macs", c.macs),
-                ("dram_read", c.dram_read),
-                ("dram_written", c.dram_written),
-                ("kicks", c.kicks),
-                ("interrupts", c.interrupts),
-                ("faults", c.faults),
-            ];
-            about.extend(counters.map(|(name, count)| (name.to_owned(), json!(count))));
-            let injector = seen.function.injector();
-            let happened = Kind::ALL.iter().map(|&kind| (kind, injector.happened(kind)));
-            let happened = happened.filter(|&(_, times)| times > 0);
-            let happened: Map<String, Value> =
-                happened.map(|(kind, times)| (kind.name().to_owned(), json!(times))).collect();
-            about.insert("injected".into(), Value::Object(happened));
-            about.insert("armed".into(), json!(injector.armed()));
-            Value::Object(about)
-        })
-        .collect();
-    let (clients, counts) = roster.counts();
-    json!({
-        "clients": clients,
-        "accepted": counts.accepted,
-        "refused": counts.refused,
-        "ended": counts.ended,
-        "ended_in_flight": counts.ended_in_flight,
-        "threads": threads(),
-        "functions": functions,
-    })
-}
-
-/// Threads of this process; `null` where the system does not tell.
-fn threads() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok())
 }
 
 /// The clients that a request means, `None` for all.
@@ -183,7 +157,14 @@ fn find(roster: &Roster, only: Option<u64>) -> Result<Vec<Seen>, String> {
     }
 }
 
-fn inject(roster: &Roster, client: Option<&Value>, fault: Option<&Value>) -> Result<Value, String> {
+/// The one client that `command` is about.
+fn one(roster: &Roster, client: Option<&Value>, command: &str) -> Result<Seen, String> {
+    let needed = || format!("`{command}` needs `client`: a number of `list`");
+    let id = client.and_then(Value::as_u64).ok_or_else(needed)?;
+    find(roster, Some(id))?.pop().ok_or_else(needed)
+}
+
+fn inject(roster: &Roster, client: Option<&Value>, fault: Option<&Value>) -> Reply {
     let wanted = "`inject` needs `fault`: text as behind inject= in a device string, or \"none\"";
     let fault = fault.and_then(Value::as_str).ok_or(wanted)?;
     let plan = match fault {
@@ -207,7 +188,7 @@ fn inject(roster: &Roster, client: Option<&Value>, fault: Option<&Value>) -> Res
     Ok(json!({ "clients": armed }))
 }
 
-fn reset(roster: &Roster, client: &Value) -> Result<Value, String> {
+fn reset(roster: &Roster, client: &Value) -> Reply {
     let mut reset = Vec::new();
     for seen in find(roster, meant(Some(client))?)? {
         // As its driver would: it begins at once, and waits for nothing.

@@ -166,7 +166,8 @@ impl Function {
             self.busy_since.store(self.now_ns(), Relaxed);
         }
         let run = || kernel::execute(command, slots, self.isa(), workers, control);
-        let result = self.injector.stick(control).and_then(|()| run());
+        let spoilt = self.injector.stick(control).and_then(|()| self.injector.spoil(command));
+        let result = spoilt.and_then(|()| run());
         if let Some(took) = began.map(|began| began.elapsed()) {
             // Relaxed: this thread is the one that writes, and the sum may lag behind.
             self.busy_since.store(0, Relaxed);

@@ -10,7 +10,10 @@
 //! function, as a broken part would.
 
 use crate::kernel::{Control, Stop};
+use npu_uapi::command::Command;
+use npu_uapi::extent::accesses;
 use npu_uapi::queue::Completion;
+use npu_uapi::status::Status;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -63,6 +66,8 @@ kinds! {
     WrongRingIndex = 5, "wrong-ring-index", Argument::Count;
     /// The reply to a message comes late; in the driver's process, the value of a register.
     DelayedReply = 6, "delayed-reply", Argument::Millis;
+    /// An access of a command to its first operand fails, when it begins to compute.
+    BusError = 7, "bus-error", Argument::Count;
 }
 
 const KINDS: usize = Kind::ALL.len();
@@ -321,6 +326,21 @@ impl Injector {
     /// Holds a command up where the engine is stuck, without a beat, until its job is ended.
     pub(crate) fn stick(&self, control: &Control<'_>) -> Result<(), Stop> {
         if self.fires(Kind::StuckEngine).is_some() { control.stall(None) } else { Ok(()) }
+    }
+
+    /// Fails the first access of `command` where the bus is to.
+    pub(crate) fn spoil(&self, command: &Command) -> Result<(), Stop> {
+        if self.armed.load(Relaxed) & Kind::BusError.bit() == 0 {
+            return Ok(());
+        }
+        // A command that touches no memory is no occurrence.
+        let Some(access) = accesses(command).ok().and_then(|all| all.iter().next().copied()) else {
+            return Ok(());
+        };
+        match self.fires(Kind::BusError) {
+            Some(_) => Err(Stop::Fault { access, status: Status::DMA_ERROR }),
+            None => Ok(()),
+        }
     }
 
     /// Makes a reply late where it is to be.

@@ -1,7 +1,9 @@
 //! What a function tells of itself to those who manage it, beside its driver. Nothing here changes what it
 //! does, and the lock is held for as long as it takes to copy.
 
-use crate::device::{DumpSink, Function};
+#[cfg(feature = "server")]
+use crate::device::DumpSink;
+use crate::device::Function;
 use crate::mortem::{Left, Logged, priority_of, unix_ms};
 use crate::program::Program;
 use crate::recorder::Piece;

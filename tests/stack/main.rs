@@ -24,6 +24,8 @@ mod matrix;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod observe;
+#[cfg(test)]
 mod once;
 #[cfg(test)]
 mod oracle;

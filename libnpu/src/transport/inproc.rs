@@ -37,6 +37,11 @@ impl InProcess {
         self.function.injector()
     }
 
+    /// The device itself, for those who manage it.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+
     /// What a bus driver does to a function: lets it access memory, opens every vector.
     fn set_up(&self) {
         self.function.config_write(offset::COMMAND, pci::MEMORY_SPACE | pci::BUS_MASTER);

@@ -82,6 +82,17 @@ impl Function {
         Self::with_seat(config, |_| None)
     }
 
+    /// A function that is no NPU, but has configuration space and interrupts: for management.
+    ///
+    /// # Errors
+    /// As for [`Function::new`].
+    #[cfg(feature = "server")]
+    pub(crate) fn manager(config: Config) -> Result<Self, IsaError> {
+        let function = Self::new(config)?;
+        function.lock().pci.become_manager();
+        Ok(function)
+    }
+
     /// A function that shares `array` with others, and computes with its workers only.
     ///
     /// # Errors

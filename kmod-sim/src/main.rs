@@ -33,6 +33,10 @@ struct Arguments {
     #[arg(long, value_name = "PATH")]
     manage: Option<PathBuf>,
 
+    /// Where to listen for guests that manage the server through a PCI function; only its user may connect
+    #[arg(long, value_name = "PATH")]
+    manage_function: Option<PathBuf>,
+
     /// Where to write what jobs leave that fault or hang: core dumps, of which the last 64 are kept
     #[arg(long, value_name = "FOLDER")]
     dumps: Option<PathBuf>,
@@ -64,6 +68,9 @@ fn main() -> anyhow::Result<()> {
     }
     if let Some(path) = &arguments.manage {
         server = server.manage_at(path)?;
+    }
+    if let Some(path) = &arguments.manage_function {
+        server = server.manage_function_at(path)?;
     }
     let stopper = server.stopper();
     std::thread::Builder::new().name("npu-signals".into()).spawn(move || {

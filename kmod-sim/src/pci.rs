@@ -7,7 +7,7 @@
 //! ```
 
 use npu_uapi::regs::pci;
-use npu_uapi::telemetry;
+use npu_uapi::{mailbox, telemetry};
 
 /// Bytes of configuration space.
 pub const CONFIG_BYTES: u32 = 256;
@@ -108,7 +108,16 @@ impl Pci {
     /// Back to power-on; addresses of BARs are forgotten too.
     pub(crate) fn reset(&mut self) {
         let vectors = u16::try_from(self.vectors.len()).unwrap_or(1);
+        let identity = self.dwords[0];
         *self = Self::new(vectors);
+        (self.dwords[0], self.dwords[11]) = (identity, identity);
+    }
+
+    /// Says from now on that it is the management function, which has another BAR4 too.
+    #[cfg(feature = "server")]
+    pub(crate) fn become_manager(&mut self) {
+        self.dwords[0] = u32::from(pci::MANAGER) << 16 | u32::from(pci::VENDOR);
+        self.dwords[11] = self.dwords[0];
     }
 
     pub(crate) fn is_bus_master(&self) -> bool {
@@ -127,6 +136,7 @@ impl Pci {
             offset::COMMAND => MEMORY_SPACE | BUS_MASTER,
             BAR0 => !(pci::BAR0_BYTES - 1),
             BAR2 => !(BAR2_BYTES - 1),
+            BAR4 if self.dwords[0] >> 16 == pci::MANAGER.into() => !(mailbox::BAR4_BYTES - 1),
             BAR4 => !(telemetry::PAGE_BYTES - 1),
             0x3c => 0xff,
             offset::MSIX => MSIX_ENABLE | MSIX_MASK_ALL,

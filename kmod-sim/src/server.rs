@@ -19,7 +19,9 @@ mod dumps;
 mod files;
 mod link;
 mod listener;
+mod mailbox;
 mod manage;
+mod manager;
 mod memory;
 mod message;
 mod regions;
@@ -119,11 +121,13 @@ pub enum ServerError {
 pub struct Server {
     listener: Listener,
     manage: Option<Manage>,
+    /// Where management functions are to be had.
+    manager: Option<Listener>,
     options: Options,
     /// What the functions of all clients compute on.
     array: Arc<Array>,
     stop: Arc<EventFd>,
-    roster: Roster,
+    roster: Arc<Roster>,
 }
 
 /// Ends [`Server::run`], from any thread.
@@ -155,10 +159,11 @@ impl Server {
         Ok(Self {
             listener,
             manage: None,
+            manager: None,
             options,
             array: Arc::new(Array::new(Box::new(Pool::new(workers)), options.config.hang)),
             stop: Arc::new(stop),
-            roster: Roster::new(facts, Dumps::default()),
+            roster: Arc::new(Roster::new(facts, Dumps::default())),
         })
     }
 
@@ -170,7 +175,7 @@ impl Server {
     pub fn dumps_into(self, folder: &Path) -> Result<Self, ServerError> {
         let dumps = Dumps::into_folder(folder)
             .map_err(|source| ServerError::Dumps { folder: folder.to_owned(), source })?;
-        let roster = Roster::new(self.roster.facts, dumps);
+        let roster = Arc::new(Roster::new(self.roster.facts, dumps));
         Ok(Self { roster, ..self })
     }
 
@@ -182,6 +187,15 @@ impl Server {
     pub fn manage_at(self, path: &Path) -> Result<Self, ServerError> {
         let manage = Manage::new(Listener::bind(path, Who::Owner)?);
         Ok(Self { manage: Some(manage), ..self })
+    }
+
+    /// Also listens on `path` for those who manage the server as a PCI function: from a guest. Only the user
+    /// who started it may connect there.
+    ///
+    /// # Errors
+    /// As for [`Server::bind`].
+    pub fn manage_function_at(self, path: &Path) -> Result<Self, ServerError> {
+        Ok(Self { manager: Some(Listener::bind(path, Who::Owner)?), ..self })
     }
 
     /// What ends [`Server::run`].
@@ -289,6 +303,12 @@ impl Server {
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
     ) -> io::Result<()> {
+        if let Some(listener) = &self.manager {
+            let builder = thread::Builder::new().name("npu-managers".into());
+            let log = |what: &str| self.log(what);
+            let serve = move || manager::run(listener, &self.stop, &self.roster, &log);
+            builder.spawn_scoped(scope, serve)?;
+        }
         let Some(manage) = &self.manage else { return Ok(()) };
         let builder = thread::Builder::new().name("npu-manage".into());
         builder.spawn_scoped(scope, || manage.run(&self.stop, &self.roster)).map(drop)

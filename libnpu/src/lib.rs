@@ -21,6 +21,7 @@
 //! | [`Buffer`], [`Foreign`], [`Memory`] | memory that the device sees, and how a slot is bound to it |
 //! | [`Job`] | what was submitted, until it has ended |
 //! | [`Pool`], [`Caller`], [`Workers`] | who computes for a device in this process |
+//! | [`manage`] | asking a server of devices what they do |
 //! | [`PerProcess`] | what a forked child gets anew |
 //! | [`transport`] | the one trait between this and the device |
 //!
@@ -40,6 +41,7 @@ mod fork;
 mod heap;
 mod iova;
 mod job;
+pub mod manage;
 mod process;
 mod queue;
 pub mod transport;

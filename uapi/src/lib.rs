@@ -22,6 +22,7 @@
 //! | [`container`] | the program file of the host: image, constants, names, hash |
 //! | [`names`] | which node each operation of a program stands for |
 //! | [`telemetry`] | the telemetry page of BAR4 |
+//! | [`mailbox`] | the function through which a guest manages |
 //! | [`event`], [`coredump`] | what a function did, and what a job that failed leaves |
 //! | [`text`] | disassembly that assembles again |
 //! | [`vfio_user`] | messages to a device in another process |
@@ -47,6 +48,7 @@ pub mod float_order;
 pub mod fuzz;
 pub mod image;
 pub mod limits;
+pub mod mailbox;
 pub mod names;
 pub mod order;
 pub mod queue;

@@ -60,6 +60,7 @@ pub(crate) fn serve(
     let link = Arc::new(Link::new(Arc::clone(stream)));
     // Outlives the engine, and unmaps the client's memory when it goes.
     let mut session = Session::new(Arc::clone(&function), Arc::clone(&link))?;
+    place.shows(session.page());
     thread::scope(|scope| {
         // Also when this thread panics: the scope would wait for ever.
         let ending = Ending { place, function: &function, link: &link };
@@ -100,7 +101,8 @@ fn drive(function: &Function, workers: &dyn Workers, log: &dyn Fn(&str)) {
     }
 }
 
-fn answer_all(
+/// Answers messages until the stream ends.
+pub(super) fn answer_all(
     stream: &UnixStream,
     link: &Link,
     session: &mut Session,

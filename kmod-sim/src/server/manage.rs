@@ -20,6 +20,16 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+/// What a line is answered with, a line without its end.
+pub(super) fn answer(line: &[u8], roster: &Roster) -> Vec<u8> {
+    command::answer(line, roster).to_string().into_bytes()
+}
+
+/// The reply that says why there is none.
+pub(super) fn refusal(why: &str) -> Vec<u8> {
+    command::refusal(why).to_string().into_bytes()
+}
+
 /// Most bytes of a request.
 const MOST_LINE_BYTES: usize = 64 << 10;
 /// Most connections at a time.

@@ -5,6 +5,7 @@ use super::telemetry::TelemetryPage;
 use super::vectors::Vectors;
 use crate::device::Function;
 use crate::pci::{BAR2_BYTES, CONFIG_BYTES, offset};
+use npu_uapi::mailbox::BAR4_BYTES;
 use npu_uapi::regs::pci::BAR0_BYTES;
 use npu_uapi::telemetry::PAGE_BYTES;
 use npu_uapi::vfio_user::{
@@ -37,6 +38,20 @@ pub(crate) fn info(index: u32, argsz: u32) -> Result<Vec<u8>, Refusal> {
     let areas = SparseAreas { id: SparseAreas::ID, version: 1, next: 0, count: 1, reserved: 0 };
     let area = SparseArea { offset: 0, size };
     Ok([info.as_bytes(), areas.as_bytes(), area.as_bytes()].concat())
+}
+
+/// DEVICE_GET_REGION_INFO of a management function: none of its regions is a file.
+pub(crate) fn manager_info(index: u32) -> Result<Vec<u8>, Refusal> {
+    if index >= region::COUNT {
+        return Err(Refusal::invalid("there is no such region"));
+    }
+    let (size, flags) = match index {
+        region::BAR4 => (BAR4_BYTES, region_flags::READ),
+        _ if size(index) > 0 => (size(index), region_flags::READ | region_flags::WRITE),
+        _ => (0, 0),
+    };
+    let (argsz, size) = (INFO_BYTES, size.into());
+    Ok(RegionInfo { argsz, flags, index, cap_offset: 0, size, offset: 0 }.as_bytes().to_vec())
 }
 
 /// Bytes of a reply without capabilities, and of the one capability that there is.

@@ -4,6 +4,7 @@
 //! and its descriptors are gone when it is counted as ended.
 
 use super::dumps::{Dumps, Owner, Sink};
+use super::telemetry::TelemetryPage;
 use crate::config::Config;
 use crate::device::Function;
 use crate::inject::{InjectError, Plan};
@@ -76,6 +77,8 @@ pub(crate) struct Client {
     pub(crate) process: Option<Arc<str>>,
     pub(crate) since: SystemTime,
     function: OnceLock<Arc<Function>>,
+    /// What its function shows of itself.
+    page: OnceLock<Arc<TelemetryPage>>,
     left_in_flight: AtomicBool,
 }
 
@@ -140,6 +143,7 @@ impl Roster {
             process,
             since: SystemTime::now(),
             function: OnceLock::new(),
+            page: OnceLock::new(),
             left_in_flight: AtomicBool::new(false),
         });
         state.clients.insert(client.id, Arc::clone(&client));
@@ -173,6 +177,12 @@ impl Roster {
     /// The clients that have a function; of these `only` one, where it is named.
     pub(crate) fn functions(&self, only: Option<u64>) -> Vec<Seen> {
         self.lock().functions(only)
+    }
+
+    /// The telemetry pages of the clients, by rising id.
+    pub(crate) fn pages(&self) -> Vec<Arc<TelemetryPage>> {
+        let state = self.lock();
+        state.clients.values().filter_map(|client| client.page.get().cloned()).collect()
     }
 
     /// The latest faults of clients that have left, oldest first; of these `only` one's.
@@ -229,6 +239,12 @@ impl Place<'_> {
             function.connect_dumps(Arc::new(Sink { dumps, owner: seen.owner() }));
         }
         armed
+    }
+
+    /// The client's function shows itself on `page`.
+    pub(crate) fn shows(&self, page: &Arc<TelemetryPage>) {
+        // It is served once.
+        let _ = self.client().page.set(Arc::clone(page));
     }
 
     /// The client has left; its function is as it left it.

@@ -1,6 +1,7 @@
 //! What a client may ask of its function, command by command. No sockets: messages in, replies out.
 
 use super::link::Link;
+use super::mailbox::Mailbox;
 use super::memory::ClientMemory;
 use super::message::{Message, Refusal, check_argsz, exact, split};
 use super::regions;
@@ -27,6 +28,8 @@ pub(crate) struct Session {
     page: Arc<TelemetryPage>,
     memory: ClientMemory,
     vectors: Arc<Vectors>,
+    /// What its registers are, where it is no NPU.
+    mailbox: Option<Mailbox>,
     /// Whether the version is agreed on.
     is_open: bool,
 }
@@ -42,7 +45,24 @@ impl Session {
         let vectors = Arc::new(Vectors::new(function.limits().vectors));
         function.connect_interrupts(Arc::<Vectors>::clone(&vectors) as Arc<dyn InterruptSink>);
         let memory = ClientMemory::new(Arc::clone(&function), Arc::clone(&link));
-        Ok(Self { function, link, page, memory, vectors, is_open: false })
+        Ok(Self { function, link, page, memory, vectors, mailbox: None, is_open: false })
+    }
+
+    /// As [`Session::new`], of a management function.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn with_mailbox(
+        function: Arc<Function>,
+        link: Arc<Link>,
+        mailbox: Mailbox,
+    ) -> io::Result<Self> {
+        Ok(Self { mailbox: Some(mailbox), ..Self::new(function, link)? })
+    }
+
+    /// What its function shows of itself.
+    pub(crate) fn page(&self) -> &Arc<TelemetryPage> {
+        &self.page
     }
 
     /// The file that goes with the reply `body` to `command`.
@@ -91,7 +111,10 @@ impl Session {
             command::DEVICE_GET_REGION_INFO => {
                 let request: RegionInfo = exact(body)?;
                 check_argsz(request.argsz, size_of::<RegionInfo>())?;
-                regions::info(request.index, request.argsz)
+                match &self.mailbox {
+                    Some(_) => regions::manager_info(request.index),
+                    None => regions::info(request.index, request.argsz),
+                }
             }
             command::DEVICE_GET_IRQ_INFO => {
                 let request: IrqInfo = exact(body)?;
@@ -104,12 +127,15 @@ impl Session {
             }
             command::REGION_READ => {
                 let access: RegionAccess = exact(body)?;
-                let bytes = regions::read(&self.function, &self.page, &access)?;
+                let bytes = match &self.mailbox {
+                    Some(mailbox) if Mailbox::has(&access) => mailbox.read(&access)?,
+                    _ => regions::read(&self.function, &self.page, &access)?,
+                };
                 Ok([access.as_bytes(), &bytes].concat())
             }
             command::REGION_WRITE => {
                 let (access, bytes) = split::<RegionAccess>(body)?;
-                regions::write(&self.function, &self.vectors, &access, bytes)?;
+                self.write(&access, bytes)?;
                 Ok(access.as_bytes().to_vec())
             }
             command::REGION_WRITE_MULTI => self.write_multi(body),
@@ -170,7 +196,14 @@ impl Session {
         Ok(IrqInfo { argsz: 16, flags, index, count })
     }
 
-    fn write_multi(&self, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+    fn write(&mut self, access: &RegionAccess, bytes: &[u8]) -> Result<(), Refusal> {
+        match &mut self.mailbox {
+            Some(mailbox) if Mailbox::has(access) => mailbox.write(access, bytes),
+            _ => regions::write(&self.function, &self.vectors, access, bytes),
+        }
+    }
+
+    fn write_multi(&mut self, body: &[u8]) -> Result<Vec<u8>, Refusal> {
         let (count, mut rest) = split::<u64>(body)?;
         let len = usize::try_from(count).ok();
         let len = len.and_then(|count| count.checked_mul(size_of::<RegionWriteEntry>()));
@@ -183,14 +216,17 @@ impl Session {
             let len = usize::try_from(entry.access.count).unwrap_or(usize::MAX);
             let bytes = entry.data.get(..len);
             let bytes = bytes.ok_or(Refusal::invalid("a write of more than 8 bytes"))?;
-            regions::write(&self.function, &self.vectors, &entry.access, bytes)?;
+            self.write(&entry.access, bytes)?;
         }
         Ok(count.as_bytes().to_vec())
     }
 
     /// Begins a function-level reset; mappings and eventfds stay. The function is quiet once its state
     /// register says so: a reply that waited for a job could come too late for the client.
-    fn reset(&self) {
+    fn reset(&mut self) {
+        if let Some(mailbox) = &mut self.mailbox {
+            mailbox.reset();
+        }
         self.function.config_write(offset::DEVICE_CONTROL, FUNCTION_RESET);
         self.vectors.open(&self.function);
     }

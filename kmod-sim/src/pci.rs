@@ -136,7 +136,7 @@ impl Pci {
             offset::COMMAND => MEMORY_SPACE | BUS_MASTER,
             BAR0 => !(pci::BAR0_BYTES - 1),
             BAR2 => !(BAR2_BYTES - 1),
-            BAR4 if self.dwords[0] >> 16 == pci::MANAGER.into() => !(mailbox::BAR4_BYTES - 1),
+            BAR4 if self.dwords[0] >> 16 == u32::from(pci::MANAGER) => !(mailbox::BAR4_BYTES - 1),
             BAR4 => !(telemetry::PAGE_BYTES - 1),
             0x3c => 0xff,
             offset::MSIX => MSIX_ENABLE | MSIX_MASK_ALL,

@@ -251,7 +251,7 @@ impl Device {
     }
 }
 
-fn connect(parsed: &DeviceString) -> Result<Arc<dyn Transport>, Error> {
+pub(crate) fn connect(parsed: &DeviceString) -> Result<Arc<dyn Transport>, Error> {
     match parsed {
         #[cfg(feature = "sim")]
         DeviceString::Sim { options } => {

@@ -72,6 +72,11 @@ impl Simulator {
         management_socket(&self.socket)
     }
 
+    /// The string that opens its management function.
+    pub fn management_function(&self) -> String {
+        format!("vfio-user:{}", management_function(&self.socket).display())
+    }
+
     /// What the management socket replies to `request`, a JSON object.
     ///
     /// # Panics
@@ -132,6 +137,7 @@ impl Drop for Simulator {
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
         let _ = std::fs::remove_file(self.management_socket());
+        let _ = std::fs::remove_file(management_function(&self.socket));
     }
 }
 
@@ -139,11 +145,16 @@ fn management_socket(socket: &Path) -> PathBuf {
     socket.with_extension("manage")
 }
 
+fn management_function(socket: &Path) -> PathBuf {
+    socket.with_extension("function")
+}
+
 fn spawn(socket: &Path, options: &str, environment: &[(&str, &str)]) -> Child {
     let mut command = Command::new(program());
     command.envs(environment.iter().copied());
     command.arg("--socket").arg(socket).args(["--device", options]);
     command.arg("--manage").arg(management_socket(socket));
+    command.arg("--manage-function").arg(management_function(socket));
     let mut child = command.stdout(Stdio::piped()).spawn().expect("npu-sim starts");
     let output = child.stdout.take().expect("its output is a pipe");
     let (sender, receiver) = channel();

@@ -3,6 +3,7 @@
 
 use ep_npu::{Session, TensorRef};
 use kmod_sim::inject::Plan;
+use libnpu::manage::{ManageError, Manager};
 use libnpu::transport::inproc::InProcess;
 use libnpu::{Caller, Device};
 use npu_tests::{HANG, Simulator, Way};
@@ -392,4 +393,41 @@ fn faults_and_dumps_outlive_the_client_that_had_them() {
     let other = Device::open_private(&server.device()).unwrap();
     assert_eq!(other.last_dump().unwrap(), None);
     other.create_context().unwrap().nop().unwrap().wait(&Caller, HANG).unwrap();
+}
+
+#[test]
+fn a_management_function_answers_as_the_socket_does() {
+    let (server, device, session) = served();
+    let name = server.management_function();
+    let manager = Manager::open(&name).unwrap();
+    let socket = Manager::open(server.management_socket().to_str().unwrap()).unwrap();
+    let ask = |manager: &Manager, request: Value| -> Value {
+        let reply = manager.request(&request.to_string(), HANG).unwrap();
+        serde_json::from_str(&reply).unwrap()
+    };
+    let list = json!({ "command": "list" });
+    assert_eq!(ask(&manager, list.clone()), ask(&socket, list));
+    // A reply of several windows.
+    let dump = ask(&manager, json!({ "command": "dump", "client": 1 }));
+    let bytes = unhex(dump["bytes"].as_str().unwrap());
+    assert_eq!(Dump::from_bytes(&bytes).unwrap().counters, device.counters().unwrap());
+    assert!(dump.to_string().len() > 0x8000);
+    // Neither is taken for the other.
+    let error = Device::open_private(&name).unwrap_err().to_string();
+    assert!(error.contains("is no NPU"), "{error}");
+    let error = Manager::open(&server.device()).unwrap_err().to_string();
+    assert!(error.contains("is no management function"), "{error}");
+    // There is room for a few, one of which says nothing.
+    let path = name.split_once(':').unwrap().1;
+    let _silent = std::os::unix::net::UnixStream::connect(path).unwrap();
+    let other = Manager::open(&name).unwrap();
+    assert_eq!(ask(&other, json!({ "command": "reset" }))["schema"], 1);
+    // A request that would be too long for its window never leaves.
+    let long = " ".repeat(0x4001);
+    assert!(matches!(manager.request(&long, HANG), Err(ManageError::Request { .. })));
+    // Faults can be had and seen by it.
+    ask(&manager, json!({ "command": "inject", "client": 1, "fault": "bus-error" }));
+    run(&session).unwrap_err();
+    let log = ask(&manager, json!({ "command": "log" }));
+    assert_eq!(log["faults"][0]["status"], "DMA_ERROR");
 }

@@ -136,3 +136,80 @@ impl Mailbox {
 
 const _: () =
     assert!(REQUEST_AT + REQUEST_BYTES == REPLY_AT && REPLY_AT + REPLY_BYTES == BAR0_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::server::dumps::Dumps;
+    use crate::server::roster::Facts;
+    use std::time::Instant;
+
+    fn mailbox() -> Mailbox {
+        let (config, started) = (Config::default(), Instant::now());
+        let facts = Facts { config, max_clients: 1, workers: 1, started };
+        Mailbox::new(Arc::new(Roster::new(facts, Dumps::default())))
+    }
+
+    fn at(region: u32, offset: u32, count: usize) -> RegionAccess {
+        RegionAccess { offset: offset.into(), region, count: u32::try_from(count).unwrap() }
+    }
+
+    fn word(mailbox: &Mailbox, offset: u32) -> u32 {
+        let bytes = mailbox.read(&at(region::BAR0, offset, 4)).unwrap();
+        u32::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    fn ask(mailbox: &mut Mailbox, request: &str) -> String {
+        let mut bytes = request.as_bytes().to_vec();
+        bytes.resize(bytes.len().next_multiple_of(4), b'!');
+        mailbox.write(&at(region::BAR0, REQUEST_AT, bytes.len()), &bytes).unwrap();
+        let len = u32::try_from(request.len()).unwrap().to_le_bytes();
+        mailbox.write(&at(region::BAR0, register::REQUEST, 4), &len).unwrap();
+        assert_eq!(word(mailbox, register::STATE), state::DONE);
+        let len = index(word(mailbox, register::REPLY_BYTES));
+        let window = at(region::BAR0, REPLY_AT, len.next_multiple_of(4));
+        let mut reply = mailbox.read(&window).unwrap();
+        reply.truncate(len);
+        String::from_utf8(reply).unwrap()
+    }
+
+    #[test]
+    fn requests_are_answered_as_on_the_socket_until_a_reset_forgets_the_reply() {
+        let mut mailbox = mailbox();
+        assert_eq!(word(&mailbox, register::MAGIC), MAGIC);
+        assert_eq!(word(&mailbox, register::STATE), state::IDLE);
+        let reply = ask(&mut mailbox, r#"{"command":"list"}"#);
+        assert_eq!(reply, r#"{"functions":[],"minor":1,"schema":1}"#);
+        assert!(ask(&mut mailbox, "garbage").contains("error"));
+        mailbox.write(&at(region::BAR0, register::REPLY_AT, 4), &[4, 0, 0, 0]).unwrap();
+        let shifted = mailbox.read(&at(region::BAR0, REPLY_AT, 4)).unwrap();
+        assert_ne!(shifted, b"{\"er");
+        mailbox.reset();
+        assert_eq!([register::STATE, register::REPLY_BYTES].map(|at| word(&mailbox, at)), [0, 0]);
+    }
+
+    #[test]
+    fn accesses_that_make_no_sense_are_refused_and_change_nothing() {
+        let mut mailbox = mailbox();
+        let bytes = [0xff; 8];
+        for (region, offset, count) in [
+            (region::BAR0, 2, 4),
+            (region::BAR0, 0, 3),
+            (region::BAR0, BAR0_BYTES, 4),
+            (region::BAR0, u32::MAX - 3, 4),
+            (region::BAR4, BAR4_BYTES - 4, 8),
+        ] {
+            assert!(mailbox.read(&at(region, offset, count)).is_err(), "{offset:#x}");
+            assert!(mailbox.write(&at(region, offset, count), &bytes[..count]).is_err());
+        }
+        let words = at(region::BAR4, 0, 4);
+        assert_eq!(mailbox.read(&words).unwrap(), [0; 4], "nobody is here");
+        assert_eq!(mailbox.write(&words, &bytes[..4]).unwrap_err().errno, errno::EACCES);
+        for register in [register::MAGIC, register::STATE, register::REQUEST, REPLY_AT] {
+            let refused = mailbox.write(&at(region::BAR0, register, 4), &bytes[..4]);
+            assert!(refused.is_err(), "{register:#x}");
+        }
+        assert_eq!(word(&mailbox, register::STATE), state::IDLE);
+    }
+}

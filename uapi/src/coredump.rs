@@ -356,8 +356,10 @@ impl Dump {
 
     /// The node behind the fault, or behind the command that the job is at.
     pub fn node(&self) -> Option<&str> {
-        let of_fault = self.fault.and_then(|fault| self.names.get(fault.op_id));
-        of_fault.or_else(|| self.names.get(self.current()?.header().op_id))
+        match &self.fault {
+            Some(fault) => self.names.get(fault.op_id),
+            None => self.names.get(self.current()?.header().op_id),
+        }
     }
 
     /// The command that the job is at.

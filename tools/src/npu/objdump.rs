@@ -116,7 +116,7 @@ impl Price {
         let cost = timing::cycles(command, limits, &|slot| {
             image.slots.get(slot.index()).is_some_and(|decl| decl.kind == slot_kind::SRAM)
         });
-        let Cost { cycles, macs, dram_read, dram_written, sram_read, sram_written } = cost;
+        let Cost { cycles, macs, dram_read, dram_written, sram_read, sram_written, .. } = cost;
         Self { cycles, macs, dram_read, dram_written, sram_read, sram_written }
     }
 

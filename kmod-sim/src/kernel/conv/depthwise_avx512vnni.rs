@@ -20,9 +20,9 @@ mod flat;
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
-use crate::kernel::vector::stage::Stage;
+use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{
-    Channels, channels, load_64, load_masked_64, load_records, mask_64, store_64,
+    Channels, Lookup, channels, load_64, load_masked_64, load_records, mask_64, store_64,
 };
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
@@ -348,6 +348,46 @@ impl Columns {
 fn accumulate(acc: &mut [__m512i; 4], bytes: &[__m512i; 4], weights: &[__m512i; 4]) {
     for j in 0..4 {
         acc[j] = _mm512_dpbusd_epi32(acc[j], bytes[j], weights[j]);
+    }
+}
+
+/// Kinds of stages that add nothing, as parameters: small multipliers with or without a table, and any.
+const ANY: u8 = 0;
+const SMALL: u8 = 1;
+const SMALL_TABLE: u8 = 2;
+
+/// What comes behind the sums of 64 channels where nothing is added.
+struct Finish {
+    stage: Stage,
+    multiplier: [__m512; 4],
+    table: Lookup,
+    kind: u8,
+}
+
+impl Finish {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn new(p: &Problem, channels: Channels, multiplier: [__m512; 4]) -> Self {
+        let stage = Stage::new(&p.stage, channels);
+        let kind = match stage.kind() {
+            Kind::Plain if channels.small => SMALL,
+            Kind::Table if channels.small => SMALL_TABLE,
+            _ => ANY,
+        };
+        let table = stage.table().unwrap_or_else(|| Lookup::new(&[0; 256]));
+        Self { stage, multiplier, table, kind }
+    }
+
+    /// Codes of the sums, in order.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn codes<const KIND: u8>(&self, sums: [__m512i; 4]) -> __m512i {
+        match KIND {
+            SMALL => self.stage.requantise.small_lanes(sums, self.multiplier),
+            SMALL_TABLE => {
+                self.table.bytes(self.stage.requantise.small_lanes(sums, self.multiplier))
+            }
+            _ => self.stage.one_table(self.stage.requantise.lanes(sums, self.multiplier)),
+        }
     }
 }
 

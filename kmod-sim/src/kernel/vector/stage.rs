@@ -128,7 +128,12 @@ impl Stage {
         in_order(saturate_lanes(codes))
     }
 
-    /// Codes through the table of a stage that adds nothing, if it has one.
+    /// The table of a stage that adds nothing, if it has one.
+    pub(crate) fn table(&self) -> Option<Lookup> {
+        self.table_0
+    }
+
+    /// Codes through that table.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     pub(crate) fn one_table(&self, bytes: __m512i) -> __m512i {

@@ -1,7 +1,8 @@
 //! Depthwise 3x3 and 5x5 windows at strides 1 and 2, 64 channels of a pixel at a time, from where they lie.
 //!
 //! ```text
-//!   rows 4q .. 4q+3 of an input column, 64 channels each -> interleaved once -> all outputs over it
+//!   rows 0 .. 3 of an input column, 64 channels each -> interleaved once -> all outputs over it
+//!   columns 0 .. 3 of row 4 of a 5x5 window          -> likewise: 7 products instead of 10
 //! ```
 //!
 //! Under the second of two rows of 3x3 outputs lie the same four rows of inputs, its weights one byte
@@ -9,14 +10,15 @@
 //! outputs that have begun and not ended, as their accumulators are fewer than its columns.
 
 use super::flat::Area;
-use super::{CHANNELS, accumulate, interleave, turned};
+use super::{ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, turned};
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget};
-use crate::kernel::vector::stage::Stage;
-use crate::kernel::vector::{Channels, load_64, load_masked_64, mask_64, store_64};
+use crate::kernel::vector::{Channels, load_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_slli_epi32,
+    __m512i, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_or_si512, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_unpackhi_epi8,
+    _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
 };
 
 /// Kernel columns times quads of kernel rows, of 5x5.
@@ -25,14 +27,14 @@ const MOST_VECTORS: usize = 10;
 /// 64 channels at stride `STRIDE`.
 pub(super) struct Direct<'a, const STRIDE: usize> {
     p: &'a Problem,
-    stage: Stage,
+    finish: Finish,
     first_channel: i64,
-    /// By kernel column and quad of kernel rows.
-    weights: [[__m512i; 4]; MOST_VECTORS],
-    /// Those of the second of two rows of 3x3 outputs.
+    /// By kernel column, of kernel rows 0 to 3.
+    weights: [[__m512i; 4]; 5],
+    /// Of the second of two rows of 3x3 outputs; of row 4 of 5x5 windows, columns 0 to 3 and, for the
+    /// columns that begin a stride further, column 4.
     second: [[__m512i; 4]; 3],
     bias: [__m512i; 4],
-    multiplier: [__m512; 4],
     /// Lanes of a pixel that are read, and written.
     read: u64,
     written: u64,
@@ -43,12 +45,32 @@ pub(super) struct Direct<'a, const STRIDE: usize> {
 /// a column's distance from it counts: all, or nothing in a row of zero points.
 type Row = (*const u8, isize);
 
-/// Columns under the windows of an area's row: from the first of all to behind the last that exists.
-#[derive(Clone, Copy)]
-struct Span {
+/// The rows under a row of windows, and which of their columns exist.
+struct Rows {
+    rows: [Row; 5],
+    /// The first column that exists, and how many do.
     from: usize,
-    to: usize,
+    count: usize,
+    pixel: isize,
+    padding: *const u8,
 }
+
+impl Rows {
+    /// Address of column `column` of row `row`; zero points where there is none.
+    #[inline]
+    fn at(&self, row: usize, column: usize) -> *const u8 {
+        let (first, counts) = self.rows[row];
+        let distance = column.cast_signed().wrapping_mul(self.pixel) & counts;
+        let exists = column.wrapping_sub(self.from) < self.count;
+        if exists { first.wrapping_offset(distance) } else { self.padding }
+    }
+}
+
+/// A kernel for some rows of outputs: their rows of inputs, where they go, and how many pixels they have.
+type Pass<'a, const STRIDE: usize> = unsafe fn(&Direct<'a, STRIDE>, &Rows, [*mut u8; 2], usize);
+
+/// Kernels by kind of stage: of two rows of 3x3 outputs, of one, and of one of 5x5 outputs.
+type Passes<'a, const STRIDE: usize> = [Pass<'a, STRIDE>; 3];
 
 impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     /// Computes `area` of the channels from `channel` on.
@@ -64,21 +86,37 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         area: Area,
         budget: &mut Budget<'_>,
     ) -> Result<(), Aborted> {
-        let mut weights = [[_mm512_setzero_si512(); 4]; MOST_VECTORS];
+        let zero = [_mm512_setzero_si512(); 4];
+        let mut packed = [zero; MOST_VECTORS];
         // SAFETY: the caller's promise.
-        let (bias, multiplier) = unsafe { turned(p, channel, 4, &mut weights) };
-        let mut second = [[_mm512_setzero_si512(); 4]; 3];
-        for (second, first) in second.iter_mut().zip(&weights) {
-            *second = first.map(|lanes| _mm512_slli_epi32::<8>(lanes));
+        let (bias, multiplier) = unsafe { turned(p, channel, 4, &mut packed) };
+        let (mut weights, mut second) = ([zero; 5], [zero; 3]);
+        if p.window.kernel_h == 5 {
+            for (column, quads) in packed.chunks_exact(2).enumerate() {
+                weights[column] = quads[0];
+                let (to, byte) = if column < 4 {
+                    (&mut second[0], column)
+                } else {
+                    (&mut second[1], 4 - STRIDE)
+                };
+                let bits = _mm512_set1_epi32([0, 8, 16, 24][byte]);
+                for (to, from) in to.iter_mut().zip(quads[1]) {
+                    *to = _mm512_or_si512(*to, _mm512_sllv_epi32(from, bits));
+                }
+            }
+        } else {
+            weights[..3].copy_from_slice(&packed[..3]);
+            for (second, first) in second.iter_mut().zip(&weights) {
+                *second = first.map(|lanes| _mm512_slli_epi32::<8>(lanes));
+            }
         }
         let direct = Self {
             p,
-            stage: Stage::new(&p.stage, channels),
+            finish: Finish::new(p, channels, multiplier),
             first_channel: channel,
             weights,
             second,
             bias,
-            multiplier,
             read: mask_64(p.ifm.lanes - channel),
             // Lanes of padding are the command's own.
             written: mask_64(p.ofm.lanes - channel),
@@ -86,6 +124,23 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         };
         // SAFETY: the caller's promise.
         unsafe { direct.area(area, budget) }
+    }
+
+    fn passes(&self) -> Passes<'a, STRIDE> {
+        let is_whole = (self.read, self.written) == (u64::MAX, u64::MAX);
+        match (self.finish.kind, is_whole) {
+            (SMALL, true) => Self::passes_of::<SMALL, true>(),
+            (SMALL, false) => Self::passes_of::<SMALL, false>(),
+            (SMALL_TABLE, true) => Self::passes_of::<SMALL_TABLE, true>(),
+            (SMALL_TABLE, false) => Self::passes_of::<SMALL_TABLE, false>(),
+            _ => Self::passes_of::<ANY, false>(),
+        }
+    }
+
+    fn passes_of<const KIND: u8, const WHOLE: bool>() -> Passes<'a, STRIDE> {
+        let five =
+            if STRIDE == 1 { Self::five::<5, KIND, WHOLE> } else { Self::five::<3, KIND, WHOLE> };
+        [Self::three::<2, KIND, WHOLE>, Self::three::<1, KIND, WHOLE>, five]
     }
 
     /// # Safety
@@ -96,45 +151,39 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         let width = area.columns.1 - area.columns.0;
         let count = usize_of(width.unsigned_abs());
         let first = p.window.column(area.columns.0, 0);
-        let span = Span {
-            from: usize_of((-first).max(0).unsigned_abs()),
-            to: usize_of((p.ifm_w - first).max(0).unsigned_abs()),
-        };
+        let from = (-first).max(0);
+        let columns = (p.ifm_w - first).max(from) - from;
         let macs = width * CHANNELS * p.taps();
+        let [two_rows, one_row, five] = self.passes();
         let mut oy = area.rows.0;
         while oy < area.rows.1 {
             let two = STRIDE == 1 && p.window.kernel_h == 3 && oy + 1 < area.rows.1;
             budget.spend(macs)?;
-            let rows: [Row; 8] = [0, 1, 2, 3, 4, 5, 6, 7].map(|ky| self.row(area.n, oy, ky, first));
+            let rows = Rows {
+                rows: [0, 1, 2, 3, 4].map(|ky| self.row(area.n, oy, ky, first)),
+                from: usize_of(from.unsigned_abs()),
+                count: usize_of(columns.unsigned_abs()),
+                pixel: isize_of(p.ifm.pixel),
+                padding: self.padding.as_ptr(),
+            };
             let to = [oy, oy + i64::from(two)].map(|oy| {
                 let first = p.ofm.at(area.n, oy, area.columns.0);
                 p.ofm.pointer(first + self.first_channel)
             });
-            if p.window.kernel_h == 5 {
-                // SAFETY: the caller's promise: the rows are of inputs or zero points.
-                unsafe { self.five(&rows, span, to[0], count) };
-            } else if two {
-                let four = [rows[0], rows[1], rows[2], rows[3]];
-                // SAFETY: as above.
-                unsafe { self.three::<2>(four, span, to, count) };
-            } else {
-                let four = [rows[0], rows[1], rows[2], rows[2]];
-                // SAFETY: as above.
-                unsafe { self.three::<1>(four, span, to, count) };
-            }
-            if !self.stage.plain {
-                // A loop of its own: it calls, and across a call no vector stays in its register.
-                for to in &to[..1 + usize::from(two)] {
-                    // SAFETY: the pixels of a row of outputs.
-                    unsafe { self.rest(*to, count) };
-                }
-            }
+            let pass = match (p.window.kernel_h, two) {
+                (5, _) => five,
+                (_, true) => two_rows,
+                (_, false) => one_row,
+            };
+            // SAFETY: the caller's promise: the rows are of inputs or zero points.
+            unsafe { pass(self, &rows, to, count) };
             oy += 1 + i64::from(two);
         }
         Ok(())
     }
 
-    /// The input row `ky` below the first of output row `oy`; zero points outside the input.
+    /// The input row `ky` below the first of output row `oy`; zero points outside the input, and behind
+    /// the last that is looked at.
     fn row(&self, n: i64, oy: i64, ky: i64, first: i64) -> Row {
         let p = self.p;
         let y = p.window.row(oy, ky);
@@ -145,28 +194,34 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         (pixel.wrapping_offset(isize_of(first).wrapping_mul(isize_of(p.ifm.pixel))), !0)
     }
 
-    /// Four rows of column `column`, interleaved; zero points outside `span`.
+    /// The lanes of a pixel that are read.
     ///
     /// # Safety
-    /// As of [`Self::chunk`]; rows are of the input or of zero points.
+    /// As of [`Self::chunk`]; `at` is a pixel of the input or of zero points, and with `WHOLE` all its lanes
+    /// are read.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn column(&self, rows: [Row; 4], span: Span, column: usize) -> [__m512i; 4] {
-        let mut bytes = [_mm512_set1_epi8(self.p.input_zero_point.cast_signed()); 4];
-        if (span.from..span.to).contains(&column) {
-            let distance = column.cast_signed().wrapping_mul(isize_of(self.p.ifm.pixel));
-            let at = rows.map(|(row, counts)| row.wrapping_offset(distance & counts));
-            if self.read == u64::MAX {
-                for (bytes, at) in bytes.iter_mut().zip(at) {
-                    // SAFETY: 64 lanes of a pixel of the input, or zero points.
-                    *bytes = unsafe { load_64(at) };
-                }
-            } else {
-                for (bytes, at) in bytes.iter_mut().zip(at) {
-                    // SAFETY: lanes of a pixel of the input that exist, or zero points.
-                    *bytes = unsafe { load_masked_64(self.read, at) };
-                }
-            }
+    unsafe fn load<const WHOLE: bool>(&self, at: *const u8) -> __m512i {
+        if WHOLE {
+            // SAFETY: the caller's promise.
+            unsafe { load_64(at) }
+        } else {
+            // SAFETY: the caller's promise; masked-out lanes are not accessed.
+            unsafe { _mm512_maskz_loadu_epi8(self.read, at.cast()) }
+        }
+    }
+
+    /// Rows 0 to 3 of column `column`, interleaved.
+    ///
+    /// # Safety
+    /// As of [`Self::load`]; rows are of the input or of zero points.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn column<const WHOLE: bool>(&self, rows: &Rows, column: usize) -> [__m512i; 4] {
+        let mut bytes = [_mm512_setzero_si512(); 4];
+        for (row, bytes) in bytes.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *bytes = unsafe { self.load::<WHOLE>(rows.at(row, column)) };
         }
         interleave(bytes)
     }
@@ -174,17 +229,16 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     /// A row or two of 3x3 outputs.
     ///
     /// # Safety
-    /// As of [`Self::column`]; `count` pixels of each row of outputs exist.
+    /// As of [`Self::column`]; `count` pixels of each row of outputs exist, and the stage is of `KIND`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn three<const OUTPUTS: usize>(
+    unsafe fn three<const OUTPUTS: usize, const KIND: u8, const WHOLE: bool>(
         &self,
-        rows: [Row; 4],
-        span: Span,
+        rows: &Rows,
         to: [*mut u8; 2],
         count: usize,
     ) {
         // SAFETY: the caller's promise.
-        let read = |column| unsafe { self.column(rows, span, column) };
+        let read = |column| unsafe { self.column::<WHOLE>(rows, column) };
         let mut first = read(0);
         let mut middle = read(1);
         for pixel in 0..count {
@@ -192,70 +246,78 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
                 middle = read(STRIDE * pixel + 1);
             }
             let last = read(STRIDE * pixel + 2);
-            let mut sums = [self.bias; OUTPUTS];
-            for (sums, weights) in sums.iter_mut().zip([&self.weights[..3], &self.second]) {
-                for (under, weights) in [first, middle, last].iter().zip(weights) {
-                    accumulate(sums, under, weights);
+            for (output, to) in to.into_iter().enumerate().take(OUTPUTS) {
+                let weights = if output == 0 { &self.weights[..3] } else { &self.second };
+                let mut sums = self.bias;
+                for (under, weights) in [&first, &middle, &last].into_iter().zip(weights) {
+                    accumulate(&mut sums, under, weights);
                 }
-            }
-            for (sums, to) in sums.iter().zip(to) {
                 // SAFETY: the caller's promise.
-                unsafe { self.finish(sums, to, pixel) };
+                unsafe { self.store::<KIND, WHOLE>(sums, to, pixel) };
             }
             (first, middle) = if STRIDE == 1 { (middle, last) } else { (last, last) };
         }
     }
 
-    /// A row of 5x5 outputs.
+    /// Columns `column` and the next of row 4, interleaved: the low and the high halves of each 16 bytes.
     ///
     /// # Safety
-    /// As of [`Self::three`].
+    /// As of [`Self::column`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn five(&self, rows: &[Row; 8], span: Span, to: *mut u8, count: usize) {
-        if STRIDE == 1 {
-            // SAFETY: the caller's promise.
-            unsafe { self.stream::<5>(rows, span, to, count) };
-        } else {
-            // SAFETY: the caller's promise.
-            unsafe { self.stream::<3>(rows, span, to, count) };
-        }
+    #[inline]
+    unsafe fn pair<const WHOLE: bool>(&self, rows: &Rows, column: usize) -> [__m512i; 2] {
+        // SAFETY: the caller's promise.
+        let one = unsafe { self.load::<WHOLE>(rows.at(4, column)) };
+        // SAFETY: as above.
+        let other = unsafe { self.load::<WHOLE>(rows.at(4, column + 1)) };
+        [_mm512_unpacklo_epi8(one, other), _mm512_unpackhi_epi8(one, other)]
     }
 
-    /// The same, `LIVE` outputs of which have begun and not ended at a time: `5 / STRIDE` rounded up.
+    /// A row of 5x5 outputs, `LIVE` of which have begun and not ended at a time: `5 / STRIDE` rounded up.
     ///
     /// # Safety
     /// As of [`Self::three`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn stream<const LIVE: usize>(
+    unsafe fn five<const LIVE: usize, const KIND: u8, const WHOLE: bool>(
         &self,
-        rows: &[Row; 8],
-        span: Span,
-        to: *mut u8,
+        rows: &Rows,
+        to: [*mut u8; 2],
         count: usize,
     ) {
-        let padding: Row = (self.padding.as_ptr(), 0);
-        let quads = [[rows[0], rows[1], rows[2], rows[3]], [rows[4], padding, padding, padding]];
         let mut live = [self.bias; LIVE]; // the oldest first
+        // SAFETY: the caller's promise; so for the others.
+        let pair = |column| unsafe { self.pair::<WHOLE>(rows, column) };
+        let (mut first, mut middle) = (pair(0), pair(1));
         for step in 0..count + LIVE - 1 {
+            let exists = |age: usize| step.wrapping_sub(age) < count;
             for column in 0..STRIDE {
-                for (quad, rows) in quads.into_iter().enumerate() {
-                    // SAFETY: the caller's promise.
-                    let bytes = unsafe { self.column(rows, span, STRIDE * step + column) };
-                    for age in 0..LIVE {
-                        let kx = age * STRIDE + column;
-                        if kx < 5 {
-                            accumulate(
-                                &mut live[LIVE - 1 - age],
-                                &bytes,
-                                &self.weights[2 * kx + quad],
-                            );
-                        }
+                // SAFETY: the caller's promise.
+                let bytes = unsafe { self.column::<WHOLE>(rows, STRIDE * step + column) };
+                for age in 0..LIVE {
+                    let kx = age * STRIDE + column;
+                    if kx < 5 && exists(age) {
+                        accumulate(&mut live[LIVE - 1 - age], &bytes, &self.weights[kx]);
                     }
                 }
             }
+            // Of row 4, four columns from the first of the newest output on.
+            let last = pair(STRIDE * step + 2);
+            let bytes = [
+                _mm512_unpacklo_epi16(first[0], last[0]),
+                _mm512_unpackhi_epi16(first[0], last[0]),
+                _mm512_unpacklo_epi16(first[1], last[1]),
+                _mm512_unpackhi_epi16(first[1], last[1]),
+            ];
+            if exists(0) {
+                accumulate(&mut live[LIVE - 1], &bytes, &self.second[0]);
+            }
+            if exists(1) {
+                accumulate(&mut live[LIVE - 2], &bytes, &self.second[1]);
+            }
+            (first, middle) = if STRIDE == 1 { (middle, last) } else { (last, last) };
             if let Some(pixel) = step.checked_sub(LIVE - 1) {
                 // SAFETY: the caller's promise.
-                unsafe { self.finish(&live[0], to, pixel) };
+                unsafe { self.store::<KIND, WHOLE>(live[0], to[0], pixel) };
             }
             for age in 1..LIVE {
                 live[age - 1] = live[age];
@@ -267,30 +329,24 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     /// Stores the codes of a pixel's sums.
     ///
     /// # Safety
-    /// As of [`Self::chunk`]; the pixel exists.
+    /// As of [`Self::three`]; the pixel exists.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn finish(&self, sums: &[__m512i; 4], to: *mut u8, pixel: usize) {
-        let bytes = self.stage.requantise.lanes(*sums, self.multiplier);
+    unsafe fn store<const KIND: u8, const WHOLE: bool>(
+        &self,
+        sums: [__m512i; 4],
+        to: *mut u8,
+        pixel: usize,
+    ) {
+        let bytes = self.finish.codes::<KIND>(sums);
         let distance = pixel.cast_signed().wrapping_mul(isize_of(self.p.ofm.pixel));
-        // SAFETY: the lanes of a pixel of the output.
-        unsafe { store_64(to.wrapping_offset(distance), self.written, bytes) };
-    }
-
-    /// Passes a row of codes through what comes behind requantisation, where they lie.
-    ///
-    /// # Safety
-    /// As of [`Self::chunk`]; `count` pixels exist from `to` on.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn rest(&self, mut to: *mut u8, count: usize) {
-        for _ in 0..count {
+        let to = to.wrapping_offset(distance);
+        if WHOLE {
             // SAFETY: the lanes of a pixel of the output.
-            let bytes = unsafe { load_masked_64(self.written, to) };
-            // SAFETY: nothing is added, `flat::takes` says.
-            let bytes = unsafe { self.stage.rest_64(bytes, 0, std::ptr::null()) };
+            unsafe { store_64(to, u64::MAX, bytes) };
+        } else {
             // SAFETY: as above.
-            unsafe { store_64(to, self.written, bytes) };
-            to = to.wrapping_offset(isize_of(self.p.ofm.pixel));
+            unsafe { _mm512_mask_storeu_epi8(to.cast(), self.written, bytes) };
         }
     }
 }

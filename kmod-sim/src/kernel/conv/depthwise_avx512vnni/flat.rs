@@ -13,16 +13,14 @@
 //! once as in [`super::direct`], which has the groups of 64 channels and 5x5 windows.
 
 use super::direct::Direct;
-use super::{CHANNELS, accumulate, interleave, turned};
+use super::{ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, turned};
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
-use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{Channels, load_64, load_masked_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_alignr_epi64, _mm512_setzero_si512, _mm512_slli_epi32,
-    _mm512_storeu_si512,
+    __m512i, _mm512_alignr_epi64, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_si512,
 };
 use std::mem::MaybeUninit;
 
@@ -116,13 +114,12 @@ struct Scratch(MaybeUninit<[u8; SCRATCH]>);
 /// `LANES` channels, 16 or 32, at stride `STRIDE`.
 struct Flat<'a, const LANES: usize, const STRIDE: usize> {
     p: &'a Problem,
-    stage: Stage,
+    finish: Finish,
     first_channel: i64,
     /// By kernel column; those of the second of two rows of outputs.
     weights: [[__m512i; 4]; 3],
     second: [[__m512i; 4]; 3],
     bias: [__m512i; 4],
-    multiplier: [__m512; 4],
     /// Bytes of a pixel that are read.
     read: u64,
 }
@@ -148,9 +145,9 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
         // SAFETY: the caller's promise.
         let (bias, multiplier) = unsafe { turned(p, channel, LANES / 16, &mut weights) };
         let second = weights.map(|lanes| lanes.map(|lanes| _mm512_slli_epi32::<8>(lanes)));
-        let stage = Stage::new(&p.stage, channels);
+        let finish = Finish::new(p, channels, multiplier);
         let read = mask_64(p.ifm.lanes - channel) & all::<LANES>();
-        Self { p, stage, first_channel: channel, weights, second, bias, multiplier, read }
+        Self { p, finish, first_channel: channel, weights, second, bias, read }
     }
 
     /// Computes `area` of the channels from `channel` on.
@@ -195,14 +192,18 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             "`run` makes segments that fit"
         );
         let scratch_codes = rows.base.wrapping_add(usize::from(ROWS) * rows.row);
-        // Where pixels follow without a gap and nothing comes behind, codes go where they belong.
-        let direct = self.stage.plain
-            && isize_of(p.ofm.pixel) == LANES.cast_signed()
+        // Where pixels follow without a gap, codes go where they belong.
+        let direct = isize_of(p.ofm.pixel) == LANES.cast_signed()
             && self.written() == all::<LANES>()
             && (width * LANES).is_multiple_of(64);
         // SAFETY: the bytes are in the scratch.
         unsafe { rows.base.write_bytes(p.input_zero_point, usize::from(ROWS) * rows.row) };
         let macs = (area.columns.1 - area.columns.0) * CHANNELS * p.taps();
+        let [one_row, two_rows] = match self.finish.kind {
+            SMALL => [Self::pass::<1, SMALL>, Self::pass::<2, SMALL>],
+            SMALL_TABLE => [Self::pass::<1, SMALL_TABLE>, Self::pass::<2, SMALL_TABLE>],
+            _ => [Self::pass::<1, ANY>, Self::pass::<2, ANY>],
+        };
         let mut oy = area.rows.0;
         while oy < area.rows.1 {
             let two = STRIDE == 1 && oy + 1 < area.rows.1;
@@ -219,7 +220,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             };
             if two {
                 // SAFETY: the rows of the windows are in the scratch, and so is place for the codes.
-                unsafe { self.pass::<2>(at, &rows, codes) };
+                unsafe { two_rows(self, at, &rows, codes) };
                 // SAFETY: the caller's promise; the codes are there.
                 unsafe { self.store(area, oy, codes[0]) };
                 // SAFETY: as above.
@@ -227,7 +228,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
                 oy += 2;
             } else {
                 // SAFETY: as above.
-                unsafe { self.pass::<1>(at, &rows, codes) };
+                unsafe { one_row(self, at, &rows, codes) };
                 // SAFETY: as above.
                 unsafe { self.store(area, oy, codes[0]) };
                 oy += 1;
@@ -294,9 +295,9 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
     /// Codes of `OUTPUTS` rows, flat, to `codes`, from the rows of inputs under them.
     ///
     /// # Safety
-    /// As of [`run`]; the rows were copied, and `codes` has place.
+    /// As of [`run`]; the rows were copied, `codes` has place, and the stage is of `KIND`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn pass<const OUTPUTS: usize>(
+    unsafe fn pass<const OUTPUTS: usize, const KIND: u8>(
         &self,
         at: [*const u8; 4],
         rows: &Rows,
@@ -328,7 +329,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
             }
             for (row, sums) in sums.iter().enumerate() {
                 let to = codes[row].wrapping_add(offset);
-                let bytes = self.stage.requantise.lanes(*sums, self.multiplier);
+                let bytes = self.finish.codes::<KIND>(*sums);
                 // SAFETY: a vector of the row of codes.
                 unsafe { _mm512_storeu_si512(to.cast(), bytes) };
             }
@@ -341,7 +342,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
         mask_64(self.p.ofm.lanes - self.first_channel) & all::<LANES>()
     }
 
-    /// Passes a row of codes through the rest of the stage, to row `oy` of the output.
+    /// Moves a row of codes to row `oy` of the output.
     ///
     /// # Safety
     /// As of [`run`]; the row exists, and `codes` has its codes.
@@ -351,29 +352,15 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
         let place = |map: &crate::kernel::operand::Map| {
             map.pointer(map.at(area.n, oy, area.columns.0) + self.first_channel)
         };
-        let (mut to, step) = (place(&p.ofm), isize_of(p.ofm.pixel));
+        let (to, step) = (place(&p.ofm), isize_of(p.ofm.pixel));
         let written = self.written();
         if std::ptr::eq(codes, to) {
             return;
         }
         let count = usize_of((area.columns.1 - area.columns.0).unsigned_abs());
-        if self.stage.plain {
-            let from_step = LANES.cast_signed();
-            let run = Run { from: codes, from_step, to, to_step: step, count };
-            // SAFETY: codes of pixels of the output, whose lanes of `written` exist.
-            unsafe { run.copy::<LANES>(written) };
-            return;
-        }
-        for pixel in 0..count {
-            let from = codes.wrapping_add(pixel * LANES);
-            // SAFETY: a pixel's codes.
-            let bytes = unsafe { load_masked_64(all::<LANES>(), from) };
-            // SAFETY: nothing is added, `takes` says.
-            let bytes = unsafe { self.stage.rest_64(bytes, 0, std::ptr::null()) };
-            // SAFETY: the lanes of a pixel of the output.
-            unsafe { store_64(to, written, bytes) };
-            to = to.wrapping_offset(step);
-        }
+        let run = Run { from: codes, from_step: LANES.cast_signed(), to, to_step: step, count };
+        // SAFETY: codes of pixels of the output, whose lanes of `written` exist.
+        unsafe { run.copy::<LANES>(written) };
     }
 }
 

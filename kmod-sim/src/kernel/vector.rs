@@ -328,6 +328,30 @@ impl Requantise {
         self.packed(codes)
     }
 
+    /// Half of [`Self::lanes`]: 32 codes as 16-bit integers, not yet saturated to bytes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn half<const SMALL: bool>(
+        &self,
+        sums: [__m512i; 2],
+        multipliers: [__m512; 2],
+    ) -> __m512i {
+        let mut codes = sums;
+        for (code, multipliers) in codes.iter_mut().zip(multipliers) {
+            let product = _mm512_mul_ps(_mm512_cvtepi32_ps(*code), multipliers);
+            let product = if SMALL { product } else { _mm512_min_ps(self.high, product) };
+            *code = _mm512_cvtps_epi32(product);
+        }
+        _mm512_adds_epi16(_mm512_packs_epi32(codes[0], codes[1]), self.zero_point_16)
+    }
+
+    /// Both halves of [`Self::lanes`] as bytes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn joined(&self, low: __m512i, high: __m512i) -> __m512i {
+        self.clamped(_mm512_packus_epi16(low, high))
+    }
+
     /// Rounded products as bytes, in the order of [`pack_lanes`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]

@@ -377,18 +377,54 @@ impl Finish {
         Self { stage, multiplier, table, kind }
     }
 
-    /// Codes of the sums, in order.
+    /// Codes of half the sums of 64 channels, as 16-bit integers.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    fn codes<const KIND: u8>(&self, sums: [__m512i; 4]) -> __m512i {
+    fn half<const KIND: u8, const HIGH: bool>(&self, sums: [__m512i; 2]) -> __m512i {
+        let multiplier = halves::<_, HIGH>(&self.multiplier);
         match KIND {
-            SMALL => self.stage.requantise.small_lanes(sums, self.multiplier),
-            SMALL_TABLE => {
-                self.table.bytes(self.stage.requantise.small_lanes(sums, self.multiplier))
-            }
-            _ => self.stage.one_table(self.stage.requantise.lanes(sums, self.multiplier)),
+            ANY => self.stage.requantise.half::<false>(sums, multiplier),
+            _ => self.stage.requantise.half::<true>(sums, multiplier),
         }
     }
+
+    /// Codes of both halves through what comes behind, in order.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn joined<const KIND: u8>(&self, low: __m512i, high: __m512i) -> __m512i {
+        let bytes = self.stage.requantise.joined(low, high);
+        match KIND {
+            SMALL => bytes,
+            SMALL_TABLE => self.table.bytes(bytes),
+            _ => self.stage.one_table(bytes),
+        }
+    }
+}
+
+/// The first or the last two of four vectors.
+#[inline]
+fn halves<T: Copy, const HIGH: bool>(vectors: &[T; 4]) -> [T; 2] {
+    if HIGH { [vectors[2], vectors[3]] } else { [vectors[0], vectors[1]] }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn accumulate_half(acc: &mut [__m512i; 2], bytes: &[__m512i; 2], weights: &[__m512i; 2]) {
+    for j in 0..2 {
+        acc[j] = _mm512_dpbusd_epi32(acc[j], bytes[j], weights[j]);
+    }
+}
+
+/// The first or the last two vectors of [`interleave`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn interleave_half<const HIGH: bool>([a, b, c, d]: [__m512i; 4]) -> [__m512i; 2] {
+    let (ab, cd) = if HIGH {
+        (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d))
+    } else {
+        (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d))
+    };
+    [_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd)]
 }
 
 /// Four rows of 64 bytes as four vectors of 16 x 4: lane `j` of a row's 16 bytes goes to vector `j`.

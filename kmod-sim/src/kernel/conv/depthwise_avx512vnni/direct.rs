@@ -6,11 +6,15 @@
 //! ```
 //!
 //! Under the second of two rows of 3x3 outputs lie the same four rows of inputs, its weights one byte
-//! further, so that at stride 1 both are computed at once. Of 5x5 windows each column goes into all the
-//! outputs that have begun and not ended, as their accumulators are fewer than its columns.
+//! further, so that at stride 1 both are computed at once.
+//!
+//! Half of the 64 channels pass by at a time: so all weights stay in registers, and nothing is loaded but
+//! inputs. The first half's codes wait as 16-bit integers.
 
 use super::flat::Area;
-use super::{ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, turned};
+use super::{
+    ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate_half, halves, interleave_half, turned,
+};
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget};
 use crate::kernel::vector::{Channels, load_64, mask_64, store_64};
@@ -20,6 +24,12 @@ use std::arch::x86_64::{
     _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_unpackhi_epi8,
     _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
 };
+
+/// Most pixels of a row between its two halves.
+const PIECE: usize = 32;
+
+/// Codes of first halves, of two rows of outputs.
+type Halves = [[__m512i; PIECE]; 2];
 
 /// Kernel columns times quads of kernel rows, of 5x5.
 const MOST_VECTORS: usize = 10;
@@ -67,7 +77,13 @@ impl Rows {
 }
 
 /// A kernel for some rows of outputs: their rows of inputs, where they go, and how many pixels they have.
-type Pass<'a, const STRIDE: usize> = unsafe fn(&Direct<'a, STRIDE>, &Rows, [*mut u8; 2], usize);
+type Pass<'a, const STRIDE: usize> =
+    unsafe fn(&Direct<'a, STRIDE>, &Rows, [*mut u8; 2], usize, &mut Halves);
+
+/// What a pass computes, as a parameter.
+const THREE_TWICE: u8 = 0;
+const THREE: u8 = 1;
+const FIVE: u8 = 2;
 
 /// Kernels by kind of stage: of two rows of 3x3 outputs, of one, and of one of 5x5 outputs.
 type Passes<'a, const STRIDE: usize> = [Pass<'a, STRIDE>; 3];
@@ -138,9 +154,11 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     }
 
     fn passes_of<const KIND: u8, const WHOLE: bool>() -> Passes<'a, STRIDE> {
-        let five =
-            if STRIDE == 1 { Self::five::<5, KIND, WHOLE> } else { Self::five::<3, KIND, WHOLE> };
-        [Self::three::<2, KIND, WHOLE>, Self::three::<1, KIND, WHOLE>, five]
+        [
+            Self::row_of::<THREE_TWICE, KIND, WHOLE>,
+            Self::row_of::<THREE, KIND, WHOLE>,
+            Self::row_of::<FIVE, KIND, WHOLE>,
+        ]
     }
 
     /// # Safety
@@ -155,6 +173,7 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         let columns = (p.ifm_w - first).max(from) - from;
         let macs = width * CHANNELS * p.taps();
         let [two_rows, one_row, five] = self.passes();
+        let mut low = [[_mm512_setzero_si512(); PIECE]; 2];
         let mut oy = area.rows.0;
         while oy < area.rows.1 {
             let two = STRIDE == 1 && p.window.kernel_h == 3 && oy + 1 < area.rows.1;
@@ -176,7 +195,7 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
                 (_, false) => one_row,
             };
             // SAFETY: the caller's promise: the rows are of inputs or zero points.
-            unsafe { pass(self, &rows, to, count) };
+            unsafe { pass(self, &rows, to, count, &mut low) };
             oy += 1 + i64::from(two);
         }
         Ok(())
@@ -211,34 +230,82 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         }
     }
 
-    /// Rows 0 to 3 of column `column`, interleaved.
+    /// A row or two of outputs, `WINDOWS`, in pieces.
     ///
     /// # Safety
-    /// As of [`Self::load`]; rows are of the input or of zero points.
+    /// As of [`Self::load`]; rows are of the input or of zero points, `count` pixels of each row of outputs
+    /// exist, and the stage is of `KIND`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn row_of<const WINDOWS: u8, const KIND: u8, const WHOLE: bool>(
+        &self,
+        rows: &Rows,
+        to: [*mut u8; 2],
+        count: usize,
+        low: &mut Halves,
+    ) {
+        for first in (0..count).step_by(PIECE) {
+            let piece = (first, (count - first).min(PIECE));
+            match WINDOWS {
+                THREE_TWICE => {
+                    // SAFETY: the caller's promise; so for the others.
+                    unsafe { self.three::<2, false, KIND, WHOLE>(rows, to, piece, low) };
+                    // SAFETY: as above.
+                    unsafe { self.three::<2, true, KIND, WHOLE>(rows, to, piece, low) };
+                }
+                THREE => {
+                    // SAFETY: as above.
+                    unsafe { self.three::<1, false, KIND, WHOLE>(rows, to, piece, low) };
+                    // SAFETY: as above.
+                    unsafe { self.three::<1, true, KIND, WHOLE>(rows, to, piece, low) };
+                }
+                _ => {
+                    // SAFETY: as above.
+                    unsafe { self.five::<false, KIND, WHOLE>(rows, to, piece, low) };
+                    // SAFETY: as above.
+                    unsafe { self.five::<true, KIND, WHOLE>(rows, to, piece, low) };
+                }
+            }
+        }
+    }
+
+    /// Half of rows 0 to 3 of column `column`, interleaved.
+    ///
+    /// # Safety
+    /// As of [`Self::row_of`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn column<const WHOLE: bool>(&self, rows: &Rows, column: usize) -> [__m512i; 4] {
+    unsafe fn column<const HIGH: bool, const WHOLE: bool>(
+        &self,
+        rows: &Rows,
+        column: usize,
+    ) -> [__m512i; 2] {
         let mut bytes = [_mm512_setzero_si512(); 4];
         for (row, bytes) in bytes.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             *bytes = unsafe { self.load::<WHOLE>(rows.at(row, column)) };
         }
-        interleave(bytes)
+        interleave_half::<HIGH>(bytes)
     }
 
-    /// A row or two of 3x3 outputs.
+    /// Half of a row or two of 3x3 outputs: pixels from a first one on.
     ///
     /// # Safety
-    /// As of [`Self::column`]; `count` pixels of each row of outputs exist, and the stage is of `KIND`.
+    /// As of [`Self::row_of`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn three<const OUTPUTS: usize, const KIND: u8, const WHOLE: bool>(
+    #[inline(never)] // else the weights of both halves are kept, in memory
+    unsafe fn three<const OUTPUTS: usize, const HIGH: bool, const KIND: u8, const WHOLE: bool>(
         &self,
         rows: &Rows,
         to: [*mut u8; 2],
-        count: usize,
+        (start, count): (usize, usize),
+        low: &mut Halves,
     ) {
         // SAFETY: the caller's promise.
-        let read = |column| unsafe { self.column::<WHOLE>(rows, column) };
+        let read = |column| unsafe { self.column::<HIGH, WHOLE>(rows, STRIDE * start + column) };
+        let of =
+            |weights: &[[__m512i; 4]]| [0, 1, 2].map(|column| halves::<_, HIGH>(&weights[column]));
+        let weights = [of(&self.weights), of(&self.second)];
+        let bias = halves::<_, HIGH>(&self.bias);
         let mut first = read(0);
         let mut middle = read(1);
         for pixel in 0..count {
@@ -246,100 +313,113 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
                 middle = read(STRIDE * pixel + 1);
             }
             let last = read(STRIDE * pixel + 2);
-            for (output, to) in to.into_iter().enumerate().take(OUTPUTS) {
-                let weights = if output == 0 { &self.weights[..3] } else { &self.second };
-                let mut sums = self.bias;
-                for (under, weights) in [&first, &middle, &last].into_iter().zip(weights) {
-                    accumulate(&mut sums, under, weights);
+            for output in 0..OUTPUTS {
+                let mut sums = bias;
+                for (under, weights) in [&first, &middle, &last].into_iter().zip(&weights[output]) {
+                    accumulate_half(&mut sums, under, weights);
                 }
+                let at = (to[output], start, pixel);
                 // SAFETY: the caller's promise.
-                unsafe { self.store::<KIND, WHOLE>(sums, to, pixel) };
+                unsafe { self.store::<HIGH, KIND, WHOLE>(sums, &mut low[output], at) };
             }
             (first, middle) = if STRIDE == 1 { (middle, last) } else { (last, last) };
         }
     }
 
-    /// Columns `column` and the next of row 4, interleaved: the low and the high halves of each 16 bytes.
+    /// Half of columns `column` and the next of row 4, interleaved.
     ///
     /// # Safety
-    /// As of [`Self::column`].
+    /// As of [`Self::row_of`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn pair<const WHOLE: bool>(&self, rows: &Rows, column: usize) -> [__m512i; 2] {
+    unsafe fn pair<const HIGH: bool, const WHOLE: bool>(
+        &self,
+        rows: &Rows,
+        column: usize,
+    ) -> __m512i {
         // SAFETY: the caller's promise.
         let one = unsafe { self.load::<WHOLE>(rows.at(4, column)) };
         // SAFETY: as above.
         let other = unsafe { self.load::<WHOLE>(rows.at(4, column + 1)) };
-        [_mm512_unpacklo_epi8(one, other), _mm512_unpackhi_epi8(one, other)]
+        if HIGH { _mm512_unpackhi_epi8(one, other) } else { _mm512_unpacklo_epi8(one, other) }
     }
 
-    /// A row of 5x5 outputs, `LIVE` of which have begun and not ended at a time: `5 / STRIDE` rounded up.
+    /// Half of a row of 5x5 outputs.
     ///
     /// # Safety
-    /// As of [`Self::three`].
+    /// As of [`Self::row_of`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn five<const LIVE: usize, const KIND: u8, const WHOLE: bool>(
+    #[inline(never)] // as above
+    unsafe fn five<const HIGH: bool, const KIND: u8, const WHOLE: bool>(
         &self,
         rows: &Rows,
         to: [*mut u8; 2],
-        count: usize,
+        (start, count): (usize, usize),
+        low: &mut Halves,
     ) {
-        let mut live = [self.bias; LIVE]; // the oldest first
-        // SAFETY: the caller's promise; so for the others.
-        let pair = |column| unsafe { self.pair::<WHOLE>(rows, column) };
-        let (mut first, mut middle) = (pair(0), pair(1));
-        for step in 0..count + LIVE - 1 {
-            let exists = |age: usize| step.wrapping_sub(age) < count;
-            for column in 0..STRIDE {
-                // SAFETY: the caller's promise.
-                let bytes = unsafe { self.column::<WHOLE>(rows, STRIDE * step + column) };
-                for age in 0..LIVE {
-                    let kx = age * STRIDE + column;
-                    if kx < 5 && exists(age) {
-                        accumulate(&mut live[LIVE - 1 - age], &bytes, &self.weights[kx]);
-                    }
-                }
+        let base = STRIDE * start;
+        // SAFETY: the caller's promise.
+        let read = |column| unsafe { self.column::<HIGH, WHOLE>(rows, base + column) };
+        // SAFETY: as above.
+        let pair = |column| unsafe { self.pair::<HIGH, WHOLE>(rows, base + column) };
+        // Four columns of row 4.
+        let four =
+            |one, other| [_mm512_unpacklo_epi16(one, other), _mm512_unpackhi_epi16(one, other)];
+        let weights: [_; 5] = std::array::from_fn(|kx| halves::<_, HIGH>(&self.weights[kx]));
+        let row_4 = [0, 1].map(|part| halves::<_, HIGH>(&self.second[part]));
+        let bias = halves::<_, HIGH>(&self.bias);
+        let mut columns = [read(0), read(1), read(2), read(3)];
+        // Those of row 4 under this output, and what those under the next one begin with.
+        let mut under = four(pair(0), pair(2));
+        let mut pairs = [pair(STRIDE), pair(2)];
+        for pixel in 0..count {
+            let x = STRIDE * pixel;
+            if STRIDE > 1 {
+                columns[3] = read(x + 3);
             }
-            // Of row 4, four columns from the first of the newest output on.
-            let last = pair(STRIDE * step + 2);
-            let bytes = [
-                _mm512_unpacklo_epi16(first[0], last[0]),
-                _mm512_unpackhi_epi16(first[0], last[0]),
-                _mm512_unpacklo_epi16(first[1], last[1]),
-                _mm512_unpackhi_epi16(first[1], last[1]),
-            ];
-            if exists(0) {
-                accumulate(&mut live[LIVE - 1], &bytes, &self.second[0]);
+            let last = read(x + 4);
+            let new = pair(x + STRIDE + 2);
+            let next = four(pairs[0], new);
+            let mut sums = bias;
+            accumulate_half(&mut sums, &columns[0], &weights[0]);
+            accumulate_half(&mut sums, &columns[1], &weights[1]);
+            accumulate_half(&mut sums, &columns[2], &weights[2]);
+            accumulate_half(&mut sums, &columns[3], &weights[3]);
+            accumulate_half(&mut sums, &under, &row_4[0]);
+            accumulate_half(&mut sums, &last, &weights[4]);
+            accumulate_half(&mut sums, &next, &row_4[1]);
+            // SAFETY: the caller's promise.
+            unsafe { self.store::<HIGH, KIND, WHOLE>(sums, &mut low[0], (to[0], start, pixel)) };
+            under = next;
+            if STRIDE == 1 {
+                columns = [columns[1], columns[2], columns[3], last];
+                pairs = [pairs[1], new];
+            } else {
+                columns = [columns[2], columns[3], last, last];
+                pairs = [new, new];
             }
-            if exists(1) {
-                accumulate(&mut live[LIVE - 2], &bytes, &self.second[1]);
-            }
-            (first, middle) = if STRIDE == 1 { (middle, last) } else { (last, last) };
-            if let Some(pixel) = step.checked_sub(LIVE - 1) {
-                // SAFETY: the caller's promise.
-                unsafe { self.store::<KIND, WHOLE>(live[0], to[0], pixel) };
-            }
-            for age in 1..LIVE {
-                live[age - 1] = live[age];
-            }
-            live[LIVE - 1] = self.bias;
         }
     }
 
-    /// Stores the codes of a pixel's sums.
+    /// Keeps the codes of a pixel's first half, or stores them with those of the other.
     ///
     /// # Safety
-    /// As of [`Self::three`]; the pixel exists.
+    /// As of [`Self::row_of`]; the pixel exists.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn store<const KIND: u8, const WHOLE: bool>(
+    unsafe fn store<const HIGH: bool, const KIND: u8, const WHOLE: bool>(
         &self,
-        sums: [__m512i; 4],
-        to: *mut u8,
-        pixel: usize,
+        sums: [__m512i; 2],
+        low: &mut [__m512i; PIECE],
+        (to, start, pixel): (*mut u8, usize, usize),
     ) {
-        let bytes = self.finish.codes::<KIND>(sums);
-        let distance = pixel.cast_signed().wrapping_mul(isize_of(self.p.ofm.pixel));
+        let codes = self.finish.half::<KIND, HIGH>(sums);
+        if !HIGH {
+            low[pixel] = codes;
+            return;
+        }
+        let bytes = self.finish.joined::<KIND>(low[pixel], codes);
+        let distance = (start + pixel).cast_signed().wrapping_mul(isize_of(self.p.ofm.pixel));
         let to = to.wrapping_offset(distance);
         if WHOLE {
             // SAFETY: the lanes of a pixel of the output.

@@ -377,6 +377,19 @@ impl Finish {
         Self { stage, multiplier, table, kind }
     }
 
+    /// Codes of the sums, in order.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn codes<const KIND: u8>(&self, sums: [__m512i; 4]) -> __m512i {
+        match KIND {
+            SMALL => self.stage.requantise.small_lanes(sums, self.multiplier),
+            SMALL_TABLE => {
+                self.table.bytes(self.stage.requantise.small_lanes(sums, self.multiplier))
+            }
+            _ => self.stage.one_table(self.stage.requantise.lanes(sums, self.multiplier)),
+        }
+    }
+
     /// Codes of half the sums of 64 channels, as 16-bit integers.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]

@@ -8,12 +8,13 @@
 //! Under the second of two rows of 3x3 outputs lie the same four rows of inputs, its weights one byte
 //! further, so that at stride 1 both are computed at once.
 //!
-//! Half of the 64 channels pass by at a time: so all weights stay in registers, and nothing is loaded but
-//! inputs. The first half's codes wait as 16-bit integers.
+//! Half of the 64 channels of a 5x5 window pass by at a time: so all weights stay in registers, and nothing
+//! is loaded but inputs. The first half's codes wait as 16-bit integers.
 
 use super::flat::Area;
 use super::{
-    ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate_half, halves, interleave_half, turned,
+    ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, accumulate_half, halves, interleave,
+    interleave_half, turned,
 };
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget};
@@ -24,12 +25,13 @@ use std::arch::x86_64::{
     _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_unpackhi_epi8,
     _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
 };
+use std::mem::MaybeUninit;
 
 /// Most pixels of a row between its two halves.
 const PIECE: usize = 32;
 
-/// Codes of first halves, of two rows of outputs.
-type Halves = [[__m512i; PIECE]; 2];
+/// Codes of first halves.
+struct Halves([MaybeUninit<__m512i>; PIECE]);
 
 /// Kernel columns times quads of kernel rows, of 5x5.
 const MOST_VECTORS: usize = 10;
@@ -77,13 +79,7 @@ impl Rows {
 }
 
 /// A kernel for some rows of outputs: their rows of inputs, where they go, and how many pixels they have.
-type Pass<'a, const STRIDE: usize> =
-    unsafe fn(&Direct<'a, STRIDE>, &Rows, [*mut u8; 2], usize, &mut Halves);
-
-/// What a pass computes, as a parameter.
-const THREE_TWICE: u8 = 0;
-const THREE: u8 = 1;
-const FIVE: u8 = 2;
+type Pass<'a, const STRIDE: usize> = unsafe fn(&Direct<'a, STRIDE>, &Rows, [*mut u8; 2], usize);
 
 /// Kernels by kind of stage: of two rows of 3x3 outputs, of one, and of one of 5x5 outputs.
 type Passes<'a, const STRIDE: usize> = [Pass<'a, STRIDE>; 3];
@@ -154,11 +150,7 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     }
 
     fn passes_of<const KIND: u8, const WHOLE: bool>() -> Passes<'a, STRIDE> {
-        [
-            Self::row_of::<THREE_TWICE, KIND, WHOLE>,
-            Self::row_of::<THREE, KIND, WHOLE>,
-            Self::row_of::<FIVE, KIND, WHOLE>,
-        ]
+        [Self::three::<2, KIND, WHOLE>, Self::three::<1, KIND, WHOLE>, Self::five::<KIND, WHOLE>]
     }
 
     /// # Safety
@@ -173,7 +165,6 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         let columns = (p.ifm_w - first).max(from) - from;
         let macs = width * CHANNELS * p.taps();
         let [two_rows, one_row, five] = self.passes();
-        let mut low = [[_mm512_setzero_si512(); PIECE]; 2];
         let mut oy = area.rows.0;
         while oy < area.rows.1 {
             let two = STRIDE == 1 && p.window.kernel_h == 3 && oy + 1 < area.rows.1;
@@ -195,7 +186,7 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
                 (_, false) => one_row,
             };
             // SAFETY: the caller's promise: the rows are of inputs or zero points.
-            unsafe { pass(self, &rows, to, count, &mut low) };
+            unsafe { pass(self, &rows, to, count) };
             oy += 1 + i64::from(two);
         }
         Ok(())
@@ -230,51 +221,117 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         }
     }
 
-    /// A row or two of outputs, `WINDOWS`, in pieces.
+    /// Rows 0 to 3 of column `column`, interleaved.
     ///
     /// # Safety
-    /// As of [`Self::load`]; rows are of the input or of zero points, `count` pixels of each row of outputs
-    /// exist, and the stage is of `KIND`.
+    /// As of [`Self::load`]; rows are of the input or of zero points.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn row_of<const WINDOWS: u8, const KIND: u8, const WHOLE: bool>(
+    #[inline]
+    unsafe fn column<const WHOLE: bool>(&self, rows: &Rows, column: usize) -> [__m512i; 4] {
+        let mut bytes = [_mm512_setzero_si512(); 4];
+        for (row, bytes) in bytes.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *bytes = unsafe { self.load::<WHOLE>(rows.at(row, column)) };
+        }
+        interleave(bytes)
+    }
+
+    /// A row or two of 3x3 outputs.
+    ///
+    /// # Safety
+    /// As of [`Self::column`]; `count` pixels of each row of outputs exist, and the stage is of `KIND`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn three<const OUTPUTS: usize, const KIND: u8, const WHOLE: bool>(
         &self,
         rows: &Rows,
         to: [*mut u8; 2],
         count: usize,
-        low: &mut Halves,
     ) {
+        // SAFETY: the caller's promise.
+        let read = |column| unsafe { self.column::<WHOLE>(rows, column) };
+        let mut first = read(0);
+        let mut middle = read(1);
+        for pixel in 0..count {
+            if STRIDE > 1 {
+                middle = read(STRIDE * pixel + 1);
+            }
+            let last = read(STRIDE * pixel + 2);
+            for (output, to) in to.into_iter().enumerate().take(OUTPUTS) {
+                let weights = if output == 0 { &self.weights[..3] } else { &self.second };
+                let mut sums = self.bias;
+                for (under, weights) in [&first, &middle, &last].into_iter().zip(weights) {
+                    accumulate(&mut sums, under, weights);
+                }
+                // SAFETY: the caller's promise.
+                unsafe { self.store::<KIND, WHOLE>(sums, to, pixel) };
+            }
+            (first, middle) = if STRIDE == 1 { (middle, last) } else { (last, last) };
+        }
+    }
+
+    /// Stores the codes of a pixel's sums.
+    ///
+    /// # Safety
+    /// As of [`Self::three`]; the pixel exists.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn store<const KIND: u8, const WHOLE: bool>(
+        &self,
+        sums: [__m512i; 4],
+        to: *mut u8,
+        pixel: usize,
+    ) {
+        let bytes = self.finish.codes::<KIND>(sums);
+        // SAFETY: the caller's promise.
+        unsafe { self.store_bytes::<WHOLE>(bytes, to, pixel) };
+    }
+
+    /// Stores 64 codes.
+    ///
+    /// # Safety
+    /// As of [`Self::store`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn store_bytes<const WHOLE: bool>(&self, bytes: __m512i, to: *mut u8, pixel: usize) {
+        let distance = pixel.cast_signed().wrapping_mul(isize_of(self.p.ofm.pixel));
+        let to = to.wrapping_offset(distance);
+        if WHOLE {
+            // SAFETY: the lanes of a pixel of the output.
+            unsafe { store_64(to, u64::MAX, bytes) };
+        } else {
+            // SAFETY: as above.
+            unsafe { _mm512_mask_storeu_epi8(to.cast(), self.written, bytes) };
+        }
+    }
+
+    /// A row of 5x5 outputs.
+    ///
+    /// # Safety
+    /// As of [`Self::three`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn five<const KIND: u8, const WHOLE: bool>(
+        &self,
+        rows: &Rows,
+        to: [*mut u8; 2],
+        count: usize,
+    ) {
+        let mut low = Halves([MaybeUninit::uninit(); PIECE]);
         for first in (0..count).step_by(PIECE) {
             let piece = (first, (count - first).min(PIECE));
-            match WINDOWS {
-                THREE_TWICE => {
-                    // SAFETY: the caller's promise; so for the others.
-                    unsafe { self.three::<2, false, KIND, WHOLE>(rows, to, piece, low) };
-                    // SAFETY: as above.
-                    unsafe { self.three::<2, true, KIND, WHOLE>(rows, to, piece, low) };
-                }
-                THREE => {
-                    // SAFETY: as above.
-                    unsafe { self.three::<1, false, KIND, WHOLE>(rows, to, piece, low) };
-                    // SAFETY: as above.
-                    unsafe { self.three::<1, true, KIND, WHOLE>(rows, to, piece, low) };
-                }
-                _ => {
-                    // SAFETY: as above.
-                    unsafe { self.five::<false, KIND, WHOLE>(rows, to, piece, low) };
-                    // SAFETY: as above.
-                    unsafe { self.five::<true, KIND, WHOLE>(rows, to, piece, low) };
-                }
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.half_of_five::<false, KIND, WHOLE>(rows, to[0], piece, &mut low) };
+            // SAFETY: as above; the codes of the first half are there.
+            unsafe { self.half_of_five::<true, KIND, WHOLE>(rows, to[0], piece, &mut low) };
         }
     }
 
     /// Half of rows 0 to 3 of column `column`, interleaved.
     ///
     /// # Safety
-    /// As of [`Self::row_of`].
+    /// As of [`Self::three`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn column<const HIGH: bool, const WHOLE: bool>(
+    unsafe fn half_column<const HIGH: bool, const WHOLE: bool>(
         &self,
         rows: &Rows,
         column: usize,
@@ -287,49 +344,10 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         interleave_half::<HIGH>(bytes)
     }
 
-    /// Half of a row or two of 3x3 outputs: pixels from a first one on.
-    ///
-    /// # Safety
-    /// As of [`Self::row_of`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline(never)] // else the weights of both halves are kept, in memory
-    unsafe fn three<const OUTPUTS: usize, const HIGH: bool, const KIND: u8, const WHOLE: bool>(
-        &self,
-        rows: &Rows,
-        to: [*mut u8; 2],
-        (start, count): (usize, usize),
-        low: &mut Halves,
-    ) {
-        // SAFETY: the caller's promise.
-        let read = |column| unsafe { self.column::<HIGH, WHOLE>(rows, STRIDE * start + column) };
-        let of =
-            |weights: &[[__m512i; 4]]| [0, 1, 2].map(|column| halves::<_, HIGH>(&weights[column]));
-        let weights = [of(&self.weights), of(&self.second)];
-        let bias = halves::<_, HIGH>(&self.bias);
-        let mut first = read(0);
-        let mut middle = read(1);
-        for pixel in 0..count {
-            if STRIDE > 1 {
-                middle = read(STRIDE * pixel + 1);
-            }
-            let last = read(STRIDE * pixel + 2);
-            for output in 0..OUTPUTS {
-                let mut sums = bias;
-                for (under, weights) in [&first, &middle, &last].into_iter().zip(&weights[output]) {
-                    accumulate_half(&mut sums, under, weights);
-                }
-                let at = (to[output], start, pixel);
-                // SAFETY: the caller's promise.
-                unsafe { self.store::<HIGH, KIND, WHOLE>(sums, &mut low[output], at) };
-            }
-            (first, middle) = if STRIDE == 1 { (middle, last) } else { (last, last) };
-        }
-    }
-
     /// Half of columns `column` and the next of row 4, interleaved.
     ///
     /// # Safety
-    /// As of [`Self::row_of`].
+    /// As of [`Self::three`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     unsafe fn pair<const HIGH: bool, const WHOLE: bool>(
@@ -347,19 +365,19 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     /// Half of a row of 5x5 outputs.
     ///
     /// # Safety
-    /// As of [`Self::row_of`].
+    /// As of [`Self::three`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline(never)] // as above
-    unsafe fn five<const HIGH: bool, const KIND: u8, const WHOLE: bool>(
+    #[inline(never)] // else the weights of both halves are kept, in memory
+    unsafe fn half_of_five<const HIGH: bool, const KIND: u8, const WHOLE: bool>(
         &self,
         rows: &Rows,
-        to: [*mut u8; 2],
+        to: *mut u8,
         (start, count): (usize, usize),
         low: &mut Halves,
     ) {
         let base = STRIDE * start;
         // SAFETY: the caller's promise.
-        let read = |column| unsafe { self.column::<HIGH, WHOLE>(rows, base + column) };
+        let read = |column| unsafe { self.half_column::<HIGH, WHOLE>(rows, base + column) };
         // SAFETY: as above.
         let pair = |column| unsafe { self.pair::<HIGH, WHOLE>(rows, base + column) };
         // Four columns of row 4.
@@ -389,7 +407,7 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
             accumulate_half(&mut sums, &last, &weights[4]);
             accumulate_half(&mut sums, &next, &row_4[1]);
             // SAFETY: the caller's promise.
-            unsafe { self.store::<HIGH, KIND, WHOLE>(sums, &mut low[0], (to[0], start, pixel)) };
+            unsafe { self.store_half::<HIGH, KIND, WHOLE>(sums, low, (to, start, pixel)) };
             under = next;
             if STRIDE == 1 {
                 columns = [columns[1], columns[2], columns[3], last];
@@ -404,29 +422,23 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     /// Keeps the codes of a pixel's first half, or stores them with those of the other.
     ///
     /// # Safety
-    /// As of [`Self::row_of`]; the pixel exists.
+    /// As of [`Self::three`]; the pixel exists.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn store<const HIGH: bool, const KIND: u8, const WHOLE: bool>(
+    unsafe fn store_half<const HIGH: bool, const KIND: u8, const WHOLE: bool>(
         &self,
         sums: [__m512i; 2],
-        low: &mut [__m512i; PIECE],
+        low: &mut Halves,
         (to, start, pixel): (*mut u8, usize, usize),
     ) {
         let codes = self.finish.half::<KIND, HIGH>(sums);
         if !HIGH {
-            low[pixel] = codes;
+            low.0[pixel].write(codes);
             return;
         }
-        let bytes = self.finish.joined::<KIND>(low[pixel], codes);
-        let distance = (start + pixel).cast_signed().wrapping_mul(isize_of(self.p.ofm.pixel));
-        let to = to.wrapping_offset(distance);
-        if WHOLE {
-            // SAFETY: the lanes of a pixel of the output.
-            unsafe { store_64(to, u64::MAX, bytes) };
-        } else {
-            // SAFETY: as above.
-            unsafe { _mm512_mask_storeu_epi8(to.cast(), self.written, bytes) };
-        }
+        // SAFETY: the pass of the first half has written it.
+        let bytes = self.finish.joined::<KIND>(unsafe { low.0[pixel].assume_init() }, codes);
+        // SAFETY: the caller's promise.
+        unsafe { self.store_bytes::<WHOLE>(bytes, to, start + pixel) };
     }
 }

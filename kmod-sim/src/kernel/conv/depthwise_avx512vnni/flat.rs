@@ -13,9 +13,7 @@
 //! once as in [`super::direct`], which has the groups of 64 channels and 5x5 windows.
 
 use super::direct::Direct;
-use super::{
-    ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate_half, halves, interleave_half, turned,
-};
+use super::{ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, turned};
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
@@ -305,57 +303,33 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
         rows: &Rows,
         codes: [*mut u8; 2],
     ) {
-        // SAFETY: the caller's promise.
-        unsafe { self.half::<OUTPUTS, KIND, false>(at, rows, codes) };
-        // SAFETY: as above.
-        unsafe { self.half::<OUTPUTS, KIND, true>(at, rows, codes) };
-    }
-
-    /// Half of it: of each 16 channels eight, so that weights stay in registers. The first half's codes
-    /// wait as 16-bit integers where the second's will be.
-    ///
-    /// # Safety
-    /// As of [`Self::pass`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline(never)] // else the weights of both halves are kept, in memory
-    unsafe fn half<const OUTPUTS: usize, const KIND: u8, const HIGH: bool>(
-        &self,
-        at: [*const u8; 4],
-        rows: &Rows,
-        codes: [*mut u8; 2],
-    ) {
         let read = |offset: usize| {
-            interleave_half::<HIGH>(at.map(|row| {
+            at.map(|row| {
                 // SAFETY: a vector of a row, or behind its last as far as there is place.
                 unsafe { load_64(row.wrapping_add(offset)) }
-            }))
+            })
         };
-        let of = |weights: &[[__m512i; 4]; 3]| {
-            [0, 1, 2].map(|column| halves::<_, HIGH>(&weights[column]))
-        };
-        let weights = [of(&self.weights), of(&self.second)];
-        let bias = halves::<_, HIGH>(&self.bias);
-        let mut first = read(0);
+        let mut first = interleave(read(0));
         for vector in 0..rows.vectors {
             let offset = 64 * vector;
-            let next = read(offset + 64);
+            let next = interleave(read(offset + 64));
             let under = match (STRIDE, LANES) {
                 (1, 32) => [first, shifted::<4>(first, next), next],
                 (1, _) => [first, shifted::<2>(first, next), shifted::<4>(first, next)],
-                (_, 32) => [first, read(rows.plane + offset), shifted::<4>(first, next)],
-                (_, _) => [first, read(rows.plane + offset), shifted::<2>(first, next)],
+                (_, 32) => {
+                    [first, interleave(read(rows.plane + offset)), shifted::<4>(first, next)]
+                }
+                (_, _) => [first, interleave(read(rows.plane + offset)), shifted::<2>(first, next)],
             };
-            for output in 0..OUTPUTS {
-                let mut sums = bias;
-                for (under, weights) in under.iter().zip(&weights[output]) {
-                    accumulate_half(&mut sums, under, weights);
+            let mut sums = [self.bias; OUTPUTS];
+            for (sums, weights) in sums.iter_mut().zip([&self.weights, &self.second]) {
+                for (under, weights) in under.iter().zip(weights) {
+                    accumulate(sums, under, weights);
                 }
-                let to = codes[output].wrapping_add(offset);
-                let mut bytes = self.finish.half::<KIND, HIGH>(sums);
-                if HIGH {
-                    // SAFETY: what the first half has stored.
-                    bytes = self.finish.joined::<KIND>(unsafe { load_64(to) }, bytes);
-                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                let to = codes[row].wrapping_add(offset);
+                let bytes = self.finish.codes::<KIND>(*sums);
                 // SAFETY: a vector of the row of codes.
                 unsafe { _mm512_storeu_si512(to.cast(), bytes) };
             }
@@ -443,9 +417,9 @@ const fn all<const LANES: usize>() -> u64 {
 /// What lies so many quadwords, of whole 128-bit lanes, behind `first`, which `next` follows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
-fn shifted<const QUADWORDS: i32>(first: [__m512i; 2], next: [__m512i; 2]) -> [__m512i; 2] {
+fn shifted<const QUADWORDS: i32>(first: [__m512i; 4], next: [__m512i; 4]) -> [__m512i; 4] {
     let mut out = first;
-    for j in 0..2 {
+    for j in 0..4 {
         out[j] = _mm512_alignr_epi64::<QUADWORDS>(next[j], first[j]);
     }
     out

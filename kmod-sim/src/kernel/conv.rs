@@ -11,6 +11,8 @@ mod depthwise_avx2;
 mod depthwise_avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_float_avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod few_float_avx512vnni;
 mod float;
 #[cfg(target_arch = "x86_64")]
 mod narrow_float_avx512vnni;
@@ -169,6 +171,14 @@ pub(crate) fn run(problem: &Problem, isa: Isa, split: &Split<'_>) -> Result<(), 
     {
         // SAFETY: it takes the problem, and `isa` says that the instructions exist.
         return unsafe { narrow_float_avx512vnni::run(problem, float, split) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(float) = problem.stage.float
+        && isa == Isa::Avx512Vnni
+        && few_float_avx512vnni::takes(problem, float)
+    {
+        // SAFETY: as above.
+        return unsafe { few_float_avx512vnni::run(problem, float, split) };
     }
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512Vnni && avx512vnni::takes(problem) {

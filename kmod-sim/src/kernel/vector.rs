@@ -612,6 +612,13 @@ impl Lookup {
         Self(registers)
     }
 
+    /// A table of zeros.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn zeros() -> Self {
+        Self([_mm512_setzero_si512(); 4])
+    }
+
     /// 64 lookups.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]

@@ -113,7 +113,7 @@ struct Columns {
 /// `out[j]` has 128-bit lane `j` of each of `z`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
-fn transpose_lanes(z: [__m512i; 4]) -> [__m512i; 4] {
+pub(super) fn transpose_lanes(z: [__m512i; 4]) -> [__m512i; 4] {
     let low_01 = _mm512_shuffle_i32x4::<0x44>(z[0], z[1]);
     let high_01 = _mm512_shuffle_i32x4::<0xee>(z[0], z[1]);
     let low_23 = _mm512_shuffle_i32x4::<0x44>(z[2], z[3]);
@@ -357,24 +357,25 @@ const SMALL: u8 = 1;
 const SMALL_TABLE: u8 = 2;
 
 /// What comes behind the sums of 64 channels where nothing is added.
-struct Finish {
-    stage: Stage,
+struct Finish<'a> {
+    stage: &'a Stage,
     multiplier: [__m512; 4],
     table: Lookup,
-    kind: u8,
 }
 
-impl Finish {
+/// The kind of `stage`, which adds nothing.
+fn kind(stage: &Stage, channels: Channels) -> u8 {
+    match stage.kind() {
+        Kind::Plain if channels.small => SMALL,
+        Kind::Table if channels.small => SMALL_TABLE,
+        _ => ANY,
+    }
+}
+
+impl<'a> Finish<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(p: &Problem, channels: Channels, multiplier: [__m512; 4]) -> Self {
-        let stage = Stage::new(&p.stage, channels);
-        let kind = match stage.kind() {
-            Kind::Plain if channels.small => SMALL,
-            Kind::Table if channels.small => SMALL_TABLE,
-            _ => ANY,
-        };
-        let table = stage.table().unwrap_or_else(|| Lookup::new(&[0; 256]));
-        Self { stage, multiplier, table, kind }
+    fn new(stage: &'a Stage, multiplier: [__m512; 4]) -> Self {
+        Self { stage, multiplier, table: stage.table().unwrap_or_else(|| Lookup::zeros()) }
     }
 
     /// Codes of the sums, in order.
@@ -443,7 +444,7 @@ fn interleave_half<const HIGH: bool>([a, b, c, d]: [__m512i; 4]) -> [__m512i; 2]
 /// Four rows of 64 bytes as four vectors of 16 x 4: lane `j` of a row's 16 bytes goes to vector `j`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
-fn interleave([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+pub(super) fn interleave([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     let (low_ab, high_ab) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
     let (low_cd, high_cd) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
     [

@@ -6,6 +6,7 @@
 //! per channel: codes -> floats, times the weight of each of four outputs, fused
 //! ```
 
+use super::depthwise_avx512vnni::{interleave, transpose_lanes};
 use super::scalar::weight_at;
 use super::{Problem, float as definition};
 use crate::kernel::Stop;
@@ -35,8 +36,13 @@ const INPUTS: usize = 128;
 
 /// Whether this kernel takes `p`, which sums in floats.
 pub(crate) fn takes(p: &Problem, float: Float) -> bool {
-    let w = &p.window;
     let [inputs, outputs] = [INPUTS, OUTPUTS].map(|count| i64::try_from(count).unwrap_or(0));
+    is_one_block(p, float) && p.group_inputs <= inputs && p.outputs <= outputs && p.aux.is_none()
+}
+
+/// Whether sums are of one tap, in one block of fused steps.
+pub(super) fn is_one_block(p: &Problem, float: Float) -> bool {
+    let w = &p.window;
     let is_one_tap = p.taps() == 1
         && (w.stride_h, w.stride_w, w.pad_top, w.pad_left) == (1, 1, 0, 0)
         && (p.ofm_h, p.ofm_w) == (p.ifm_h, p.ifm_w);
@@ -44,12 +50,7 @@ pub(crate) fn takes(p: &Problem, float: Float) -> bool {
         Steps::Fused(terms) => terms >= p.group_inputs.unsigned_abs(),
         Steps::Quads | Steps::Lanes => false,
     };
-    is_one_tap
-        && is_one_block
-        && p.groups == 1
-        && p.group_inputs <= inputs
-        && p.outputs <= outputs
-        && p.aux.is_none()
+    is_one_tap && is_one_block && p.groups == 1
 }
 
 /// What each output needs.
@@ -134,18 +135,29 @@ unsafe fn tile(
         }
     }
     let stage = Stage::new(&p.stage, Channels { symmetric: true, small: false });
-    let mut planes = [[0_u8; PIXELS]; OUTPUTS];
     let outputs = usize_of(p.outputs.unsigned_abs());
-    for ((plane, sums), &bias) in planes.iter_mut().zip(sums).zip(&weights.biases).take(outputs) {
+    let mut vectors = [_mm512_setzero_si512(); OUTPUTS];
+    for ((vector, sums), &bias) in vectors.iter_mut().zip(sums).zip(&weights.biases).take(outputs) {
         let mut bytes = pack_64(sums.map(|sum| code(p, float, sum, bias)));
         if !stage.plain {
             // SAFETY: nothing is added, so nothing is read.
             bytes = unsafe { stage.rest_64(bytes, 0, std::ptr::null()) };
         }
-        // SAFETY: 64 bytes.
-        unsafe { _mm512_storeu_si512(plane.as_mut_ptr().cast(), bytes) };
+        *vector = bytes;
     }
     let to = p.ofm.pointer(p.ofm.at(n, y, x));
+    if outputs == OUTPUTS && count == 64 && p.ofm.pixel == 4 {
+        for (quarter, bytes) in transpose_lanes(interleave(vectors)).into_iter().enumerate() {
+            // SAFETY: sixteen pixels of the output, which follow without a gap.
+            unsafe { _mm512_storeu_si512(to.wrapping_add(64 * quarter).cast(), bytes) };
+        }
+        return Ok(());
+    }
+    let mut planes = [[0_u8; PIXELS]; OUTPUTS];
+    for (plane, vector) in planes.iter_mut().zip(vectors) {
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_storeu_si512(plane.as_mut_ptr().cast(), vector) };
+    }
     for (pixel, at) in (0..count).zip(0..PIXELS) {
         let to = to.wrapping_offset(isize_of(pixel * p.ofm.pixel));
         if outputs == OUTPUTS {

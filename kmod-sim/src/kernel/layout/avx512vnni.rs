@@ -14,11 +14,12 @@ use crate::kernel::split::Split;
 use crate::kernel::vector::{Requantise, load_codes, load_masked_64, mask_16, store_16, store_64};
 use crate::memory::isize_of;
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_epi8,
-    _mm512_cvtepi32_ps, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_mask_storeu_epi32,
-    _mm512_maskz_loadu_ps, _mm512_maskz_set1_epi32, _mm512_mul_ps, _mm512_or_si512,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_slli_epi32,
-    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi8_mask,
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_div_ps, _mm512_i32gather_epi32,
+    _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps, _mm512_maskz_set1_epi32, _mm512_mul_ps,
+    _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_epi32,
+    _mm512_test_epi8_mask,
 };
 
 /// How a problem is walked.
@@ -116,6 +117,14 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
 /// Most pixels of a piece of a row, or most channels where they are the run.
 const PIECE: i64 = 4096;
 
+/// Asks for what lies a page behind `at`: a model's input comes from memory, page by page, as no processor
+/// looks behind the end of one by itself.
+#[inline]
+fn ask(at: *const u8) {
+    // SAFETY: a hint, which reads nothing: any address will do.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(4096).cast()) };
+}
+
 /// Some pixels of a row, some of their channels.
 struct Piece<'a> {
     p: &'a Problem,
@@ -195,6 +204,7 @@ impl Convert {
         let (src, dst) = if self.quantise { (64, 16) } else { (16, 64) };
         for done in (0..count).step_by(16) {
             let mask = mask_16(count - done);
+            ask(from);
             // SAFETY: the elements of the mask, the caller's promise.
             let lanes = unsafe { self.load(from, mask) };
             // SAFETY: as above.
@@ -255,10 +265,14 @@ impl<'a> Piece<'a> {
                 }
             }
             Walk::Image => {
-                for x in (0..w).step_by(16) {
-                    // SAFETY: at least one pixel from `x` on exists.
-                    unsafe { self.join(x) };
-                }
+                let join = match channels {
+                    1 => Self::join::<1>,
+                    2 => Self::join::<2>,
+                    3 => Self::join::<3>,
+                    _ => Self::join::<4>,
+                };
+                // SAFETY: the piece has so many channels.
+                unsafe { join(self) };
             }
             Walk::Planes => {
                 for x in (0..w).step_by(16) {
@@ -298,22 +312,30 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// Up to 16 pixels from `x` on, each of up to four channels in four bytes; pad lanes stay.
+    /// Pixels of `CHANNELS` channels, each in four bytes; pad lanes stay.
     ///
     /// # Safety
-    /// As of [`run`]; the source is contiguous along pixels, the result's pixels are four bytes.
+    /// As of [`run`]; the piece has so many channels, at most four, the source is contiguous along pixels,
+    /// the result's pixels are four bytes.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn join(&self, x: i64) {
-        let pixels = mask_16(self.pixels - x);
-        let mut joined = _mm512_setzero_si512();
-        for ch in (0..self.channels).rev() {
-            // SAFETY: the pixels of the mask exist.
-            let codes = unsafe { self.convert.load(self.at(x, ch).0, pixels) };
-            joined = _mm512_or_si512(_mm512_slli_epi32::<8>(joined), codes);
+    unsafe fn join<const CHANNELS: usize>(&self) {
+        let planes: [*const u8; CHANNELS] =
+            std::array::from_fn(|ch| self.at(0, i64::try_from(ch).unwrap_or(0)).0);
+        let (_, to) = self.at(0, 0);
+        for x in (0..self.pixels).step_by(16) {
+            let pixels = mask_16(self.pixels - x);
+            let mut joined = _mm512_setzero_si512();
+            for plane in planes.iter().rev() {
+                let from = plane.wrapping_offset(isize_of(4 * x));
+                ask(from);
+                // SAFETY: the pixels of the mask exist.
+                let codes = unsafe { self.convert.load(from, pixels) };
+                joined = _mm512_or_si512(_mm512_slli_epi32::<8>(joined), codes);
+            }
+            let real = self.real(pixels);
+            // SAFETY: the real channels of the pixels of the mask.
+            unsafe { store_64(to.wrapping_offset(isize_of(4 * x)), real, joined) };
         }
-        let real = self.real(pixels);
-        // SAFETY: the real channels of the pixels of the mask.
-        unsafe { store_64(self.at(x, 0).1, real, joined) };
     }
 
     /// Up to 16 pixels from `x` on, each of up to four channels in four bytes, to as many planes.

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget};
-use crate::kernel::vector::{Channels, load_64, mask_64, store_64};
+use crate::kernel::vector::stage::Stage;
+use crate::kernel::vector::{load_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
     __m512i, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_or_si512, _mm512_set1_epi32,
@@ -39,10 +40,11 @@ const MOST_VECTORS: usize = 10;
 /// 64 channels at stride `STRIDE`.
 pub(super) struct Direct<'a, const STRIDE: usize> {
     p: &'a Problem,
-    finish: Finish,
+    finish: Finish<'a>,
+    kind: u8,
     first_channel: i64,
-    /// By kernel column, of kernel rows 0 to 3.
-    weights: [[__m512i; 4]; 5],
+    /// By kernel column, of kernel rows 0 to 3; those of 5x5 windows at even places.
+    weights: [[__m512i; 4]; MOST_VECTORS],
     /// Of the second of two rows of 3x3 outputs; of row 4 of 5x5 windows, columns 0 to 3 and, for the
     /// columns that begin a stride further, column 4.
     second: [[__m512i; 4]; 3],
@@ -93,19 +95,17 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(super) unsafe fn chunk(
         p: &'a Problem,
-        channels: Channels,
+        (stage, kind): (&'a Stage, u8),
         channel: i64,
         area: Area,
         budget: &mut Budget<'_>,
     ) -> Result<(), Aborted> {
         let zero = [_mm512_setzero_si512(); 4];
-        let mut packed = [zero; MOST_VECTORS];
+        let (mut weights, mut second) = ([zero; MOST_VECTORS], [zero; 3]);
         // SAFETY: the caller's promise.
-        let (bias, multiplier) = unsafe { turned(p, channel, 4, &mut packed) };
-        let (mut weights, mut second) = ([zero; 5], [zero; 3]);
+        let (bias, multiplier) = unsafe { turned(p, channel, 4, &mut weights) };
         if p.window.kernel_h == 5 {
-            for (column, quads) in packed.chunks_exact(2).enumerate() {
-                weights[column] = quads[0];
+            for (column, quads) in weights.chunks_exact(2).enumerate() {
                 let (to, byte) = if column < 4 {
                     (&mut second[0], column)
                 } else {
@@ -117,14 +117,14 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
                 }
             }
         } else {
-            weights[..3].copy_from_slice(&packed[..3]);
             for (second, first) in second.iter_mut().zip(&weights) {
                 *second = first.map(|lanes| _mm512_slli_epi32::<8>(lanes));
             }
         }
         let direct = Self {
             p,
-            finish: Finish::new(p, channels, multiplier),
+            finish: Finish::new(stage, multiplier),
+            kind,
             first_channel: channel,
             weights,
             second,
@@ -140,7 +140,7 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
 
     fn passes(&self) -> Passes<'a, STRIDE> {
         let is_whole = (self.read, self.written) == (u64::MAX, u64::MAX);
-        match (self.finish.kind, is_whole) {
+        match (self.kind, is_whole) {
             (SMALL, true) => Self::passes_of::<SMALL, true>(),
             (SMALL, false) => Self::passes_of::<SMALL, false>(),
             (SMALL_TABLE, true) => Self::passes_of::<SMALL_TABLE, true>(),
@@ -383,7 +383,7 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
         // Four columns of row 4.
         let four =
             |one, other| [_mm512_unpacklo_epi16(one, other), _mm512_unpackhi_epi16(one, other)];
-        let weights: [_; 5] = std::array::from_fn(|kx| halves::<_, HIGH>(&self.weights[kx]));
+        let weights: [_; 5] = std::array::from_fn(|kx| halves::<_, HIGH>(&self.weights[2 * kx]));
         let row_4 = [0, 1].map(|part| halves::<_, HIGH>(&self.second[part]));
         let bias = halves::<_, HIGH>(&self.bias);
         let mut columns = [read(0), read(1), read(2), read(3)];

@@ -13,10 +13,11 @@
 //! once as in [`super::direct`], which has the groups of 64 channels and 5x5 windows.
 
 use super::direct::Direct;
-use super::{ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, turned};
+use super::{ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, kind, turned};
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
+use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{Channels, load_64, load_masked_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
@@ -72,6 +73,9 @@ pub(super) unsafe fn run(p: &Problem, channels: Channels, split: &Split<'_>) -> 
     let rows = (p.ofm_h + bands - 1) / bands;
     let rows = rows + rows % 2;
     let bands = (p.ofm_h + rows - 1) / rows;
+    // SAFETY: the processor is the caller's promise.
+    let stage = unsafe { Stage::new(&p.stage, channels) };
+    let stage = (&stage, kind(&stage, channels));
     split.chunks(units * bands, &|chunk, budget| {
         let (rest, group) = (chunk / groups, chunk % groups);
         let (rest, segment) = (rest / segments, rest % segments);
@@ -85,17 +89,17 @@ pub(super) unsafe fn run(p: &Problem, channels: Channels, split: &Split<'_>) -> 
         let channel = group * CHANNELS;
         match (p.window.stride_w, lanes(p.outputs - channel)) {
             // SAFETY: the caller's promise; the area lies in the output, the channels exist.
-            (1, 16) => unsafe { Flat::<16, 1>::chunk(p, channels, channel, area, budget) },
+            (1, 16) => unsafe { Flat::<16, 1>::chunk(p, stage, channel, area, budget) },
             // SAFETY: as above, and so below.
-            (1, 32) => unsafe { Flat::<32, 1>::chunk(p, channels, channel, area, budget) },
+            (1, 32) => unsafe { Flat::<32, 1>::chunk(p, stage, channel, area, budget) },
             // SAFETY: as above.
-            (1, _) => unsafe { Direct::<1>::chunk(p, channels, channel, area, budget) },
+            (1, _) => unsafe { Direct::<1>::chunk(p, stage, channel, area, budget) },
             // SAFETY: as above.
-            (_, 16) => unsafe { Flat::<16, 2>::chunk(p, channels, channel, area, budget) },
+            (_, 16) => unsafe { Flat::<16, 2>::chunk(p, stage, channel, area, budget) },
             // SAFETY: as above.
-            (_, 32) => unsafe { Flat::<32, 2>::chunk(p, channels, channel, area, budget) },
+            (_, 32) => unsafe { Flat::<32, 2>::chunk(p, stage, channel, area, budget) },
             // SAFETY: as above.
-            (_, _) => unsafe { Direct::<2>::chunk(p, channels, channel, area, budget) },
+            (_, _) => unsafe { Direct::<2>::chunk(p, stage, channel, area, budget) },
         }
     })
 }
@@ -114,7 +118,8 @@ struct Scratch(MaybeUninit<[u8; SCRATCH]>);
 /// `LANES` channels, 16 or 32, at stride `STRIDE`.
 struct Flat<'a, const LANES: usize, const STRIDE: usize> {
     p: &'a Problem,
-    finish: Finish,
+    finish: Finish<'a>,
+    kind: u8,
     first_channel: i64,
     /// By kernel column; those of the second of two rows of outputs.
     weights: [[__m512i; 4]; 3],
@@ -140,14 +145,15 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
     /// # Safety
     /// As of [`run`]; `channel` exists and is a multiple of 64.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn new(p: &'a Problem, channels: Channels, channel: i64) -> Self {
+    unsafe fn new(p: &'a Problem, stage: (&'a Stage, u8), channel: i64) -> Self {
         let mut weights = [[_mm512_setzero_si512(); 4]; 3];
         // SAFETY: the caller's promise.
         let (bias, multiplier) = unsafe { turned(p, channel, LANES / 16, &mut weights) };
         let second = weights.map(|lanes| lanes.map(|lanes| _mm512_slli_epi32::<8>(lanes)));
-        let finish = Finish::new(p, channels, multiplier);
+        let (stage, kind) = stage;
+        let finish = Finish::new(stage, multiplier);
         let read = mask_64(p.ifm.lanes - channel) & all::<LANES>();
-        Self { p, finish, first_channel: channel, weights, second, bias, read }
+        Self { p, finish, kind, first_channel: channel, weights, second, bias, read }
     }
 
     /// Computes `area` of the channels from `channel` on.
@@ -157,13 +163,13 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn chunk(
         p: &'a Problem,
-        channels: Channels,
+        stage: (&'a Stage, u8),
         channel: i64,
         area: Area,
         budget: &mut Budget<'_>,
     ) -> Result<(), Aborted> {
         // SAFETY: the caller's promise.
-        let flat = unsafe { Self::new(p, channels, channel) };
+        let flat = unsafe { Self::new(p, stage, channel) };
         // SAFETY: the caller's promise.
         unsafe { flat.area(area, budget) }
     }
@@ -199,7 +205,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
         // SAFETY: the bytes are in the scratch.
         unsafe { rows.base.write_bytes(p.input_zero_point, usize::from(ROWS) * rows.row) };
         let macs = (area.columns.1 - area.columns.0) * CHANNELS * p.taps();
-        let [one_row, two_rows] = match self.finish.kind {
+        let [one_row, two_rows] = match self.kind {
             SMALL => [Self::pass::<1, SMALL>, Self::pass::<2, SMALL>],
             SMALL_TABLE => [Self::pass::<1, SMALL_TABLE>, Self::pass::<2, SMALL_TABLE>],
             _ => [Self::pass::<1, ANY>, Self::pass::<2, ANY>],

@@ -28,10 +28,13 @@ impl Parameters {
     ) -> Self {
         let spread = 1.0 / f32::from(u16::try_from(taps * inputs).unwrap()).sqrt() / 80.0;
         let tap = |r: &mut Random| (0..inputs).map(|_| r.byte().cast_signed()).collect();
+        // Seldom, one multiplier is above 1, and products leave the integers.
+        let large = if r.below(6) == 0 { r.below(u64::from(outputs)) } else { u64::MAX };
+        let factor = |output: u32| if u64::from(output) == large { 1e9 } else { 1.0 };
         Self {
             weights: (0..outputs).map(|_| (0..taps).map(|_| tap(r)).collect()).collect(),
             bias: (0..outputs).map(|_| i32::from(r.byte()) * 64 - 8000).collect(),
-            multiplier: (0..outputs).map(|_| r.scale() * spread).collect(),
+            multiplier: (0..outputs).map(|at| r.scale() * spread * factor(at)).collect(),
             weight_zero_point: (0..outputs)
                 .map(|_| if asymmetric { i32::from(r.byte()) - 128 } else { 0 })
                 .collect(),

@@ -183,9 +183,10 @@ fn deep() -> impl Strategy<Value = Case> {
     )
 }
 
-/// Of one tap and few outputs, whose sums are made with pixels side by side.
+/// Of one tap, and few outputs, whose sums are made with pixels side by side, or few inputs.
 fn narrow() -> impl Strategy<Value = Case> {
-    (case(), 1u32..60, 1u32..6).prop_map(|(mut case, channels, outputs)| {
+    let channels = prop_oneof![(1u32..60, 1u32..6), (1u32..34, 6u32..70)];
+    (case(), channels).prop_map(|(mut case, (channels, outputs))| {
         (case.dims.c, case.groups, case.outputs) = (channels, 1, outputs);
         (case.pad_bottom, case.pad_right) = (0, 0);
         let [kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w] = [1; 6];

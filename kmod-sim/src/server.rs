@@ -56,6 +56,11 @@ const REFUSAL_PATIENCE: Duration = Duration::from_millis(500);
 /// How long to wait for descriptors to come free when the process has none left to accept with.
 const ACCEPT_BACKOFF_MS: u8 = 50;
 
+/// What a core dump holds, as the management socket's reply to `dump` has it.
+pub fn dump_fields(dump: &npu_uapi::coredump::Dump) -> serde_json::Map<String, serde_json::Value> {
+    manage::dump_fields(dump)
+}
+
 /// What a server offers.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120
+LIMIT_S = 60
 MODEL = ROOT / "tests/models/digits.qdq.onnx"
 
 
@@ -72,7 +72,7 @@ class Server:
 
     def work(self, model: Path = MODEL) -> subprocess.Popen:
         """A client that runs a model again and again."""
-        command = [program("npu"), "run", model, "--device", self.device, "--repeat", "1000000000"]
+        command = [program("npu"), "run", model, "--device", self.device, "--repeat", "1000000000", "--timeout-ms", "3600000"]
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.clients.append(child)
         until("a client with jobs", lambda: any(c["pid"] == child.pid and c["jobs"] > 0 for c in self.stats()["clients"]))

@@ -3,15 +3,15 @@
 What is shown is compared with the files in tests/snapshots; `NPU_SNAPSHOTS=store` writes them anew.
 """
 
-import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 import tmux
-from conftest import LIMIT_S, ROOT, Server, program, until
+from conftest import ROOT, Server, program, until
 from tmux import Terminal
 
 SNAPSHOTS = ROOT / "tests/snapshots"
@@ -33,13 +33,15 @@ def same(name: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def stuck():
-    """A server with one client in whose only job every command takes a minute, and one that idles."""
+    """A server with a client whose job does not come to its end."""
     with Server("--device", "hang_ms=600000") as server:
         busy = server.work()
-        server.smi("inject", "slow-dma:60000", "--client", "1")
+        server.smi("inject", "stuck-engine", "--client", "1")
+
         def rests() -> bool:
             one, other = (server.stats()["clients"][0] for _ in range(2))
             return one["jobs"] == other["jobs"] and one["in_flight"] > 0
+
         until("a job that takes long", rests)
         yield server, [busy.pid]
 
@@ -99,16 +101,17 @@ def test_keys_choose_sort_pause_and_change_the_pace(server):
         terminal.press("s", "s")
         terminal.until("by id")
         terminal.press("Down", "Down")
-        terminal.until("─ client 2")
+        terminal.until(" client 2 ─")
         terminal.press("Up")
-        terminal.until("─ client 1")
+        terminal.until(" client 1 ─")
         terminal.press("-")
         terminal.until("0.4 s")
         terminal.press("+", "+")
         terminal.until("0.1 s")
         terminal.press("p")
-        shown = terminal.until("paused")
-        assert terminal.at_rest(str) == shown
+        terminal.until("paused")
+        shown = terminal.at_rest(str)
+        assert "paused" in shown and terminal.at_rest(str, 1.5) == shown
         terminal.press("p")
         terminal.until("0.1 s")
         terminal.press("h")
@@ -125,7 +128,7 @@ def shell(server: Server) -> Terminal:
 
 def restored(terminal: Terminal, code: int) -> None:
     """The shell has its terminal as it was: its text, its echo, its lines."""
-    terminal.until("$ ")
+    until("a prompt", lambda: terminal.shows().endswith(("$", "#")) and "JOBS/s" not in terminal.shows())
     terminal.press("-l", "echo code $? $(stty -a | tr ' ;' '\\n\\n' | grep -cxE 'icanon|echo|isig|opost')")
     terminal.press("Enter")
     shown = terminal.until(f"code {code} 4")
@@ -150,11 +153,13 @@ def test_the_terminal_is_as_it_was_however_top_ends(end, code):
             server.child.kill()
         restored(terminal, code)
         if end == "server":
-            assert "has the server ended?" in terminal.shows()
+            assert "has the server ended?" in terminal.shows().replace("\n", "")
 
 
 def test_a_server_that_stalls_is_told_and_then_given_up(server):
-    with top(server, 80, 24, "--every", "0.1", "--timeout", "6") as terminal:
+    # Lines above, as the terminal's own last line pushes one out.
+    line = f"echo; echo; exec {program('npu-smi')} --socket npu.manage top --every 0.1 --timeout 6"
+    with Terminal(140, 24, "sh", "-c", line, cwd=server.folder) as terminal:
         terminal.until("no clients")
         os.kill(server.child.pid, signal.SIGSTOP)
         try:
@@ -163,7 +168,7 @@ def test_a_server_that_stalls_is_told_and_then_given_up(server):
             terminal.press("h")
             terminal.until("choose a client")
             assert terminal.ended() == 5
-            assert "within 6.0 s" in terminal.shows()
+            assert "waits longer" in terminal.shows()
         finally:
             os.kill(server.child.pid, signal.SIGCONT)
 
@@ -180,14 +185,13 @@ def test_top_costs_next_to_nothing(server):
     server.work()
     with top(server, 160, 50) as terminal:
         terminal.until("JOBS/s")
-        files = [f"/proc/{terminal.process()}/stat"]
+        threads = Path(f"/proc/{terminal.process()}/task")
+
         def used() -> float:
-            fields = open(files[0]).read().rpartition(")")[2].split()
-            return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads.iterdir()) / 1e9
+
         start, before = time.monotonic(), used()
         until("five looks", lambda: time.monotonic() - start > 5)
         share = (used() - before) / (time.monotonic() - start)
         print(f"top takes {100 * share:.2f} % of a core")
         assert share < 0.2
-        assert json.loads(server.smi("list", "--json").stdout)["clients"]
-    assert LIMIT_S

@@ -99,8 +99,10 @@ def without(text: str, pids: list[int]) -> str:
     for pid in pids:
         text = re.sub(rf" +{pid}\b", "  PID", text)
     text = re.sub(r" +PID", "  PID", text)
-    # 99.6 is shown as 100, 99.4 as 99: the clock of a look and that of a job are not one.
-    text = re.sub(r"\b9[0-9](?= |%|$)", "100", re.sub(r" 9[0-9](?= )", "100", text))
-    head, mark, rest = text.partition("─ client ")
+    # The clock of a look and that of a job are not one: all the time is seen as a little less or more.
+    text = re.sub(r"(?<=use )\d+(?= %)", "100", text) if re.search(r"use ([89]\d|1\d\d) %", text) else text
+    text = re.sub(r"(?m)^( +\d+) +([89]\d|1\d\d)(?= )", r"\1   100", text)
+    text = re.sub("[▁-█]", "█", text)
+    head, mark, rest = text.partition("\n client ")
     rest = re.sub(r"\d+(\.\d+)?[kMGTPE]?", "#", rest)
     return "\n".join(line.rstrip() for line in (head + mark + rest).splitlines()) + "\n"

@@ -11,6 +11,8 @@ mod events;
 mod failed;
 mod state;
 
+pub(crate) use state::fields as dump_fields;
+
 use super::listener::Listener;
 use super::roster::Roster;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -1,9 +1,11 @@
 //! The way to a server: one request, one reply, in bounded time.
 //!
-//! Commands know [`Connection::ask`] only. Today it is a socket; what else can carry the same lines becomes
-//! another [`Way`].
+//! Commands know [`Connection::ask`] only: a socket carries the lines or, in a guest, a management function.
 
 use super::error::SmiError;
+use super::output;
+use super::place::Target;
+use libnpu::manage::{ManageError, Manager};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
@@ -36,16 +38,28 @@ pub(crate) struct Connection {
 enum Way {
     /// The management socket of a server on this machine.
     Socket(UnixStream),
+    /// A management function: of a guest, on its bus.
+    Function(Manager),
 }
 
 impl Connection {
-    /// Connects to the socket at `path`; each step and each reply may take `patience`.
+    /// Connects to `target`; each step and each reply may take `patience`.
     ///
     /// # Errors
-    /// What is at `path`, and why it cannot be used.
-    pub(crate) fn open(path: &Path, patience: Duration) -> Result<Self, SmiError> {
-        let place = path.display().to_string();
-        let way = Way::Socket(open_socket(path, patience)?);
+    /// What is there, and why it cannot be used.
+    pub(crate) fn open(target: &Target, patience: Duration) -> Result<Self, SmiError> {
+        let (way, place) = match target {
+            Target::Socket(path) => {
+                (Way::Socket(open_socket(path, patience)?), path.display().to_string())
+            }
+            Target::Function(device) => {
+                let opened = Manager::open(device).map_err(|error| SmiError::Unopened {
+                    device: device.clone(),
+                    why: error.to_string(),
+                })?;
+                (Way::Function(opened), device.clone())
+            }
+        };
         Ok(Self { way, place, patience })
     }
 
@@ -70,6 +84,11 @@ impl Connection {
         let deadline = Instant::now() + self.patience;
         let reply = match &mut self.way {
             Way::Socket(stream) => exchange(stream, line.as_bytes(), deadline),
+            Way::Function(manager) => match manager.request(line.trim_end(), self.patience) {
+                Ok(reply) => Ok(reply.into_bytes()),
+                Err(ManageError::Silent { .. }) => Err(End::Late),
+                Err(error) => Err(End::Failed(std::io::Error::other(error))),
+            },
         };
         let reply = reply.map_err(|end| self.ended(command, end))?;
         self.understand(command, &reply)
@@ -97,7 +116,7 @@ impl Connection {
             found,
         };
         let reply = match serde_json::from_slice(reply) {
-            Ok(Value::Object(reply)) => reply,
+            Ok(Value::Object(reply)) => shown(reply),
             Ok(_) => return Err(garbage("JSON that is no object".into())),
             Err(error) => return Err(garbage(error.to_string())),
         };
@@ -118,6 +137,20 @@ impl Connection {
                 Err(SmiError::Refused { place, command, why })
             }
         }
+    }
+}
+
+/// Names of processes and nodes are whatever somebody called them, and go to terminals.
+fn shown(fields: Map<String, Value>) -> Map<String, Value> {
+    fields.into_iter().map(|(name, value)| (name, shown_value(value))).collect()
+}
+
+fn shown_value(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(output::visible(&text, &[])),
+        Value::Array(values) => values.into_iter().map(shown_value).collect(),
+        Value::Object(fields) => Value::Object(shown(fields)),
+        other => other,
     }
 }
 
@@ -246,15 +279,16 @@ mod tests {
 
     fn asked(name: &str, reply: &'static [u8]) -> Result<Map<String, Value>, SmiError> {
         let path = saying(name, reply);
-        let mut connection = Connection::open(&path, PATIENCE).unwrap();
+        let mut connection = Connection::open(&Target::Socket(path.clone()), PATIENCE).unwrap();
         let _ = std::fs::remove_file(&path);
         connection.ask("list", Map::new())
     }
 
     #[test]
     fn replies_are_understood_or_told_apart() {
-        let reply = asked("good", b"{\"schema\":1,\"functions\":[]}\n").unwrap();
-        assert!(reply.contains_key("functions"));
+        let reply =
+            asked("good", b"{\"schema\":1,\"functions\":[{\"process\":\"a\\u001b[2J\"}]}\n");
+        assert_eq!(reply.unwrap()["functions"][0]["process"], "a␛[2J");
         for (name, reply, part) in [
             ("newer", &b"{\"schema\":2}\n"[..], "reads schema 1; update npu-smi"),
             ("none", b"{}\n", "without a known `schema`"),
@@ -279,7 +313,9 @@ mod tests {
         let folder = std::env::temp_dir();
         let gone = folder.join(format!("smi-gone-{}", std::process::id()));
         drop(UnixListener::bind(&gone).unwrap());
-        let said = |path: &Path| Connection::open(path, PATIENCE).unwrap_err().to_string();
+        let said = |path: &Path| {
+            Connection::open(&Target::Socket(path.into()), PATIENCE).unwrap_err().to_string()
+        };
         assert!(said(&gone).contains("nobody listens"));
         std::fs::remove_file(&gone).unwrap();
         assert!(said(&gone).contains("no management socket at"));
@@ -297,7 +333,7 @@ mod tests {
         let _listener = UnixListener::bind(&path).unwrap();
         let mut crowd = Vec::new();
         let error = loop {
-            match Connection::open(&path, PATIENCE) {
+            match Connection::open(&Target::Socket(path.clone()), PATIENCE) {
                 Ok(connection) => crowd.push(connection),
                 Err(error) => break error,
             }

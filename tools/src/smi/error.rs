@@ -82,8 +82,8 @@ pub(crate) enum SmiError {
     #[error("cannot {what} {}: {source}", .path.display())]
     File { what: &'static str, path: PathBuf, source: std::io::Error },
 
-    #[error("{} is no core dump: {why}", .path.display())]
-    NoDump { path: PathBuf, why: String },
+    #[error("what {what} holds is no core dump: {why}")]
+    NoDump { what: String, why: String },
 
     #[error("cannot use the terminal: {source}")]
     Terminal { source: std::io::Error },

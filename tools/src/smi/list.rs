@@ -33,16 +33,16 @@ struct Report<'a> {
 /// Lists the clients.
 pub(crate) fn run(tool: &Tool, args: &Args) -> Result<ExitCode, SmiError> {
     let mut connection = tool.connect()?;
-    args.watch.run(|is_one_of_many| {
+    args.watch.run(|every| {
         let Clients { functions } = reply::ask(&mut connection, "list", Map::new())?;
         let place = connection.place();
         if tool.is_json {
             let schema = "npu-smi-list.v1";
             let report = Report { schema, place, time_ms: now_ms(), clients: &functions };
-            return output::print_json(&report, is_one_of_many);
+            return output::print_json(&report, every.is_one_of_many());
         }
         let paper = Paper::of_stdout();
-        watch::print(&text(place, &functions, paper), is_one_of_many, paper)
+        watch::print(&text(place, &functions, paper), every, paper)
     })?;
     Ok(ExitCode::SUCCESS)
 }

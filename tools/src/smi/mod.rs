@@ -7,11 +7,13 @@
 //! What is printed as JSON follows `docs/schemas/npu-smi-COMMAND.v1.json`.
 
 mod connection;
+mod dump;
 mod error;
 mod figure;
 mod identity;
 mod inject;
 mod list;
+mod log;
 mod output;
 mod place;
 mod prometheus;
@@ -22,6 +24,7 @@ mod selftest;
 mod show;
 mod table;
 mod top;
+mod trace;
 mod watch;
 
 use clap::{Parser, Subcommand};
@@ -62,6 +65,12 @@ enum Command {
     Show(show::Args),
     /// The same, live
     Top(top::Args),
+    /// What went wrong: queue, operation, ONNX node
+    Log(log::Args),
+    /// Registers, rings, tables and the running program: of a client, or of a core dump
+    Dump(dump::Args),
+    /// Record a timeline of queues, operations and transfers for Perfetto
+    Trace(trace::Args),
     /// End the jobs of a client, as its driver's own reset would
     Reset(reset::Args),
     /// Test a device: registers, DMA, interrupts, faults, programs, latency, bandwidth
@@ -93,6 +102,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::List(args) => list::run(&tool, &args),
         Command::Show(args) => show::run(&tool, &args),
         Command::Top(args) => top::run(&tool, &args),
+        Command::Log(args) => log::run(&tool, &args),
+        Command::Dump(args) => dump::run(&tool, &args),
+        Command::Trace(args) => trace::run(&tool, &args),
         Command::Reset(args) => reset::run(&tool, &args),
         Command::Selftest(args) => selftest::run(&tool, &args),
         Command::Inject(args) => inject::run(&tool, &args),

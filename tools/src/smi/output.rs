@@ -42,10 +42,28 @@ impl Paper {
     }
 }
 
+/// `text` without what a terminal would act on: control characters, other than `kept`, as their pictures.
+pub(crate) fn visible(text: &str, kept: &[char]) -> String {
+    let picture = |character: char| match character {
+        _ if kept.contains(&character) || !character.is_control() => character,
+        '\x7f' => '\u{2421}',
+        // Those of ASCII have pictures, in the same order.
+        _ => char::from_u32(0x2400 + u32::from(character))
+            .filter(|_| character.is_ascii())
+            .unwrap_or(char::REPLACEMENT_CHARACTER),
+    };
+    text.chars().map(picture).collect()
+}
+
 /// Prints `text`.
 pub(crate) fn print(text: &str) -> Result<(), SmiError> {
+    print_bytes(text.as_bytes())
+}
+
+/// Writes `bytes` as they are.
+pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), SmiError> {
     let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|source| SmiError::Output { source })
 }
 
@@ -57,4 +75,14 @@ pub(crate) fn print_json(report: &impl Serialize, is_one_of_many: bool) -> Resul
     };
     let text = text.map_err(|error| SmiError::Output { source: error.into() })?;
     print(&format!("{text}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_shown_instead() {
+        assert_eq!(visible("a\x1b[2J\x07\u{9b}\x7f\né", &['\n']), "a␛[2J␇\u{fffd}␡\né");
+    }
 }

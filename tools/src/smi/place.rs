@@ -10,10 +10,20 @@ use std::path::{Path, PathBuf};
 /// The name that a server's management socket has in the places that are looked at.
 const USUAL_NAME: &str = "npu.manage";
 
+/// What is connected to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Target {
+    /// A management socket.
+    Socket(PathBuf),
+    /// A management function, as a device string.
+    Function(String),
+}
+
 /// What the command line says about the server.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Place {
-    /// The management socket, as behind `npu-sim --manage`
+    /// The management socket, as behind `npu-sim --manage`; in a guest the management function, as
+    /// `pci:0000:00:03.0`
     #[arg(long, global = true, value_name = "PATH", env = "NPU_MANAGE")]
     socket: Option<PathBuf>,
 
@@ -29,26 +39,36 @@ impl Place {
         self.device.clone().or_else(|| std::env::var("NPU_DEVICE").ok())
     }
 
-    /// The management socket that is meant.
+    /// What is meant.
     ///
     /// # Errors
     /// None is named and none found, or the device has none.
-    pub(crate) fn find(&self) -> Result<PathBuf, SmiError> {
+    pub(crate) fn find(&self) -> Result<Target, SmiError> {
         if let Some(device) = &self.device {
-            return of_device(device);
+            return of_device(device).map(Target::Socket);
         }
         if let Some(path) = &self.socket {
-            return Ok(path.clone());
+            return Ok(named(path));
         }
-        if let Some(path) = std::env::var("NPU_DEVICE").ok().and_then(|name| of_device(&name).ok())
-        {
-            return Ok(path);
+        let beside = std::env::var("NPU_DEVICE").ok().and_then(|name| of_device(&name).ok());
+        if let Some(path) = beside {
+            return Ok(Target::Socket(path));
         }
         let looked = usual_places();
         match looked.iter().find(|path| is_socket(path)) {
-            Some(path) => trusted(path),
+            Some(path) => trusted(path).map(Target::Socket),
             None => Err(SmiError::Nowhere { looked }),
         }
+    }
+}
+
+/// A path, or the device string of a management function where no file is called so.
+fn named(path: &Path) -> Target {
+    let text = path.to_str().unwrap_or_default();
+    let is_device = text.starts_with("pci:") || text.starts_with("vfio-user:");
+    match is_device && !path.exists() {
+        true => Target::Function(text.to_owned()),
+        false => Target::Socket(path.to_owned()),
     }
 }
 
@@ -101,6 +121,13 @@ mod tests {
             let error = of_device(name).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn a_management_function_is_named_as_a_device() {
+        let function = "pci:0000:00:03.0";
+        assert_eq!(named(Path::new(function)), Target::Function(function.into()));
+        assert_eq!(named(Path::new("/run/npu.manage")), Target::Socket("/run/npu.manage".into()));
     }
 
     #[test]

@@ -117,8 +117,17 @@ pub(crate) fn ask<T: DeserializeOwned>(
     fields: Map<String, Value>,
 ) -> Result<T, SmiError> {
     let reply = connection.ask(command, fields)?;
-    serde_json::from_value(Value::Object(reply)).map_err(|error| SmiError::Garbage {
-        place: connection.place().to_owned(),
+    read(connection.place(), command, Value::Object(reply))
+}
+
+/// A part of the reply to `command` as a `T`.
+pub(crate) fn read<T: DeserializeOwned>(
+    place: &str,
+    command: &str,
+    value: Value,
+) -> Result<T, SmiError> {
+    serde_json::from_value(value).map_err(|error| SmiError::Garbage {
+        place: place.to_owned(),
         command: command.to_owned(),
         found: error.to_string(),
     })

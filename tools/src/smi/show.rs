@@ -65,7 +65,7 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<ExitCode, SmiError> {
     let said = identity(&mut connection)?;
     let mut before = Sample::take(&mut connection)?;
     std::thread::sleep(args.over);
-    args.watch.run(|is_one_of_many| {
+    args.watch.run(|every| {
         let mut now = Sample::take(&mut connection)?;
         if let Some(only) = args.client {
             now.stats.functions.retain(|function| function.client.id == only);
@@ -77,14 +77,17 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<ExitCode, SmiError> {
         if args.prometheus {
             output::print(&prometheus::text(&now, said.as_ref()))?;
         } else if tool.is_json {
-            output::print_json(&report(&place, said.as_ref(), &now, &used), is_one_of_many)?;
+            output::print_json(
+                &report(&place, said.as_ref(), &now, &used),
+                every.is_one_of_many(),
+            )?;
         } else {
             let paper = Paper::of_stdout();
             let text = match (args.client, now.stats.functions.first()) {
                 (Some(_), Some(function)) => client_text(function, &used.clients[0], paper),
                 _ => text(&place, &Identity::new(said.as_ref()), &now, &used, paper),
             };
-            watch::print(&text, is_one_of_many, paper)?;
+            watch::print(&text, every, paper)?;
         }
         before = now;
         Ok(())

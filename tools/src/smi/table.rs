@@ -112,6 +112,28 @@ pub(crate) fn pairs(pairs: &[(&str, String)], paper: Paper) -> String {
     out
 }
 
+/// Lines of at most `columns`: what is longer goes on below, further in.
+pub(crate) fn folded(text: &str, columns: usize) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let indent = line.chars().take_while(|&c| c == ' ').count().min(columns / 4);
+        let (mut rest, mut room): (Vec<char>, _) = (line.chars().collect(), columns.max(1));
+        while rest.len() > room {
+            // At the last space that leaves something on the line, else in the middle of a word.
+            let space = rest[..=room].iter().rposition(|&c| c == ' ').filter(|&at| at > indent);
+            let (end, next) = space.map_or((room, room), |at| (at, at + 1));
+            out.extend(&rest[..end]);
+            out.push('\n');
+            out.push_str(&" ".repeat(indent + 2));
+            rest.drain(..next);
+            room = columns.saturating_sub(indent + 2).max(1);
+        }
+        out.extend(rest);
+        out.push('\n');
+    }
+    out
+}
+
 /// `text` in lines of at most `room` columns, broken at spaces where there are any.
 pub(crate) fn wrapped(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
@@ -170,6 +192,22 @@ mod tests {
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}: {text}");
             let letters = |text: &str| text.chars().filter(|c| c.is_alphabetic()).count();
             assert!(columns < 14 || letters(&text) == 2 * 22 + 4 + 11, "{columns}: {text}");
+        }
+    }
+
+    #[test]
+    fn folded_lines_fit_and_lose_nothing() {
+        let text = "  a line with words and 0x0123456789abcdef0123456789abcdef\n\nshort\n";
+        assert_eq!(folded(text, 200), text);
+        for columns in 8..70 {
+            let folded = folded(text, columns);
+            assert!(
+                folded.lines().all(|line| line.chars().count() <= columns),
+                "{columns}: {folded}"
+            );
+            let letters =
+                |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+            assert_eq!(letters(&folded), letters(text), "{columns}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A report once, or again and again.
 
-use super::SmiError;
+use super::error::SmiError;
 use super::output::{self, Paper};
 use std::time::{Duration, Instant};
 
@@ -12,30 +12,49 @@ pub(crate) struct Watch {
     pub(crate) watch: Option<Duration>,
 }
 
+/// Which of the reports one is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Every {
+    /// The only one.
+    Only,
+    /// The first of many.
+    First,
+    /// One of the others.
+    Later,
+}
+
+impl Every {
+    /// Whether others follow.
+    pub(crate) fn is_one_of_many(self) -> bool {
+        self != Self::Only
+    }
+}
+
 impl Watch {
     /// Makes the report `once`, and again where that is asked for.
     pub(crate) fn run(
         self,
-        mut once: impl FnMut(bool) -> Result<(), SmiError>,
+        mut once: impl FnMut(Every) -> Result<(), SmiError>,
     ) -> Result<(), SmiError> {
-        let Some(pause) = self.watch else { return once(false) };
+        let Some(pause) = self.watch else { return once(Every::Only) };
         let mut next = Instant::now();
+        let mut every = Every::First;
         loop {
-            once(true)?;
-            next += pause;
-            // A report that took longer than the pause is followed by one pause, not by a burst.
-            next = next.max(Instant::now());
+            once(every)?;
+            every = Every::Later;
+            // A report that took longer than the pause is followed at once, but by one only.
+            next = (next + pause).max(Instant::now());
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
     }
 }
 
 /// Prints `text` in place of the one before, or below it where that cannot be replaced.
-pub(crate) fn print(text: &str, is_one_of_many: bool, paper: Paper) -> Result<(), SmiError> {
-    match (is_one_of_many, paper.is_terminal) {
-        (false, _) => output::print(text),
+pub(crate) fn print(text: &str, every: Every, paper: Paper) -> Result<(), SmiError> {
+    match (every, paper.is_terminal) {
+        (Every::Only, _) => output::print(text),
         // To the corner, and away with what was there.
-        (true, true) => output::print(&format!("\x1b[H\x1b[2J{text}")),
-        (true, false) => output::print(&format!("{text}\n")),
+        (_, true) => output::print(&format!("\x1b[H\x1b[2J{text}")),
+        (_, false) => output::print(&format!("{text}\n")),
     }
 }

@@ -60,6 +60,8 @@ pub(crate) fn plugin() -> Result<PathBuf> {
             "--bin",
             "npu",
             "--bin",
+            "npu-smi",
+            "--bin",
             "npu-sim",
         ]),
         Duration::from_secs(20 * 60),
@@ -99,10 +101,12 @@ impl Python {
 
     /// An environment that has what the benchmark compares with as well.
     pub(crate) fn with_peers() -> Result<Self> {
-        let peers = root().join("tools/python/peers.txt");
-        let peers = fs::read_to_string(&peers)
-            .with_context(|| format!("cannot read {}", peers.display()))?;
-        Self::with(&root().join(".venvs/bench"), &(requirements()? + &peers))
+        Self::with(&root().join(".venvs/bench"), &(requirements()? + &packages("peers.txt")?))
+    }
+
+    /// An environment that has what the tests of `npu-smi` need, and no ONNX Runtime.
+    pub(crate) fn for_smi() -> Result<Self> {
+        Self::with(&root().join(".venvs/smi"), &packages("smi.txt")?)
     }
 
     /// Makes the environment in `folder`, or finds it as the last run left it: a copy of the
@@ -118,7 +122,7 @@ impl Python {
         let host = host_python()?;
         println!("making a Python environment in {}", folder.display());
         child::check(Command::new(&host).args(["-m", "venv", "--clear"]).arg(folder), QUICK_LIMIT)?;
-        println!("installing ONNX Runtime and what it needs (about 60 MB) with pip");
+        println!("installing what it needs (about 60 MB with ONNX Runtime) with pip");
         let list = folder.join("requirements.txt");
         fs::write(&list, wanted).with_context(|| format!("cannot write {}", list.display()))?;
         let pip =
@@ -145,7 +149,12 @@ impl Python {
 }
 
 fn requirements() -> Result<String> {
-    let wanted = root().join("tools/python/requirements.txt");
+    packages("requirements.txt")
+}
+
+/// A list of packages of the checkout.
+fn packages(name: &str) -> Result<String> {
+    let wanted = root().join("tools/python").join(name);
     fs::read_to_string(&wanted).with_context(|| format!("cannot read {}", wanted.display()))
 }
 

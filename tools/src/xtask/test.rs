@@ -50,6 +50,7 @@ fn stages(all: bool) -> Vec<Stage> {
         Stage::new("loom --weaken", "model check", || loom::run(true).map(Tally::of)),
         Stage::new("npu selftest", "device", selftest),
         Stage::new("plugin build", "build", || setup::plugin().map(|_| Tally::ONE)),
+        Stage::new("npu-smi", "tool", smi),
         Stage::new("models", "build", move || models::run(models).map(|()| Tally::ONE)),
         Stage::new("instructions", "gate", || gate::run(false).map(Tally::of)),
         Stage::new("plugin tests", "plugin", move || plugin_tests(&PluginTests::new(all))),
@@ -203,6 +204,15 @@ fn plugin_tests(tests: &PluginTests) -> Result<Tally> {
         files => command.args(files.iter().map(|file| folder.join(file))),
     };
     let finished = child::run(&mut command, minutes(if tests.all { 240 } else { 15 }))?;
+    some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))
+}
+
+/// `npu-smi` on real servers, in real terminals, its reports in the parsers that they are for.
+fn smi() -> Result<Tally> {
+    let mut command = Python::for_smi()?.command();
+    command.env("NPU_TOOL", setup::plugin()?.with_file_name("npu"));
+    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/smi"]);
+    let finished = child::run(&mut command, minutes(15))?;
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))
 }
 

@@ -8,12 +8,20 @@ use npu_uapi::image::slot_kind;
 use npu_uapi::queue::{Completion, entry_name, priority_name};
 use npu_uapi::regs::{TABLE, state};
 use npu_uapi::text::{command_text, slot_kind_name};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// `dump`.
 pub(super) fn dump(seen: &Seen) -> Value {
     let dump = seen.function.dump();
-    let queues: Vec<Value> = dump.queues.iter().map(|row| queue(&dump, row)).collect();
+    let mut fields = fields(&dump);
+    fields.insert("client".into(), seen.id.into());
+    fields.insert("bytes".into(), failed::hex(&dump.to_bytes()).into());
+    Value::Object(fields)
+}
+
+/// What a dump holds, as the reply to `dump` has it.
+pub(crate) fn fields(dump: &Dump) -> Map<String, Value> {
+    let queues: Vec<Value> = dump.queues.iter().map(|row| queue(dump, row)).collect();
     let tables = dump.tables.iter().map(|table| {
         let bindings = dump.bindings.iter().filter(|row| row.table == table.id).map(binding);
         let bindings: Vec<Value> = bindings.collect();
@@ -33,19 +41,18 @@ pub(super) fn dump(seen: &Seen) -> Value {
         let node = dump.names.get(event.op_id).filter(|_| event.program == program);
         events::event(event, node)
     });
-    json!({
-        "client": seen.id,
-        "time_ms": dump.summary.time_ms,
-        "state": state::name(dump.summary.state),
-        "cycles": dump.counters.cycles,
-        "registers": dump.registers.iter().map(register).collect::<Vec<_>>(),
-        "queues": queues,
-        "tables": tables.collect::<Vec<_>>(),
-        "programs": programs.collect::<Vec<_>>(),
-        "job": dump.job.map(|row| job(&dump, &row)),
-        "events": events.collect::<Vec<_>>(),
-        "bytes": failed::hex(&dump.to_bytes()),
-    })
+    let fields = [
+        ("time_ms", json!(dump.summary.time_ms)),
+        ("state", json!(state::name(dump.summary.state))),
+        ("cycles", json!(dump.counters.cycles)),
+        ("registers", json!(dump.registers.iter().map(register).collect::<Vec<_>>())),
+        ("queues", json!(queues)),
+        ("tables", json!(tables.collect::<Vec<_>>())),
+        ("programs", json!(programs.collect::<Vec<_>>())),
+        ("job", json!(dump.job.map(|row| job(dump, &row)))),
+        ("events", json!(events.collect::<Vec<_>>())),
+    ];
+    fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
 }
 
 fn register(row: &RegisterRow) -> Value {

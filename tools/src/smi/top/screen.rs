@@ -189,8 +189,8 @@ impl Screen {
         };
         let left = area.height - 2 - keys - plot;
         let table = match left {
-            0..24 => left,
-            _ => (clients + 3).clamp(8, left - 14),
+            0..18 => left,
+            _ => (clients + 3).clamp(6, left - 12),
         };
         let rows = [1, plot, 1, table, left - table, keys].map(Constraint::Length);
         let [title, plots, work, table, detail, keys] = Layout::vertical(rows).areas(area);

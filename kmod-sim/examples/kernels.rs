@@ -164,6 +164,20 @@ fn layers() -> Vec<Layer> {
     ] {
         out.push(conv(size, c, k, kernel, stride, 1, Flags::empty()));
     }
+    for (size, c, k, kernel, stride) in [
+        // Detection: 24 and 48 outputs.
+        (208, 12, 24, 3, 1),
+        (208, 24, 48, 3, 2),
+        (104, 48, 24, 1, 1),
+        (104, 24, 24, 3, 1),
+        (104, 48, 48, 1, 1),
+        (52, 48, 48, 3, 1),
+        (52, 96, 96, 3, 1),
+        (26, 96, 96, 3, 1),
+        (160, 96, 24, 3, 1),
+    ] {
+        out.push(conv(size, c, k, kernel, stride, 1, Flags::TABLE_0));
+    }
     out.push(conv(56, 64, 256, 1, 1, 1, Flags::ADD_AUX));
     out.push(conv(56, 64, 256, 1, 1, 1, Flags::ADD_AUX | Flags::TABLE_1));
     out.push(conv(56, 64, 256, 1, 1, 1, Flags::TABLE_0));
@@ -201,9 +215,9 @@ fn slot(number: u16) -> Operand {
     Operand::new(SlotId(number), 0)
 }
 
-/// Channels as they lie: three as four, others in sixteens where the model's are.
+/// Channels as they lie: three as four, others in sixteens.
 fn dense(size: u32, c: u32) -> Strides {
-    let pixel = c.next_multiple_of(if c < 16 { 4 } else { 16 });
+    let pixel = c.next_multiple_of(if c <= 4 { 4 } else { 16 });
     let signed = |value| i32::try_from(value).expect("the layers are small");
     Strides {
         image: i64::from(size * size * pixel),

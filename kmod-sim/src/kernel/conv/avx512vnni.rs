@@ -414,7 +414,7 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
         Kind::Sum => finish::<BLOCKS, SUM>,
         Kind::SumAuxFirst => finish::<BLOCKS, SUM_AUX_FIRST>,
         Kind::Table => finish::<BLOCKS, TABLE>,
-        Kind::Tables => finish::<BLOCKS, TABLES>,
+        Kind::TableSum | Kind::Tables => finish::<BLOCKS, TABLES>,
     };
     let lanes = (first_output, p.group_outputs - block * 16);
     // SAFETY: the pixels lie in the problem, and so do the blocks.

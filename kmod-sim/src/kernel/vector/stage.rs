@@ -5,7 +5,9 @@ use super::{
     saturate_lanes, unpack_64,
 };
 use crate::kernel::stage::OutputStage;
-use std::arch::x86_64::{__m512, __m512i, _mm512_cvtepi32_ps};
+use std::arch::x86_64::{
+    __m128i, __m512, __m512i, _mm_loadu_si128, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+};
 
 /// What an output stage consists of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -18,7 +20,9 @@ pub(crate) enum Kind {
     SumAuxFirst,
     /// Requantisation, then one table.
     Table,
-    /// Tables and the addition.
+    /// Requantisation, then one table, then the addition of the auxiliary tensor.
+    TableSum,
+    /// Tables and the addition otherwise.
     Tables,
 }
 
@@ -61,6 +65,7 @@ impl Stage {
             (None, Some(_), None) if self.aux_first => Kind::SumAuxFirst,
             (None, Some(_), None) => Kind::Sum,
             (Some(_), None, _) => Kind::Table,
+            (Some(_), Some(_), None) if !self.aux_first => Kind::TableSum,
             _ => Kind::Tables,
         }
     }
@@ -116,12 +121,25 @@ impl Stage {
         multipliers: [__m512; 4],
         aux: [*const u8; 4],
     ) -> __m512i {
+        // SAFETY: the caller's promise.
+        let codes = aux.map(|aux| unsafe { _mm_loadu_si128(aux.cast()) });
+        self.sum_of_codes::<AUX_FIRST>(sums, multipliers, codes)
+    }
+
+    /// The same with auxiliary codes that were read.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn sum_of_codes<const AUX_FIRST: bool>(
+        &self,
+        sums: [__m512i; 4],
+        multipliers: [__m512; 4],
+        aux: [__m128i; 4],
+    ) -> __m512i {
         let Some(add) = &self.add else { return self.plain_64(sums, multipliers) };
         let mut codes = sums;
         for i in 0..4 {
             let code = self.requantise.floats(sums[i], multipliers[i]);
-            // SAFETY: the caller's promise.
-            let other = _mm512_cvtepi32_ps(unsafe { load_codes(u16::MAX, aux[i]) });
+            let other = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(aux[i]));
             let (first, second) = if AUX_FIRST { (other, code) } else { (code, other) };
             codes[i] = add.rounded_within(first, second);
         }
@@ -138,6 +156,43 @@ impl Stage {
     #[inline]
     pub(crate) fn one_table(&self, bytes: __m512i) -> __m512i {
         self.table_0.as_ref().map_or(bytes, |table| table.bytes(bytes))
+    }
+
+    /// Requantisation, the table, and the addition, of pixels of whole blocks, where multipliers are small
+    /// and no sum of two codes leaves 32 bits.
+    ///
+    /// # Safety
+    /// 16 bytes at each of `aux` must be readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) unsafe fn table_sum_within(
+        &self,
+        sums: [__m512i; 4],
+        multipliers: [__m512; 4],
+        aux: [*const u8; 4],
+    ) -> __m512i {
+        // SAFETY: the caller's promise.
+        let codes = aux.map(|aux| unsafe { _mm_loadu_si128(aux.cast()) });
+        self.table_sum_of_codes(sums, multipliers, codes)
+    }
+
+    /// The same with auxiliary codes that were read.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn table_sum_of_codes(
+        &self,
+        sums: [__m512i; 4],
+        multipliers: [__m512; 4],
+        aux: [__m128i; 4],
+    ) -> __m512i {
+        let bytes = self.one_table(self.small_64(sums, multipliers));
+        let Some(add) = &self.add else { return bytes };
+        let mut codes = unpack_64(bytes);
+        for (codes, aux) in codes.iter_mut().zip(aux) {
+            let second = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(aux));
+            *codes = add.rounded_within(_mm512_cvtepi32_ps(*codes), second);
+        }
+        in_order(saturate_lanes(codes))
     }
 
     /// The same with tables before and behind the addition, whichever there are.

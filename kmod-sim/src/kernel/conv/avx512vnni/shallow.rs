@@ -178,7 +178,7 @@ impl<'a> Strips<'a> {
             Kind::Sum => kernels::<SUM>(),
             Kind::SumAuxFirst => kernels::<SUM_AUX_FIRST>(),
             Kind::Table if channels.small => kernels::<SMALL_TABLE>(),
-            Kind::Table | Kind::Tables => kernels::<TABLES>(),
+            Kind::Table | Kind::TableSum | Kind::Tables => kernels::<TABLES>(),
         };
         Self {
             job,

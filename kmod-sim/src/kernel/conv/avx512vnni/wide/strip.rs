@@ -1,6 +1,9 @@
 //! Strips: pixels of a row of the output, at the same distance from each other in input and output.
 //! Unsafe: windows that reach into the padding are copied from the input.
 //!
+//! Where only the first or last pixels of a row reach into the padding, only theirs are copied: a strip is
+//! up to three segments, which a kernel passes as one.
+//!
 //! Pixels of three channels lie as four. Where a kernel is wide, their copies lie as three, and a row of the
 //! kernel takes fewer steps: 6 instead of 7 for a kernel of 7 columns.
 
@@ -13,19 +16,22 @@ use std::arch::x86_64::{_mm512_maskz_permutex2var_epi8, _mm512_permutexvar_epi8}
 /// Most pixels of a strip.
 const MOST_PIXELS: i64 = 112;
 
-/// Pixels that a strip should have at least, where the row has them.
-const GRAIN: i64 = 12;
-
 /// Bytes that the pixels of a strip read, about: with a panel's weights they stay in the level-1 cache.
 const READ: i64 = 12 << 10;
+
+/// Most bytes that a strip and a panel's weights should take of the level-1 cache.
+const CACHED: i64 = 40 << 10;
 
 /// Most bytes of a copy.
 const MOST_COPY: i64 = 16 << 10;
 
-/// Room for a copy, for what is read behind its last pixel, and for whole stores.
-const ROOM: usize = (16 << 10) + 128;
+/// Room behind a copy, for what is read behind its last pixel, and for whole stores.
+const BEHIND: usize = 128;
 
-/// A copy of what the windows of a strip cover, with zero points for the padding; nothing until there is one.
+/// Where the copy for a strip's last pixels begins, behind that for its first.
+const SECOND: usize = (16 << 10) + BEHIND;
+
+/// Copies of what the windows of a strip cover, with zero points for the padding; nothing until there is one.
 #[derive(Default)]
 pub(super) struct Windows(Room<u8>);
 
@@ -33,34 +39,43 @@ pub(super) struct Windows(Room<u8>);
 pub(super) struct Input {
     /// Most pixels of a strip.
     pub(super) pixels: i64,
+    /// All segments but the last are multiples of so many pixels.
+    grain: i64,
     /// Weights for pixels that lie as three bytes in copies.
     packed: Option<Room<u8>>,
+    /// Of each step from the first tap of a pixel: in the input, and in a copy.
+    steps: Room<isize>,
+    copied_steps: Room<isize>,
+    /// Bytes of a row of a copy.
+    row: i64,
 }
 
-/// Pixels of a row: addresses of the first one's, and the way from each to the next.
+/// Pixels of a row: where the results of the first go, and the way from each to the next.
 #[derive(Clone, Copy)]
-pub(super) struct Strip {
-    pub(super) count: usize,
-    pub(super) input: *const u8,
-    pub(super) input_pixel: isize,
-    /// From each run of a window to the next.
-    pub(super) run: isize,
-    /// Runs and their steps in each third of a window.
-    pub(super) thirds: [(usize, usize); 3],
+pub(super) struct Strip<'a> {
+    pub(super) segments: [Segment<'a>; 3],
     pub(super) out: *mut u8,
     pub(super) out_pixel: isize,
     pub(super) aux: *const u8,
     pub(super) aux_pixel: isize,
 }
 
-/// Whether a job can be cut in strips.
-pub(super) fn takes(job: &Job<'_>) -> bool {
-    let row = job.ofm_w.min(GRAIN);
-    let linear = job.padding.is_empty();
-    linear
-        || job.contiguous_rows
-            && job.window.kernel_h > 1
-            && copied(job, row, 4 * job.steps).is_some()
+/// Pixels of a strip whose inputs lie alike.
+#[derive(Clone, Copy)]
+pub(super) struct Segment<'a> {
+    pub(super) count: usize,
+    /// First tap of the first pixel.
+    pub(super) input: *const u8,
+    pub(super) input_pixel: isize,
+    /// Of each step from the first tap, in thirds.
+    pub(super) steps: [&'a [isize]; 3],
+}
+
+/// Whether a job can be cut in strips whose segments are multiples of `grain` pixels.
+pub(super) fn takes(job: &Job<'_>, grain: i64) -> bool {
+    let row = job.ofm_w.min(grain);
+    let copies = job.problem.groups == 1 && copied(job, row, 4 * job.steps).is_some();
+    job.padding.is_empty() || copies
 }
 
 /// Whether no window reaches into the padding.
@@ -71,12 +86,17 @@ fn is_inside(job: &Job<'_>) -> bool {
     w.pad_top == 0 && w.pad_left == 0 && y < job.ifm_h && x < job.ifm_w
 }
 
+/// Columns that the windows of `pixels` pixels cover.
+fn columns(job: &Job<'_>, pixels: i64) -> Option<i64> {
+    let w = &job.window;
+    let span = (w.kernel_w - 1).checked_mul(w.dilation_w)?.checked_add(1)?;
+    (pixels - 1).checked_mul(w.stride_w)?.checked_add(span)
+}
+
 /// Bytes of a row in a copy of the windows of `pixels` pixels, of `pixel` bytes each, if they are few enough.
 fn copied(job: &Job<'_>, pixels: i64, pixel: i64) -> Option<i64> {
-    let w = &job.window;
-    let columns = (pixels - 1).checked_mul(w.stride_w)?.checked_add(w.kernel_w)?;
-    let row = columns.checked_mul(pixel)?;
-    (row.checked_mul(w.kernel_h)? <= MOST_COPY).then_some(row)
+    let row = columns(job, pixels)?.checked_mul(pixel)?;
+    (row.checked_mul(job.window.kernel_h)? <= MOST_COPY).then_some(row)
 }
 
 /// Steps of a row of a kernel over pixels of three bytes.
@@ -84,23 +104,61 @@ fn packed_steps(job: &Job<'_>) -> i64 {
     (3 * job.window.kernel_w + 3) / 4
 }
 
+/// Offsets of steps where rows and pixels are so far from each other.
+fn steps(job: &Job<'_>, row: isize, pixel: isize) -> Room<isize> {
+    let w = &job.window;
+    let taps = (0..w.kernel_h).flat_map(|ky| (0..w.kernel_w).map(move |kx| (ky, kx)));
+    taps.flat_map(|(ky, kx)| {
+        let down = isize_of(ky).wrapping_mul(row);
+        let tap = down.wrapping_add(isize_of(kx * w.dilation_w).wrapping_mul(pixel));
+        (0..job.steps).map(move |step| tap.wrapping_add(isize_of(4 * step)))
+    })
+    .collect()
+}
+
 impl Input {
     /// # Safety
     /// As of [`super::run`].
-    pub(super) unsafe fn new(job: &Job<'_>) -> Self {
+    pub(super) unsafe fn new(job: &Job<'_>, grain: i64, panel_bytes: i64) -> Self {
         let w = &job.window;
         let packs = job.contiguous_rows && job.problem.group_inputs == 3;
         let packs = packs && w.kernel_h > 1 && packed_steps(job) < w.kernel_w;
         let pixel = if packs { 3 } else { 4 * job.steps };
         let mut pixels = MOST_PIXELS.min(job.ofm_w);
-        if is_inside(job) {
-            pixels = pixels.min((READ / (4 * job.steps) / GRAIN * GRAIN).clamp(GRAIN, 96));
+        let inside = is_inside(job);
+        if inside {
+            pixels = pixels.min((READ / (4 * job.steps) / grain * grain).clamp(grain, 96));
         }
-        while copied(job, pixels, pixel).is_none() && pixels > GRAIN {
-            pixels = (pixels - 1) / GRAIN * GRAIN;
+        while copied(job, pixels, pixel).is_none() && pixels > grain {
+            pixels = (pixels - 1) / grain * grain;
         }
-        // SAFETY: the caller's promise.
-        Self { pixels, packed: packs.then(|| unsafe { pack(job) }) }
+        let read = |pixels| copied(job, pixels, 4 * job.steps).map(|row| row * w.kernel_h);
+        while pixels > grain && read(pixels).is_some_and(|read| panel_bytes + read > CACHED) {
+            pixels = (pixels - 1) / grain * grain;
+        }
+        // As many in each strip of a row, about.
+        let strips = (job.ofm_w + pixels - 1) / pixels;
+        let even = ((job.ofm_w + strips - 1) / strips + grain - 1) / grain * grain;
+        let pixels = pixels.min(even);
+        let row = if inside && !packs { 0 } else { copied(job, pixels, pixel).unwrap_or(0) };
+        let input_row = isize_of(w.dilation_h).wrapping_mul(job.ifm.row);
+        let copied_steps = if packs {
+            let rows = 0..isize_of(w.kernel_h);
+            let steps = 0..isize_of(packed_steps(job));
+            rows.flat_map(|ky| steps.clone().map(move |step| ky * isize_of(row) + 4 * step))
+                .collect()
+        } else {
+            steps(job, isize_of(row), isize_of(pixel))
+        };
+        Self {
+            pixels,
+            grain,
+            // SAFETY: the caller's promise.
+            packed: packs.then(|| unsafe { pack(job) }),
+            steps: steps(job, input_row, job.ifm.pixel),
+            copied_steps,
+            row,
+        }
     }
 
     fn strips_a_row(&self, job: &Job<'_>) -> i64 {
@@ -128,7 +186,12 @@ impl Input {
     /// # Safety
     /// As of [`super::run`]; the strip exists.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(super) unsafe fn strip(&self, job: &Job<'_>, at: i64, windows: &mut Windows) -> Strip {
+    pub(super) unsafe fn strip<'s>(
+        &'s self,
+        job: &Job<'_>,
+        at: i64,
+        windows: &mut Windows,
+    ) -> Strip<'s> {
         let w = &job.window;
         let strips_a_row = self.strips_a_row(job);
         let (row, first) = (at / strips_a_row, at % strips_a_row * self.pixels);
@@ -136,31 +199,38 @@ impl Input {
         let count = self.pixels.min(job.ofm_w - first);
         let (y, x) = (w.row(oy, 0), w.column(first, 0));
         let last_y = y + (w.kernel_h - 1) * w.dilation_h;
-        let columns = (count - 1) * w.stride_w + w.kernel_w;
-        let inside = y >= 0 && last_y < job.ifm_h && x >= 0 && x + columns <= job.ifm_w;
-        let (mut steps, runs) = (w.kernel_w * job.steps, w.kernel_h);
-        let mut input = job.ifm.at(n, y, x).cast_const();
-        let mut pixel = job.ifm.pixel;
-        let mut run = isize_of(w.dilation_h).wrapping_mul(job.ifm.row);
-        if self.packed.is_some() || !inside {
-            let bytes = if self.packed.is_some() { 3 } else { 4 * job.steps };
-            // SAFETY: the caller's promise.
-            unsafe { self.copy(job, n, [y, x], columns, windows) };
-            (input, pixel) = (windows.0.as_ptr(), isize_of(bytes));
-            run = isize_of(columns * bytes);
+        let (left, middle) = if self.packed.is_some() || y < 0 || last_y >= job.ifm_h {
+            (count, 0)
+        } else {
+            self.segments(job, x, count)
+        };
+        let right = count - left - middle;
+        if left + right > 0 {
+            windows.0.resize(2 * SECOND, 0);
         }
-        if self.packed.is_some() {
-            steps = packed_steps(job);
-        }
-        let (runs, steps) = (usize_of(runs.unsigned_abs()), usize_of(steps.unsigned_abs()));
-        let (part, of) = if runs == 1 { (steps / 3, steps) } else { ((runs + 1) / 3, runs) };
-        let parts = [part, part.min(of - part), of - part - part.min(of - part)];
+        let mut copy = |first: i64, count: i64, place: usize| {
+            if count > 0 {
+                let columns = columns(job, count).expect("it was computed for more");
+                let to = &mut windows.0[place..][..SECOND];
+                // SAFETY: the caller's promise.
+                unsafe { self.copy(job, n, [y, x + first * w.stride_w], columns, to) };
+            }
+            let pixel = if self.packed.is_some() { 3 } else { 4 * job.steps };
+            let input = windows.0.as_ptr().wrapping_add(place);
+            segment(count, input, isize_of(w.stride_w * pixel), &self.copied_steps)
+        };
+        let segments = [
+            copy(0, left, 0),
+            segment(
+                middle,
+                job.ifm.at(n, y, x + left * w.stride_w).cast_const(),
+                isize_of(w.stride_w).wrapping_mul(job.ifm.pixel),
+                &self.steps,
+            ),
+            copy(left + middle, right, SECOND),
+        ];
         Strip {
-            count: usize_of(count.unsigned_abs()),
-            input,
-            input_pixel: isize_of(w.stride_w).wrapping_mul(pixel),
-            run,
-            thirds: parts.map(|part| if runs == 1 { (1, part) } else { (part, steps) }),
+            segments,
             out: job.ofm.at(n, oy, first),
             out_pixel: job.ofm.pixel,
             aux: job.aux.map_or(std::ptr::null(), |aux| aux.at(n, oy, first).cast_const()),
@@ -168,51 +238,85 @@ impl Input {
         }
     }
 
+    /// How many of `count` pixels, the first of which has its first tap in column `x`, are copied at the
+    /// beginning, and how many behind them are not.
+    fn segments(&self, job: &Job<'_>, x: i64, count: i64) -> (i64, i64) {
+        let w = &job.window;
+        let left = if x < 0 { self.grain } else { 0 };
+        // Pixels before the first whose window ends in the padding.
+        let room = job.ifm_w - x - columns(job, 1).expect("it was computed for more");
+        let before = if room < 0 { 0 } else { (room / w.stride_w + 1).min(count) };
+        if left == 0 && before == count {
+            return (0, count);
+        }
+        let middle = if before == count {
+            count - left
+        } else {
+            (before - left).max(0) / self.grain * self.grain
+        };
+        let starts_inside = x + left * w.stride_w >= 0;
+        if middle < self.grain || !starts_inside { (count, 0) } else { (left, middle) }
+    }
+
     /// Copies what windows cover, from `(y, x)` on in `columns` columns, with zero points for the padding.
     ///
     /// # Safety
     /// As of [`super::run`]; the windows are those of pixels that exist.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn copy(
-        &self,
-        job: &Job<'_>,
-        n: i64,
-        [y, x]: [i64; 2],
-        columns: i64,
-        windows: &mut Windows,
-    ) {
+    unsafe fn copy(&self, job: &Job<'_>, n: i64, [y, x]: [i64; 2], columns: i64, to: &mut [u8]) {
         let w = &job.window;
         let bytes = if self.packed.is_some() { 3 } else { 4 * job.steps };
         let (left, right) = ((-x).clamp(0, columns), (job.ifm_w - x).clamp(0, columns));
         let of = |columns: i64| usize_of((columns * bytes).unsigned_abs());
-        windows.0.resize(ROOM, 0);
-        let mut rest = &mut windows.0[..];
         for ky in 0..w.kernel_h {
+            let to = &mut to[usize_of((ky * self.row).unsigned_abs())..];
             let y = y + ky * w.dilation_h;
             let outside = !(0..job.ifm_h).contains(&y) || left >= right;
             let (left, right) = if outside { (columns, columns) } else { (left, right) };
-            rest[..of(left)].fill(job.problem.input_zero_point);
+            to[..of(left)].fill(job.problem.input_zero_point);
             let from = job.ifm.at(n, y, x + left).cast_const();
-            if !outside && self.packed.is_some() {
-                // SAFETY: pixels of a row of the input; `ROOM` counts what is written behind them.
-                unsafe { pack_pixels(from, right - left, rest[of(left)..].as_mut_ptr()) };
-            } else if !outside {
-                let to = &mut rest[of(left)..of(right)];
+            if outside {
+                continue;
+            }
+            let pixels = &mut to[of(left)..];
+            if self.packed.is_some() {
+                // SAFETY: pixels of a row of the input; `BEHIND` counts what is written behind them.
+                unsafe { pack_pixels(from, right - left, pixels.as_mut_ptr()) };
+            } else if job.ifm.pixel == isize_of(bytes) {
+                let pixels = &mut pixels[..of(right - left)];
                 // SAFETY: whole pixels of a row of the input.
-                unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+                unsafe { from.copy_to_nonoverlapping(pixels.as_mut_ptr(), pixels.len()) };
+            } else {
+                let to = pixels.as_mut_ptr();
+                // SAFETY: as above, for pixels with gaps between them.
+                unsafe { join_pixels(from, job.ifm.pixel, right - left, bytes, to) };
             }
             // Behind whole stores.
-            rest[of(right)..of(columns)].fill(job.problem.input_zero_point);
-            rest = &mut rest[of(columns)..];
+            to[of(right)..of(columns)].fill(job.problem.input_zero_point);
         }
     }
 }
 
-impl Strip {
+/// A segment, its steps in thirds.
+fn segment(count: i64, input: *const u8, input_pixel: isize, steps: &[isize]) -> Segment<'_> {
+    let (first, rest) = steps.split_at(steps.len() / 3);
+    let (second, third) = rest.split_at(rest.len() / 2);
+    let steps = [first, second, third];
+    Segment { count: usize_of(count.max(0).unsigned_abs()), input, input_pixel, steps }
+}
+
+impl Strip<'_> {
+    /// Pixels that a kernel of so many at a time passes: all segments but the last are multiples.
+    pub(super) fn whole(&self, pixels: usize) -> usize {
+        self.segments.iter().map(|segment| segment.count / pixels * pixels).sum()
+    }
+
     /// The same for a group, whose inputs and outputs begin there in a pixel.
-    pub(super) fn of_group(self, first_input: isize, first_output: isize) -> Self {
+    pub(super) fn of_group(mut self, first_input: isize, first_output: isize) -> Self {
+        for segment in &mut self.segments {
+            segment.input = segment.input.wrapping_offset(first_input);
+        }
         Self {
-            input: self.input.wrapping_offset(first_input),
             out: self.out.wrapping_offset(first_output),
             aux: self.aux.wrapping_offset(first_output),
             ..self
@@ -220,15 +324,42 @@ impl Strip {
     }
 
     /// The same without the first `pixels`.
-    pub(super) fn behind(self, pixels: usize) -> Self {
+    pub(super) fn behind(mut self, pixels: usize) -> Self {
+        let mut left = pixels;
+        for segment in &mut self.segments {
+            let count = left.min(segment.count);
+            segment.count -= count;
+            let step = segment.input_pixel.wrapping_mul(count.cast_signed());
+            segment.input = segment.input.wrapping_offset(step);
+            left -= count;
+        }
         let each = |step: isize| step.wrapping_mul(pixels.cast_signed());
         Self {
-            count: self.count - pixels,
-            input: self.input.wrapping_offset(each(self.input_pixel)),
             out: self.out.wrapping_offset(each(self.out_pixel)),
             aux: self.aux.wrapping_offset(each(self.aux_pixel)),
             ..self
         }
+    }
+}
+
+/// Copies `count` pixels of `bytes` bytes, which lie `step` apart, one behind the other.
+///
+/// # Safety
+/// Vector instructions present, the bytes of the pixels readable, and 64 bytes behind the last writable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn join_pixels(from: *const u8, step: isize, count: i64, bytes: i64, to: *mut u8) {
+    let (mut pixel, mut to) = (from, to);
+    for _ in 0..count {
+        let mut done = 0;
+        while done < bytes {
+            let at = isize_of(done);
+            // SAFETY: the caller's promise; masked-out lanes are not accessed.
+            let some = unsafe { load_masked_64(mask_64(bytes - done), pixel.wrapping_offset(at)) };
+            // SAFETY: the caller's promise.
+            unsafe { store_64(to.wrapping_offset(at), u64::MAX, some) };
+            done += 64;
+        }
+        (pixel, to) = (pixel.wrapping_offset(step), to.wrapping_offset(isize_of(bytes)));
     }
 }
 

@@ -237,15 +237,23 @@ impl Stage {
     /// # Safety
     /// With an addition, the bytes of `mask` at `aux` must be readable.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(crate) unsafe fn rest_64(&self, mut codes: __m512i, mask: u64, aux: *const u8) -> __m512i {
+    pub(crate) unsafe fn rest_64(&self, codes: __m512i, mask: u64, aux: *const u8) -> __m512i {
+        if self.add.is_none() {
+            return self.rest_of_codes(codes, codes);
+        }
+        // SAFETY: the caller's promise.
+        self.rest_of_codes(codes, unsafe { load_masked_64(mask, aux) })
+    }
+
+    /// The same with auxiliary codes that were read; any where nothing is added.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(crate) fn rest_of_codes(&self, mut codes: __m512i, aux: __m512i) -> __m512i {
         if let Some(table) = &self.table_0 {
             codes = table.bytes(codes);
         }
         if let Some(add) = &self.add {
-            // SAFETY: the caller's promise.
-            let others = unpack_64(unsafe { load_masked_64(mask, aux) });
             let mut sums = unpack_64(codes);
-            for (codes, other) in sums.iter_mut().zip(others) {
+            for (codes, other) in sums.iter_mut().zip(unpack_64(aux)) {
                 *codes = self.sums(add, *codes, other);
             }
             codes = pack_64(sums);

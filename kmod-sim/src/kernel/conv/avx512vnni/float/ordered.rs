@@ -56,10 +56,10 @@ use std::arch::x86_64::{
     __m512i, _CMP_NLT_UQ, _mm512_abs_epi8, _mm512_abs_epi32, _mm512_abs_ps, _mm512_add_epi32,
     _mm512_add_ps, _mm512_castsi512_si128, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8,
     _mm512_cvtepi32_ps, _mm512_cvtepu32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32,
-    _mm512_dpwssd_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_load_si512,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_epi8, _mm512_max_ps, _mm512_min_epu8,
-    _mm512_min_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_reduce_add_epi32, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_store_si512,
+    _mm512_dpwssd_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_inserti32x4,
+    _mm512_load_si512, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_epi8, _mm512_max_ps,
+    _mm512_min_epu8, _mm512_min_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_reduce_add_epi32,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_store_si512,
     _mm512_storeu_si512, _mm512_sub_ps, _mm512_subs_epu8, _mm512_unpackhi_epi8,
     _mm512_unpacklo_epi8, _mm512_zextsi128_si512,
 };
@@ -596,25 +596,27 @@ unsafe fn rest(
 ) {
     for first in (0..pixels.count).step_by(4) {
         // SAFETY: 64 bytes: there is room for whole fours of pixels.
-        let mut four = unsafe { load_64(codes[first..first + 4].as_ptr().cast()) };
-        if !has_aux {
-            // SAFETY: nothing is added, so nothing is read.
-            four = unsafe { stage.rest_64(four, 0, std::ptr::null()) };
+        let four = unsafe { load_64(codes[first..first + 4].as_ptr().cast()) };
+        let mut aux = _mm512_setzero_si512();
+        if has_aux {
+            let sixteen = |r: usize| {
+                let from = pixels.aux[first + r].wrapping_offset(place.lane);
+                // SAFETY: the caller's promise; behind the last pixel lies that one again.
+                _mm512_castsi512_si128(unsafe { load_masked_64(place.mask.into(), from) })
+            };
+            aux = _mm512_zextsi128_si512(sixteen(0));
+            aux = _mm512_inserti32x4::<1>(aux, sixteen(1));
+            aux = _mm512_inserti32x4::<2>(aux, sixteen(2));
+            aux = _mm512_inserti32x4::<3>(aux, sixteen(3));
         }
+        let four = stage.rest_of_codes(four, aux);
         let sixteens = [
             _mm512_castsi512_si128(four),
             _mm512_extracti32x4_epi32::<1>(four),
             _mm512_extracti32x4_epi32::<2>(four),
             _mm512_extracti32x4_epi32::<3>(four),
         ];
-        for (r, mut bytes) in (first..pixels.count).zip(sixteens) {
-            if has_aux {
-                let from = pixels.aux[r].wrapping_offset(place.lane);
-                let wide = _mm512_zextsi128_si512(bytes);
-                // SAFETY: the caller's promise.
-                let wide = unsafe { stage.rest_64(wide, settled[r].into(), from) };
-                bytes = _mm512_castsi512_si128(wide);
-            }
+        for (r, bytes) in (first..pixels.count).zip(sixteens) {
             // What is added may lie where the code goes, so each code is stored once.
             let to = pixels.out[r].wrapping_offset(place.lane);
             // SAFETY: the caller's promise.

@@ -38,8 +38,8 @@ const MOST_OF_FOUR: i64 = 32 << 10;
 const MOST_OF_TWO: i64 = 20 << 10;
 const MOST_OF_PAIRS: i64 = 28 << 10;
 
-/// Fewest pixels of a row whose weights come in panels of two blocks.
-const FEWEST_PIXELS: i64 = 24;
+/// Fewest pixels of a row whose weights come in panels of two blocks: of fewer, too many are left over.
+const FEWEST_PIXELS: i64 = 48;
 
 /// Multiples of pixels in which strips are cut: of those of every kernel, and of pairs.
 const GRAIN: i64 = 12;

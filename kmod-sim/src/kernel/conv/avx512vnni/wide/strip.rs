@@ -13,6 +13,9 @@ use crate::kernel::vector::{load_64, load_masked_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{_mm512_maskz_permutex2var_epi8, _mm512_permutexvar_epi8};
 
+/// Fewest pixels of a row where rows are strips of their own: tiles of pixels of all rows are faster.
+const FEWEST_PIXELS: i64 = 12;
+
 /// Most pixels of a strip.
 const MOST_PIXELS: i64 = 112;
 
@@ -75,7 +78,7 @@ pub(super) struct Segment<'a> {
 pub(super) fn takes(job: &Job<'_>, grain: i64) -> bool {
     let row = job.ofm_w.min(grain);
     let copies = job.problem.groups == 1 && copied(job, row, 4 * job.steps).is_some();
-    job.padding.is_empty() || copies
+    job.padding.is_empty() || copies && job.ofm_w >= FEWEST_PIXELS
 }
 
 /// Whether no window reaches into the padding.

@@ -20,7 +20,8 @@ def spans(line: str):
     """The line in pieces of one style: text, ink, whether reversed, bold, dim."""
     ink, flags = INK, set()
     for codes, text in re.findall(r"(?:\x1b\[([0-9;]*)m)?([^\x1b]*)", line):
-        for code in codes.split(";") if codes else []:
+        # One of the first eight of 256 colours is that of the terminal.
+        for code in re.sub(r"38;5;([0-7])\b", r"3\1", codes).split(";") if codes else []:
             if code in ("", "0"):
                 ink, flags = INK, set()
             elif code in ("1", "2", "7"):

@@ -104,5 +104,5 @@ def without(text: str, pids: list[int]) -> str:
     text = re.sub(r"(?m)^( +\d+) +([89]\d|1\d\d)(?= )", r"\1   100", text)
     text = re.sub("[▁-█]", "█", text)
     head, mark, rest = text.partition("\n client ")
-    rest = re.sub(r"\d+(\.\d+)?[kMGTPE]?", "#", rest)
+    rest = re.sub(r"\d+(\.\d+)?(?: [KMGTPE]?i?B\b|[kMGTPE])?", "#", rest)
     return "\n".join(line.rstrip() for line in (head + mark + rest).splitlines()) + "\n"

@@ -191,3 +191,45 @@ def test_softmax(ends, seed):
     # Of one type at both ends, and no share is beyond its codes.
     is_taken = ends == (2, 2) and np.floor(np.float32(1) / result[0]) + result[1] <= 255
     assert ("Softmax" not in sessions.operators_on(npu, sessions.CPU)) == is_taken
+
+
+@pytest.mark.parametrize("zero_point", [-128, -127])
+@pytest.mark.parametrize("is_fed", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_product_behind_a_relu_that_has_nothing_to_do(seed, is_fed, zero_point):
+    """The CPU takes it away, and then the pair of one scale around it: the product reads what was before."""
+    layer = Signed(np.random.default_rng([seed, 8]), [1, 5, 1])
+    codes, result = (np.float32(0.00445180153), zero_point + 128), (np.float32(0.0164581221), 165)
+    if is_fed:
+        layer.x = helper.make_tensor_value_info("x", TensorProto.INT8, layer.shape)
+        x = "x"
+    else:
+        x = layer.quantise("x", codes)
+    relu = layer.unit("Relu", [(x, codes)], (codes[0], 0))
+    weights = layer.weights([1, 62], 1, np.float32(0.0188620277))
+    y = layer.quantise(layer.node("MatMul", [layer.dequantise(relu, (codes[0], 0)), weights]), result)
+    model = layer.model(layer.dequantise(y, result)).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    for _ in range(8):
+        feed = layer.random.integers(-128, 128, layer.shape).astype(np.int8) if is_fed else layer.input(codes)
+        sessions.assert_same(npu, reference, feed, "product")
+
+
+@pytest.mark.parametrize("activation", ["Relu", None])
+def test_a_product_of_int8_that_ends_in_floats(activation):
+    """Its first operand is uint8 to the CPU where both ends are the CPU's: requantised here, it would stay int8."""
+    layer = Signed(np.random.default_rng(9), [1, 8, 1, 9])
+    layer.x = helper.make_tensor_value_info("x", TensorProto.INT8, layer.shape)
+    before, codes, result = (np.float32(0.015625), 128), (np.float32(0.03125), 128), (np.float32(0.015625), 128)
+    first = layer.quantise(layer.dequantise("x", before), codes)
+    second = layer.constant(layer.random.integers(-128, 128, [1, 1, 8, 9, 1]), np.int8)
+    floats = layer.node("MatMul", [layer.dequantise(first, codes), layer.dequantise(second, (np.float32(0.0203970242), 128))])
+    floats = layer.node(activation, [floats]) if activation else floats
+    ends = [layer.quantise(floats, result), floats]
+    kinds = [TensorProto.INT8, TensorProto.FLOAT]
+    outputs = [helper.make_tensor_value_info(end, kind, None) for end, kind in zip(ends, kinds, strict=True)]
+    graph = helper.make_graph(layer.nodes, "layer", [layer.x], outputs, layer.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8).SerializeToString()
+    npu, reference = sessions.by_name(model), sessions.cpu(model)
+    for _ in range(4):
+        sessions.assert_same(npu, reference, layer.random.integers(-128, 128, layer.shape).astype(np.int8), "product")

@@ -78,8 +78,9 @@ pub(super) fn borders(
             let parted = parted.get_or_insert_with(|| Parted::new(graph, &values));
             whole.is_some_and(|whole| parted.is_within_a_code(whole, shapes))
         };
-        let changed: Vec<NodeId> =
-            beside(graph, writer, reader).into_iter().filter(changes).collect();
+        let first = quantize::writer(graph, value).unwrap_or(writer);
+        let last = quantize::readers(graph, value).first().copied().unwrap_or(reader);
+        let changed: Vec<NodeId> = beside(graph, first, last).into_iter().filter(changes).collect();
         let Some(&operator) = changed.iter().find(|operator| !is_borne(operator)) else {
             bounded.extend(changed);
             continue;

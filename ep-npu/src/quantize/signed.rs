@@ -13,7 +13,8 @@
 //! would have become uint8 stays int8 when one of its ends is taken away.
 
 use super::codes::Codes;
-use super::form::{is_dequantize, is_quantize};
+use super::form::{Former, is_dequantize, is_quantize};
+use super::same;
 use crate::graph::{ElementType, Graph, Node, NodeId, ValueId};
 use crate::refusal::{Refusal, refuse};
 
@@ -117,8 +118,8 @@ pub(crate) fn becomes_unsigned(graph: &Graph, value: ValueId) -> bool {
     if !is_signed(graph, value) || graph.is_output(value) {
         return false;
     }
-    let found = graph.value(value);
-    let (Some(writer), &[reader]) = (found.producer, found.consumers.as_slice()) else {
+    let Some((first, readers)) = same::whole(graph, value) else { return false };
+    let (Some(writer), &[reader]) = (graph.value(first).producer, readers.as_slice()) else {
         return false;
     };
     let (writer, reader) = (graph.node(writer), graph.node(reader));
@@ -131,6 +132,16 @@ pub(crate) fn becomes_unsigned(graph: &Graph, value: ValueId) -> bool {
         && to.bytes == from.bytes
 }
 
+/// The DequantizeLinear nodes that read `value` where the CPU provider runs them.
+pub(crate) fn readers(graph: &Graph, value: ValueId) -> Vec<NodeId> {
+    same::whole(graph, value).map(|(_, readers)| readers).unwrap_or_default()
+}
+
+/// The QuantizeLinear that writes `value` where the CPU provider runs it.
+pub(crate) fn writer(graph: &Graph, value: ValueId) -> Option<NodeId> {
+    same::whole(graph, value).and_then(|(first, _)| graph.value(first).producer)
+}
+
 /// What the CPU provider computes the operator `id` on; `None` where its bits do not hang on that.
 /// Tensors that `is_cut` stay int8.
 pub(crate) fn way(graph: &Graph, id: NodeId, is_cut: &dyn Fn(ValueId) -> bool) -> Option<Way> {
@@ -141,7 +152,12 @@ pub(crate) fn way(graph: &Graph, id: NodeId, is_cut: &dyn Fn(ValueId) -> bool) -
         let writer = graph.value(value).producer.map(|id| graph.node(id));
         writer.filter(|node| is_dequantize(node))?.input(0)
     };
-    let result = result(graph, node).map(of);
+    let result = match is_one_of(&["MatMul", "Gemm"]) {
+        // Those two have an integer form that gives floats, where they do not become codes at once.
+        true => Former::new(graph, id).result().ok().map(|(value, _)| value),
+        false => result(graph, node),
+    };
+    let result = result.map(of);
     let first = || node.input(0).and_then(source).map(of);
     if is_one_of(&["Conv", "MatMul", "Gemm", "GlobalAveragePool"]) {
         let edges: Vec<Edge> = first().into_iter().chain(result).collect();

@@ -175,6 +175,36 @@ fn rows_of_any_rank_are_multiplied_in_float() {
     }
 }
 
+/// int8 -> DQ -> Relu -> Q -> DQ -> MatMul, where the Relu has nothing to do if `relu` is 0.
+fn product_behind_a_relu(relu: u8, is_fed: bool) -> Graph {
+    let [codes, rectified] = [relu, 0].map(|zero_point| Codes { scale: 0.0045, zero_point });
+    let mut model = Model::signed(7);
+    let input = match is_fed {
+        true => model.code_input(&[1, 3, 40], codes),
+        false => model.float_input(&[1, 3, 40], codes),
+    };
+    let flow = model.unit("Relu", &[&input], &[], (rectified, &[1, 3, 40]));
+    let weighted = Weighted { shape: vec![40, 9], axis: 1, per_channel: false, with_bias: false };
+    let result = Codes { scale: 0.02, zero_point: 165 };
+    let product = model.weighted("MatMul", &flow, &weighted, &[], (result, &[1, 3, 9]));
+    model.float_output(&product);
+    model.finish()
+}
+
+#[test]
+fn a_tensor_that_is_another_to_the_cpu_has_the_others_ends() {
+    let is_float = |graph: &Graph| {
+        crate::quantize::units(graph).units.iter().any(|unit| match &unit.kind {
+            Kind::Product(products) => products.arithmetic.floats().is_some(),
+            _ => false,
+        })
+    };
+    // Without the Relu and the pair around it the product reads the model's input, which stays int8.
+    assert!(is_float(&product_behind_a_relu(0, true)));
+    assert!(!is_float(&product_behind_a_relu(0, false)), "its QuantizeLinear becomes uint8");
+    assert!(!is_float(&product_behind_a_relu(3, true)), "the Relu has something to do");
+}
+
 #[test]
 fn a_softmax_of_int8_is_taken_where_no_share_is_beyond_its_codes() {
     let of = |scale, zero_point| {

@@ -109,3 +109,29 @@ def test_beside_a_pool_of_misjudged_shape_nothing_is_taken(dilation):
         ends.append(graph.quantise(graph.node("Abs", graph.dequantise(codes, 0.05, 0)), 0.05, -3))
     npu = compare(graph.model(*ends), graph.inputs, [1, 2], 3)
     assert (sessions.EP in [name for name, _ in sessions.placement(npu)]) == (dilation == 1)
+
+
+@pytest.mark.parametrize("is_output", [True, False])
+@pytest.mark.parametrize("shape", [[1, 2, 1, 2], [4, 8, 1, 1], [2, 6, 3, 5]], ids=str)
+def test_the_first_elements_of_a_tensor_are_not_all_of_it(shape, is_output):
+    """They lie as a tensor of another shape would."""
+    graph = Open(3)
+    x = graph.input(TensorProto.UINT8, shape)
+    codes = (0.0078125, 128, np.uint8)
+    bounds = [graph.constant(values, np.int64) for values in ([0, 0], [shape[0] // 2 or 1, shape[1]], [0, 1], [1, 2])]
+    whole = graph.quantise(graph.node("Tanh", graph.dequantise(x, *codes)), *codes) if is_output else x
+    part = graph.quantise(graph.node("Slice", graph.dequantise(whole, *codes), *bounds), *codes)
+    y = graph.quantise(graph.node("Abs", graph.dequantise(part, *codes)), 0.005, 3, np.uint8)
+    outputs = [y, whole] if is_output else [y]
+    compare(graph.model(*outputs), graph.inputs, [1], 3)
+
+
+@pytest.mark.parametrize("end", [1, 2])
+def test_the_first_of_several_images_is_not_all_of_them(end):
+    graph = Open(end)
+    codes = (0.0078125, 128, np.uint8)
+    x = graph.dequantise(graph.input(TensorProto.UINT8, [3, 8, 1, 1]), *codes)
+    bounds = [graph.constant(values, np.int64) for values in ([0], [end], [0], [1])]
+    part = graph.quantise(graph.node("Slice", x, *bounds), *codes)
+    pool = graph.quantise(graph.node("GlobalAveragePool", graph.dequantise(part, *codes)), *codes)
+    compare(graph.model(pool), graph.inputs, [1], end)

@@ -75,7 +75,7 @@ impl Lowering<'_> {
         };
         let [from, to] = [unit.inputs[0], unit.output].map(|value| &self.part.shapes[&value]);
         // The first elements of a tensor are dense, too, and not all of them.
-        if from.iter().product::<usize>() != to.iter().product() {
+        if from.iter().product::<usize>() != to.iter().product::<usize>() {
             return false;
         }
         let floats = Form::Host { dims: natural_dims(from), element_bytes: 4 };

@@ -87,7 +87,6 @@ fn dump() -> Dump {
         listing: image.unwrap().commands,
         names: Names::new([(3, "/a/Conv"), (4, "/b/Relu")]),
         events: vec![Event { op_id: 4, index: 1, opcode: opcode::FILL, ..event }],
-        ..Dump::default()
     }
 }
 

@@ -176,8 +176,9 @@ impl<'a> Sums<'a> {
                 // SAFETY: the channels of the mask.
                 let codes = unsafe { load_codes(mask, from.wrapping_offset(isize_of(first))) };
                 let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero_point));
+                let floats = _mm512_mul_ps(codes, scale);
                 // SAFETY: sixteen floats.
-                unsafe { _mm512_storeu_ps(values.as_mut_ptr(), _mm512_mul_ps(codes, scale)) };
+                unsafe { _mm512_storeu_ps(values.as_mut_ptr(), floats) };
             }
         }
     }

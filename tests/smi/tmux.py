@@ -104,5 +104,7 @@ def without(text: str, pids: list[int]) -> str:
     text = re.sub(r"(?m)^( +\d+) +([89]\d|1\d\d)(?= )", r"\1   100", text)
     text = re.sub("[▁-█]", "█", text)
     head, mark, rest = text.partition("\n client ")
+    # What a box covers in part depends on the figures before it.
+    rest = re.sub(r"(?m)^.*?(?=[┌│└])", "", rest)
     rest = re.sub(r"\d+(\.\d+)?(?: [KMGTPE]?i?B\b|[kMGTPE])?", "#", rest)
     return "\n".join(line.rstrip() for line in (head + mark + rest).splitlines()) + "\n"

@@ -100,8 +100,8 @@ def without(text: str, pids: list[int]) -> str:
         text = re.sub(rf" +{pid}\b", "  PID", text)
     text = re.sub(r" +PID", "  PID", text)
     # The clock of a look and that of a job are not one: all the time is seen as a little less or more.
-    text = re.sub(r"(?<=use )\d+(?= %)", "100", text) if re.search(r"use ([89]\d|1\d\d) %", text) else text
-    text = re.sub(r"(?m)^( +\d+) +([89]\d|1\d\d)(?= )", r"\1   100", text)
+    text = re.sub(r"(?<=use )[\d.]+(?= %)", "100", text)
+    text = re.sub(r"(?m)^( +\d+) +[\d.]+(?= )", r"\1   100", text)
     text = re.sub("[▁-█]", "█", text)
     head, mark, rest = text.partition("\n client ")
     # What a box covers in part depends on the figures before it.

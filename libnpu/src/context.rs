@@ -17,6 +17,7 @@ use npu_uapi::queue::{
 use npu_uapi::reg::Register;
 use npu_uapi::regs::Abort;
 use npu_uapi::ring::RingLayout;
+use npu_uapi::status::Status;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
@@ -457,11 +458,14 @@ impl Drop for Owner {
         }
         // A job that runs notices; the admin entry behind it then finds the queue at rest.
         let _ = inner.abort();
-        let is_ended = inner.destroy(opcode::DESTROY_QUEUE, inner.queue.id.into()).is_ok();
+        let ended = inner.destroy(opcode::DESTROY_QUEUE, inner.queue.id.into());
+        // One that was made while the device was reset is unknown to it: at rest as well.
+        let is_unknown =
+            |error: &Error| error.fault().is_some_and(|fault| fault.status == Status::UNKNOWN_ID);
+        let is_ended = ended.as_ref().map_or_else(is_unknown, |()| true);
         inner.queue.poll();
         inner.queue.lose(Loss::Destroyed);
-        if is_ended || inner.device.heap.transport.is_gone() {
-            // A device that is gone was another process: it keeps what it mapped, whatever is freed here.
+        if is_ended || inner.device.has_let_go(inner.epoch) {
             inner.queue.release();
         } else {
             // The device may still use what is in flight: better never freed than too early.

@@ -54,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) faults: Faults,
     /// Counts resets: what was created before one is gone after it.
     epoch: AtomicU64,
+    /// The epoch in which the device was last seen to have let go of all memory.
+    quieted: AtomicU64,
     /// Queues to be told of a reset.
     queues: Mutex<Vec<Weak<Queue>>>,
     pool: OnceLock<Pool>,
@@ -285,6 +287,7 @@ impl Inner {
             admin: RwLock::new(Arc::new(admin)),
             faults,
             epoch: AtomicU64::new(0),
+            quieted: AtomicU64::new(0),
             queues: Mutex::new(Vec::new()),
             pool: OnceLock::new(),
             resetting: Mutex::new(()),
@@ -373,6 +376,19 @@ impl Inner {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// Whether the device has let go of all that was in flight in `epoch`: a reset came since, for whose
+    /// end this waits, or it is made quiet here, being good for nothing else.
+    pub(crate) fn has_let_go(&self, epoch: u64) -> bool {
+        if self.epoch() != epoch {
+            let _over = lock(&self.resetting);
+            return self.quieted.load(Ordering::Acquire) > epoch;
+        }
+        let transport = self.heap.transport.as_ref();
+        // One that cannot be asked to was another process, or is no more: it keeps what it mapped, whatever
+        // is freed here.
+        transport.is_gone() && matches!(quiet(transport), Ok(()) | Err(Error::Transport(_)))
+    }
+
     /// A new I/O queue, to be told of resets.
     pub(crate) fn register(&self, queue: &Arc<Queue>) {
         let mut queues = lock(&self.queues);
@@ -390,6 +406,7 @@ impl Inner {
         let all = || queues.iter().chain(std::iter::once(&old));
         all().for_each(|queue| queue.lose(Loss::Reset));
         quiet(self.heap.transport.as_ref())?;
+        self.quieted.store(self.epoch(), Ordering::Release);
         // The device has made its last access to what was in flight.
         all().for_each(|queue| queue.release());
         let admin = bring_up(&self.heap, &self.faults)?;

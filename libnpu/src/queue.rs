@@ -220,7 +220,16 @@ impl Queue {
                 break Err(self.stall(&state, clock.started, beat));
             }
             if beat.is_none() && now >= clock.first_look {
-                beat = self.beat();
+                match self.heap.transport.read::<HeartbeatLow>() {
+                    Ok(read) => beat = Some(npu_uapi::reg::Register::raw(read)),
+                    Err(why) => {
+                        // Its ticket says so in the next round, if this is not the answer.
+                        state.reap(&mut garbage);
+                        state.lose(Loss::Gone(why));
+                        self.changed.notify_all();
+                        continue;
+                    }
+                }
             }
             let until =
                 if beat.is_none() { clock.first_look.min(clock.deadline) } else { clock.deadline };

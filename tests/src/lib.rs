@@ -1,5 +1,6 @@
 //! What the whole-stack tests share: devices over every transport, and small programs built by hand.
 
+pub mod functions;
 pub mod liar;
 mod noise;
 mod simulator;
@@ -28,6 +29,8 @@ pub enum Way {
     Sim,
     /// The device in a process of its own.
     VfioUser,
+    /// A device of this machine, which is the guest of `cargo xtask vm`.
+    Pci,
 }
 
 /// Runs `test` with each of [`OPTIONS`], on a device of its own.
@@ -35,11 +38,14 @@ pub enum Way {
 /// # Panics
 /// Where `test` does or fails, with the device string.
 pub fn over(way: Way, test: impl Fn(&Device) -> Result<(), Error>) {
-    for options in OPTIONS {
+    for (index, options) in OPTIONS.iter().enumerate() {
         let server = (way == Way::VfioUser).then(|| Simulator::shared(options));
-        let name = match &server {
-            Some(server) => server.device(),
-            None => format!("sim:{options}"),
+        // Held while the test has it: nobody else could open it.
+        let function = (way == Way::Pci).then(|| functions::take(index));
+        let name = match (&server, &function) {
+            (Some(server), _) => server.device(),
+            (None, Some(function)) => function.device(),
+            (None, None) => format!("sim:{options}"),
         };
         let device = Device::open_private(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
         test(&device).unwrap_or_else(|error| panic!("{name} ({options}): {error}"));
@@ -47,7 +53,7 @@ pub fn over(way: Way, test: impl Fn(&Device) -> Result<(), Error>) {
 }
 
 /// Makes tests of functions that take a device: `sim::NAME` and `vfio_user::NAME`, so that a run
-/// shows for each way to a device what passed.
+/// shows for each way to a device what passed. With the feature `guest` also `pci::NAME`.
 #[macro_export]
 macro_rules! over_each_transport {
     ($($test:ident),+ $(,)?) => {
@@ -61,6 +67,13 @@ macro_rules! over_each_transport {
             $(#[test]
             fn $test() {
                 $crate::over($crate::Way::VfioUser, super::$test);
+            })+
+        }
+        #[cfg(feature = "guest")]
+        mod pci {
+            $(#[test]
+            fn $test() {
+                $crate::over($crate::Way::Pci, super::$test);
             })+
         }
     };

@@ -64,6 +64,10 @@ const LEAST_END: u64 = 1 << 39;
 /// Where they end in any case: the device has 48 bits.
 const HIGHEST_END: u64 = 1 << 48;
 
+/// What is seen of a device that is no more.
+const SILENT: &str = "all its registers read ones, as where there is no device: it was removed, or what \
+                      emulates it ended";
+
 /// A device that the kernel's VFIO gave to this process.
 #[derive(Debug)]
 pub struct Pci {
@@ -101,6 +105,10 @@ impl Pci {
         let (opened, group) = Opened::new(address).map_err(blocked)?;
         let registers = opened.registers(BAR0_BYTES).map_err(blocked)?;
         let config = opened.config().map_err(blocked)?;
+        // Of the vendor: nobody answers for a device that is gone.
+        if config.read(0).is_ok_and(|ids| ids == u32::MAX) {
+            return Err(TransportError::Gone { device, why: SILENT.to_owned() });
+        }
         let info = ioctl::iommu_info(opened.container())
             .map_err(|error| blocked(kernel("say what its IOMMU can do", error)))?;
         let count = opened.interrupts(irq::MSIX).min(MOST_VECTORS);
@@ -168,9 +176,7 @@ impl Pci {
     /// The error for a device that no longer answers.
     fn silent(&self) -> TransportError {
         self.is_silent.store(true, Ordering::Relaxed);
-        let why = "all its registers read ones, as where there is no device: it was removed, or what \
-                   emulates it ended";
-        TransportError::Gone { device: self.device.clone(), why: why.to_owned() }
+        TransportError::Gone { device: self.device.clone(), why: SILENT.to_owned() }
     }
 
     fn mapped(&self) -> MutexGuard<'_, HashMap<u64, Arc<DmaMemory>>> {

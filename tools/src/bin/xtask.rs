@@ -33,6 +33,8 @@ mod simulator;
 mod tally;
 #[path = "../xtask/test.rs"]
 mod test;
+#[path = "../xtask/vm.rs"]
+mod vm;
 #[path = "../xtask/wheel.rs"]
 mod wheel;
 
@@ -73,6 +75,8 @@ enum Task {
     LatencyPeer(latency::Peer),
     /// Pack the plugin as a Python package, into `target/wheels`.
     Wheel,
+    /// The driver behind a real kernel's VFIO: QEMU with a Linux guest whose PCI devices are `npu-sim`'s.
+    Vm,
     /// Everything that CI runs, with a table of counts and times.
     Test {
         /// Also what takes hours: every model, every test with every wheel, long random models, pages in a browser.
@@ -116,6 +120,9 @@ fn main() -> Result<ExitCode> {
         Task::Latency => return latency::run(),
         Task::LatencyPeer(peer) => peer.run()?,
         Task::Wheel => wheel::run()?,
+        Task::Vm => {
+            vm::run()?;
+        }
         Task::Test { all } => return test::run(all),
         Task::Random { arguments } => return random::by_hand(&arguments),
         Task::Loom { weaken } => {

@@ -23,8 +23,20 @@ pub(crate) struct Finished {
 
 /// Runs `command`, showing its output as it comes. An error when it cannot start or outlives `limit`.
 pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
+    println!("$ {}", shown(command));
+    watched(command, limit, true)
+}
+
+/// Runs `command` without showing what it prints, which is for this program alone. A non-zero exit is an
+/// error too.
+pub(crate) fn quietly(command: &mut Command, limit: Duration) -> Result<String> {
+    let finished = watched(command, limit, false)?;
+    ensure!(finished.success, "`{}` failed:\n{}", shown(command), finished.stdout);
+    Ok(finished.stdout)
+}
+
+fn watched(command: &mut Command, limit: Duration, is_shown: bool) -> Result<Finished> {
     let line = shown(command);
-    println!("$ {line}");
     let start = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -39,7 +51,9 @@ pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
     for text in BufReader::new(pipe).split(b'\n') {
         let text = text.with_context(|| format!("cannot read the output of `{line}`"))?;
         let text = String::from_utf8_lossy(&text);
-        println!("{text}");
+        if is_shown {
+            println!("{text}");
+        }
         stdout.push_str(&text);
         stdout.push('\n');
     }

@@ -1,8 +1,10 @@
 //! `npu-sim` as a child of this program, for the tests that want the device in a process of its own.
 
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Simulator {
     child: Child,
     socket: PathBuf,
+    manage: PathBuf,
 }
 
 impl Simulator {
@@ -28,16 +31,27 @@ impl Simulator {
             Duration::from_secs(10 * 60),
         )?;
         let program = std::env::current_exe().context("cannot find where this program lies")?;
-        let program = program.with_file_name("npu-sim");
-        let socket = std::env::temp_dir().join(format!("npu-sim-{}.sock", std::process::id()));
-        let mut child = Command::new(&program)
+        Self::run(&program.with_file_name("npu-sim"), "")
+    }
+
+    /// Starts `program`, a server, on a socket of its own, with devices that `options` say.
+    pub(crate) fn run(program: &Path, options: &str) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("npu-sim-{}-{number}", std::process::id());
+        let socket = std::env::temp_dir().join(&name).with_extension("sock");
+        let manage = socket.with_extension("manage");
+        let mut child = Command::new(program)
             .arg("--socket")
             .arg(&socket)
+            .arg("--manage")
+            .arg(&manage)
+            .args(["--device", options])
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let output = child.stdout.take();
-        let simulator = Self { child, socket };
+        let simulator = Self { child, socket, manage };
         let output = output.context("the server's output is piped")?;
         let (ready, is_ready) = mpsc::channel();
         // Ends with the line or with the server, whichever is first.
@@ -54,6 +68,28 @@ impl Simulator {
         Ok(simulator)
     }
 
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it answers to `request`, a JSON object, where it is managed.
+    pub(crate) fn ask(&self, request: &str) -> Result<serde_json::Value> {
+        let mut stream = UnixStream::connect(&self.manage).context("npu-sim is not managed")?;
+        stream.set_read_timeout(Some(READY_LIMIT))?;
+        writeln!(stream, "{request}")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).context("npu-sim does not answer")?;
+        serde_json::from_str(&line).with_context(|| format!("npu-sim answered {line:?}"))
+    }
+
+    /// Kills it, as a crash would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("cannot kill npu-sim")?;
+        self.child.wait().context("cannot wait for npu-sim")?;
+        Ok(())
+    }
+
     /// What names its devices.
     pub(crate) fn device(&self) -> String {
         format!("vfio-user:{}", self.socket.display())
@@ -66,5 +102,6 @@ impl Drop for Simulator {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(&self.manage);
     }
 }

@@ -1,7 +1,7 @@
 //! What NPUs the PCI bus has, and for each whether it can be opened.
 
 use super::Obstacle;
-use npu_uapi::regs::pci::{DEVICE, VENDOR};
+use npu_uapi::regs::pci::{DEVICE, MANAGER, VENDOR};
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub struct Found {
     pub address: String,
     /// Its vendor.
     pub vendor: u16,
-    /// Its kind.
+    /// Its kind: [`DEVICE`] or, for a management function, [`MANAGER`].
     pub device: u16,
     /// The driver that has it.
     pub driver: Option<String>,
@@ -125,7 +125,8 @@ impl Roots {
 
     fn obstacle(&self, found: &Found) -> Result<(), Obstacle> {
         let Found { vendor, device, .. } = *found;
-        if (vendor, device) != (VENDOR, DEVICE) {
+        // A management function is opened like an NPU.
+        if vendor != VENDOR || device != DEVICE && device != MANAGER {
             return Err(Obstacle::OtherKind { vendor, device });
         }
         let group = found.group.ok_or(Obstacle::NoIommu)?;
@@ -333,8 +334,11 @@ mod tests {
     #[test]
     fn a_function_of_another_kind_is_listed_with_its_number() {
         let tree = Tree::new(free);
-        tree.add("0000:00:02.0", (VENDOR, 0x4e51), Some("vfio-pci"), Some(3));
+        tree.add("0000:00:02.0", (VENDOR, MANAGER), Some("vfio-pci"), Some(3));
+        assert_eq!((tree.only().device, tree.only().obstacle), (MANAGER, None));
+        let tree = Tree::new(free);
+        tree.add("0000:00:02.0", (VENDOR, 0x4e7f), Some("vfio-pci"), Some(3));
         let told = tree.only().obstacle.unwrap().to_string();
-        assert!(told.contains("1de5:4e51") && told.contains("1de5:4e50"), "{told}");
+        assert!(told.contains("1de5:4e7f") && told.contains("1de5:4e50"), "{told}");
     }
 }

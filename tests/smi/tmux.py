@@ -101,7 +101,7 @@ def without(text: str, pids: list[int]) -> str:
     text = re.sub(r" +PID", "  PID", text)
     # The clock of a look and that of a job are not one: all the time is seen as a little less or more.
     text = re.sub(r"(?<=use )[\d.]+(?= %)", "100", text)
-    text = re.sub(r"(?m)^( +\d+) +[\d.]+(?= )", r"\1   100", text)
+    text = re.sub(r"(?m)^( +\d+) +[\d.]+(?= )", r"\1   100", text, count=1)
     text = re.sub("[▁-█]", "█", text)
     head, mark, rest = text.partition("\n client ")
     # What a box covers in part depends on the figures before it.

@@ -135,6 +135,9 @@ impl Program {
 impl Context {
     pub(crate) fn new(device: &Arc<DeviceInner>, options: ContextOptions) -> Result<Self, Error> {
         let epoch = device.epoch();
+        if let Some(why) = device.heap.transport.gone() {
+            return Err(Error::Lost { queue: 0, why: Loss::Gone(why) });
+        }
         let id = device.new_context_id()?;
         match open_queue(device, id, options) {
             Ok(queue) => {

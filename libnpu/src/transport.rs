@@ -184,6 +184,12 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// Resets the function from outside and sets configuration space up again.
     fn reset(&self) -> Result<(), TransportError>;
 
+    /// The error of whoever wants to begin something on a device that is known to be gone, though it may
+    /// still answer: one that is to be let go.
+    fn gone(&self) -> Option<TransportError> {
+        None
+    }
+
     /// Whether the device can never answer again, so that opening it anew makes another connection.
     fn is_gone(&self) -> bool;
 

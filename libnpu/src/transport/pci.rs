@@ -356,6 +356,11 @@ impl Transport for Pci {
         Peer::is_gone(self)
     }
 
+    fn gone(&self) -> Option<TransportError> {
+        let is_silent = self.is_silent.load(Ordering::Relaxed);
+        Peer::is_gone(self).then(|| if is_silent { self.silent() } else { self.hung_up() })
+    }
+
     fn threads(&self) -> Option<usize> {
         // Nobody here computes.
         Some(1)

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 #[path = "../xtask/bench.rs"]
@@ -121,7 +121,11 @@ fn main() -> Result<ExitCode> {
         Task::LatencyPeer(peer) => peer.run()?,
         Task::Wheel => wheel::run()?,
         Task::Vm => {
-            vm::run()?;
+            let tally = vm::run()?;
+            ensure!(
+                tally.failed + tally.skipped == 0,
+                "not all passed; the guest's console is above"
+            );
         }
         Task::Test { all } => return test::run(all),
         Task::Random { arguments } => return random::by_hand(&arguments),

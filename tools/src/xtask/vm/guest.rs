@@ -16,11 +16,14 @@ const OFF_LIMIT: Duration = Duration::from_secs(30);
 /// What is said of a guest that ends before its steps.
 pub(crate) const ENDED: &str = "the guest ended";
 
+/// Lines with what the guest asks of the host begin so.
+const ORDER: &str = "@@host ";
+
 /// A program that the guest runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) name: String,
-    /// How long it may say nothing.
+    /// How long it may take.
     limit: Duration,
     run: Vec<String>,
     environment: Vec<String>,
@@ -104,15 +107,24 @@ impl<'a> Guest<'a> {
     /// Reads on until a line is `what`; at most for `limit`.
     pub(crate) fn until(&mut self, what: &str, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
+        while self.within_step(deadline)? != what {}
+        Ok(())
+    }
+
+    /// What the guest asks of the host next, in the step that runs.
+    pub(crate) fn order(&mut self, deadline: Instant) -> Result<String> {
         loop {
-            let line = self.machine.line(deadline)?;
-            let line = line.with_context(|| format!("the guest ended before it said `{what}`"))?;
-            println!("guest| {line}");
-            if line == what {
-                return Ok(());
+            if let Some(order) = self.within_step(deadline)?.strip_prefix(ORDER) {
+                return Ok(order.to_owned());
             }
-            ensure!(!line.starts_with("@@ end"), "the guest ended its step: {line}");
         }
+    }
+
+    fn within_step(&mut self, deadline: Instant) -> Result<String> {
+        let line = self.machine.line(deadline)?.context(ENDED)?;
+        println!("guest| {line}");
+        ensure!(!line.starts_with("@@ end"), "the guest came to the end of its step: {line}");
+        Ok(line)
     }
 
     /// The machine that it runs on.
@@ -124,10 +136,11 @@ impl<'a> Guest<'a> {
         let started = Instant::now();
         let mut output = String::new();
         loop {
-            let line = self.machine.line(Instant::now() + step.limit)?;
+            let line = self.machine.line(started + step.limit);
+            let line = line.with_context(|| format!("in the step `{}`", step.name))?;
             let line = line.with_context(|| format!("{ENDED} in `{}`", step.name))?;
             println!("guest| {line}");
-            if let Some(order) = line.strip_prefix("@@host ") {
+            if let Some(order) = line.strip_prefix(ORDER) {
                 host(order, &mut self.machine)?;
                 continue;
             }

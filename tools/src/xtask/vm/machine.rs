@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::tools::Tools;
 
@@ -126,6 +127,18 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// The signal that ended QEMU, if one did, once its console is closed.
+    pub(crate) fn ended_by(&mut self) -> Result<Option<i32>> {
+        let deadline = Instant::now() + CONTROL_LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot ask after QEMU")? {
+                return Ok(status.signal());
+            }
+            ensure!(Instant::now() < deadline, "QEMU closed its console and goes on");
+            thread::yield_now();
+        }
     }
 
     /// Ends it, as a crash of QEMU would.

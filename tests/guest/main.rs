@@ -1,5 +1,7 @@
 //! What only the guest of `cargo xtask vm` can show: a real kernel's VFIO around the device.
 
+#![cfg(feature = "guest")]
+
 #[cfg(test)]
 mod classifier;
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Pools on the CPU of whose result ONNX Runtime infers another shape than its kernel makes.
+//! Pools on the CPU of whose result ONNX Runtime infers another shape than its kernel makes, and reductions
+//! of an empty tensor, which keep the dimensions that they are to drop.
 //!
 //! It plans memory by what it inferred: tensors that shall have the same size get the same buffer, and one
 //! behind such a pool has another size than one that is not. Which of them meet depends on which nodes are
@@ -13,17 +14,21 @@ use crate::refusal::{Refusal, rule};
 pub(super) fn refuse(graph: &Graph, units: &mut Units) -> bool {
     let is_left = |id: usize| units.of_node[id].is_err();
     let mut nodes = graph.nodes();
-    let Some((_, node)) =
-        nodes.find(|&(id, node)| is_left(id.0 as usize) && is_misjudged(graph, node))
-    else {
-        return false;
-    };
+    let found = nodes.find_map(|(id, node)| {
+        let remedy = match node {
+            _ if !is_left(id.0 as usize) => return None,
+            _ if is_misjudged(graph, node) => "give explicit pads, and ceil_mode 0",
+            _ if drops_nothing(graph, node) => "give the tensor that it reads some elements",
+            _ => return None,
+        };
+        Some((node, remedy))
+    });
+    let Some((node, remedy)) = found else { return false };
     let refusal = Refusal::new(
         rule::SHAPE,
         format!(
             "{node} stays on the CPU, and ONNX Runtime infers another shape of its result than it makes: its memory \
-             plan may then fail for a model that is divided, which therefore stays whole; give explicit pads, and \
-             ceil_mode 0"
+             plan may then fail for a model that is divided, which therefore stays whole; {remedy}"
         ),
     );
     let mut any = false;
@@ -34,6 +39,15 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units) -> bool {
         }
     }
     any
+}
+
+/// Whether `node` is a reduction of a tensor of no elements that is to drop dimensions.
+fn drops_nothing(graph: &Graph, node: &Node) -> bool {
+    let source = node.input(0).and_then(|input| graph.value(input).ty.as_ref());
+    let shape = source.and_then(|ty| ty.shape.as_deref()).unwrap_or_default();
+    node.op.starts_with("Reduce")
+        && node.int("keepdims") == Some(0)
+        && shape.contains(&Dim::Known(0))
 }
 
 /// Whether `node` is a pool that makes fewer rows or columns than are inferred.
@@ -80,7 +94,28 @@ fn makes_fewer(node: &Node, kernel: &[i64], axis: usize, length: i64) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Attribute;
+    use crate::graph::{Attribute, ElementType, TensorType};
+    use crate::quantize::Codes;
+    use crate::testing::Model;
+
+    #[test]
+    fn a_reduction_that_is_to_drop_dimensions_of_nothing_keeps_them() {
+        let drops = |len: usize, keepdims: i64| {
+            let codes = Codes { scale: 0.5, zero_point: 3 };
+            let mut model = Model::new(1);
+            let flow = model.float_input(&[len, 4], codes);
+            let read = model.dequantize(&flow);
+            let shape = Some(vec![Dim::Known(len), Dim::Known(4)]);
+            model.set_type(read, TensorType { element: ElementType::F32, shape });
+            let keepdims = [("keepdims", Attribute::Int(keepdims))];
+            let product = model.node("ReduceProd", &[read], &keepdims);
+            model.output(product);
+            let graph = model.finish();
+            let (_, node) = graph.nodes().find(|(_, node)| node.is("ReduceProd")).unwrap();
+            drops_nothing(&graph, node)
+        };
+        assert!(drops(0, 0) && !drops(0, 1) && !drops(2, 0));
+    }
 
     fn fewer(
         length: i64,

@@ -100,6 +100,33 @@ fn an_image_whose_channel_comes_last_is_fetched_as_the_convolution_reads_it() {
     }
 }
 
+#[test]
+fn the_first_channels_of_an_image_are_not_the_image_in_another_shape() {
+    for seed in 0..4 {
+        let shape = [1, 6, 3, 4];
+        let mut model = Model::new(seed);
+        let flow = match seed % 2 {
+            0 => model.code_input(&shape, CODES),
+            _ => model.float_input(&shape, CODES),
+        };
+        let mut inputs = vec![model.dequantize(&flow)];
+        for number in [0, 2, 1, 1_i64] {
+            let bytes = number.to_le_bytes().to_vec();
+            inputs.push(model.constant(ElementType::I64, &[1], bytes));
+        }
+        let value = model.node("Slice", &inputs, &[]);
+        let value = model.quantize(value, CODES);
+        let part = Flow { value, codes: CODES, shape: vec![1, 2, 3, 4] };
+        let weighted =
+            Weighted { shape: vec![5, 2, 1, 1], axis: 0, per_channel: true, with_bias: true };
+        let codes = Codes { scale: 0.2, zero_point: 120 };
+        let result = [1, 5, 3, 4];
+        let flow = model.weighted("Conv", &part, &weighted, &[], (codes, &result));
+        model.code_output(&flow);
+        checked(&model.finish(), &shape, seed);
+    }
+}
+
 /// A constant of floats.
 fn floats(model: &mut Model, shape: &[usize], low: f32) -> ValueId {
     let count = shape.iter().product();

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 #[derive(clap::Args, Debug)]
 #[command(after_help = kinds())]
 pub(crate) struct Args {
-    /// KIND[@N][:ARG], several with +; or `none`, which takes back what is armed
+    /// `KIND[@N][:ARG]`, several with +; or `none`, which takes back what is armed
     fault: String,
 
     /// The client that gets it; without, all that are there and all to come

@@ -85,8 +85,8 @@ class Terminal:
 
     def ended(self) -> int:
         """The exit code of its program, once it has ended."""
-        until("an end", lambda: self.tmux("display-message", "-p", "#{pane_dead}").strip() == "1")
-        return int(self.tmux("display-message", "-p", "#{pane_dead_status}"))
+        # tmux knows that it is dead, by its terminal, before it knows how it ended.
+        return int(until("an end", lambda: self.tmux("display-message", "-p", "#{pane_dead_status}").strip()))
 
 
 def narrowest(text: str) -> int:

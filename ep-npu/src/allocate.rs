@@ -7,6 +7,7 @@ mod place;
 pub use check::Overlap;
 
 use crate::lower::{Home, Ops, TensorId};
+use crate::schedule::Schedule;
 use std::ops::Range;
 
 /// Where every tensor lies.
@@ -47,15 +48,15 @@ impl Memory {
     }
 }
 
-/// Places the tensors of `ops`, run in `order`, with at most `sram_bytes` on chip, and has the result
+/// Places the tensors of `ops`, run as `schedule` says, with at most `sram_bytes` on chip, and has the result
 /// checked.
-pub fn memory(ops: &Ops, order: &[usize], sram_bytes: u64) -> Result<Memory, Overlap> {
-    let blocks = live::blocks(ops, order);
+pub fn memory(ops: &Ops, schedule: &Schedule, sram_bytes: u64) -> Result<Memory, Overlap> {
+    let blocks = live::blocks(ops, schedule);
     let memory = place::best_fit(ops, &blocks, sram_bytes);
     let is_placed = |tensor: TensorId| {
         (ops.tensor(tensor).home == Home::Scratch) == memory.places[tensor.0].is_some()
     };
     debug_assert!(ops.ops.iter().all(|op| is_placed(op.writes)), "live ranges miss a tensor");
-    check::check(ops, order, &memory)?;
+    check::check(ops, schedule, &memory)?;
     Ok(memory)
 }

@@ -82,7 +82,7 @@ pub fn memory(compiled: &Compiled) -> String {
     let (sram, scratch) = (memory.sram_bytes, memory.scratch_bytes);
     line(&mut text, format_args!("sram {sram} bytes, scratch {scratch} bytes"));
     let ops = &compiled.ops;
-    for &index in &compiled.order {
+    for &index in &compiled.schedule.order {
         let written = ops.ops[index].writes;
         if let Some((space, bytes)) = memory.range(ops, written) {
             let (start, end, name) = (bytes.start, bytes.end, &ops.tensor(written).name);

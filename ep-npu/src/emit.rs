@@ -16,7 +16,8 @@ pub use constants::{Chunk, Content};
 pub(crate) use packing::Packing;
 
 use crate::allocate::{Memory, Place, Space};
-use crate::lower::{Home, Ops, TensorId};
+use crate::lower::{Form, Home, Ops, TensorId};
+use crate::schedule::Schedule;
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, End, Flags, Header, opcode};
 use npu_uapi::image::{Image, SlotDecl, slot_kind};
@@ -48,18 +49,23 @@ pub struct Emitted {
     pub op_ids: Vec<usize>,
 }
 
-/// The program of `ops`, run in `order`, with `inputs` inputs and `outputs` outputs.
+/// The program of `ops`, run as `schedule` says, with `inputs` inputs and `outputs` outputs.
 pub fn image(
     ops: &Ops,
-    order: &[usize],
+    schedule: &Schedule,
     memory: &Memory,
     inputs: usize,
     outputs: usize,
 ) -> Emitted {
     let (constants, constant_bytes) = constants::plan(ops);
-    let operands = Operands { ops, memory, constants: &constants, inputs };
-    let mut commands: Vec<Command> =
-        (0..).zip(order).flat_map(|(op_id, &index)| operands.commands(op_id, index)).collect();
+    let order = &schedule.order;
+    let mut commands: Vec<Command> = Vec::with_capacity(order.len() + 1);
+    for (step, image) in schedule.steps() {
+        let image = image.map(|(image, run)| (image, run.images));
+        let operands = Operands { ops, memory, constants: &constants, inputs, image };
+        let op_id = u32::try_from(step).unwrap_or(u32::MAX);
+        commands.extend(operands.commands(op_id, order[step]));
+    }
     let end = u32::try_from(order.len()).unwrap_or(u32::MAX);
     let header = Header::new(opcode::END, 1, Flags::empty(), end);
     commands.push(Command::End(End { header, reserved: [0; 6] }));
@@ -88,7 +94,7 @@ pub fn image(
         }
     }
     let image = Image { features: 0, slots, commands };
-    Emitted { image, constants, constant_bytes, op_ids: order.to_vec() }
+    Emitted { image, constants, constant_bytes, op_ids: order.clone() }
 }
 
 /// The bytes of the constants slot.
@@ -130,10 +136,30 @@ struct Operands<'a> {
     memory: &'a Memory,
     constants: &'a [Chunk],
     inputs: usize,
+    /// The image that the commands are for, and how many there are, where they are not for all of them.
+    image: Option<(u32, u32)>,
 }
 
 impl Operands<'_> {
+    /// How a tensor, or its part of one image, lies.
+    fn form(&self, tensor: TensorId) -> Form {
+        let form = self.ops.tensor(tensor).form;
+        if self.image.is_some() { form.of_one_image() } else { form }
+    }
+
+    /// Where that lies.
     fn tensor(&self, tensor: TensorId) -> Operand {
+        let whole = self.whole(tensor);
+        match self.image {
+            Some((image, images)) if self.ops.tensor(tensor).form.dims().n == images => {
+                let before = u64::from(image) * self.form(tensor).len_bytes();
+                Operand { offset: whole.offset + before, ..whole }
+            }
+            _ => whole,
+        }
+    }
+
+    fn whole(&self, tensor: TensorId) -> Operand {
         let edge = |index: usize| {
             let slot = u16::try_from(EDGE_SLOTS_FROM + index);
             SlotId(slot.expect("`partition` bounds inputs and outputs by the slots"))

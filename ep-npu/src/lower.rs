@@ -5,8 +5,10 @@
 //! work by `shape`: nothing here can fail.
 
 mod carry;
+mod flow;
 mod fuse;
 mod matrix;
+mod maxima;
 mod neighbours;
 mod op;
 mod pick;
@@ -16,6 +18,7 @@ mod transposed;
 mod unit;
 mod view;
 
+pub use flow::Flow;
 pub use matrix::{Matrices, Walk};
 pub use op::{
     Addition, Conv, Fixed, FloatStage, Form, Function, Home, Loop, Move, Normalise, Op, OpKind,
@@ -30,12 +33,14 @@ use std::collections::BTreeMap;
 use view::View;
 
 /// A convex part of a graph with all its shapes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Part<'a> {
     /// The graph that the units are of.
     pub graph: &'a Graph,
     /// The units, in topological order.
     pub units: &'a [&'a Unit],
+    /// Who writes and reads what among them.
+    pub flow: Flow<'a>,
     /// What flows in, in the order in which it is given.
     pub inputs: &'a [ValueId],
     /// What flows out, in the order in which it is taken; each is written by a unit.
@@ -45,7 +50,7 @@ pub struct Part<'a> {
 }
 
 /// The operations of `part`.
-pub fn ops(part: Part<'_>) -> Ops {
+pub fn ops(part: &Part<'_>) -> Ops {
     let mut lowering =
         Lowering { part, ops: Ops::default(), values: BTreeMap::new(), quantised: Vec::new() };
     for unit in part.units {
@@ -54,11 +59,12 @@ pub fn ops(part: Part<'_>) -> Ops {
     }
     let mut ops = lowering.ops;
     fuse::output_stages(&mut ops);
+    maxima::from_narrower(&mut ops);
     ops
 }
 
 struct Lowering<'a> {
-    part: Part<'a>,
+    part: &'a Part<'a>,
     ops: Ops,
     values: BTreeMap<ValueId, Held>,
     /// Float inputs that were fetched as these codes.

@@ -69,34 +69,34 @@ pub fn plan(graph: &Graph, limits: &Limits) -> Plan {
 /// As [`plan`], with options.
 pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
     let mut units = quantize::units(graph);
-    let (shapes, distinct) = loop {
-        let taken = count_taken(&units);
-        let distinct = check_shapes(graph, &mut units, Assignment::distinct(), limits);
-        let shapes = check_shapes(graph, &mut units, Assignment::ones(), limits);
-        vanish::refuse(graph, &mut units, &shapes, &distinct);
-        open::refuse(graph, &mut units, &shapes, &distinct);
-        // What a refused unit writes has the shape that the model says, not the one found before.
-        if count_taken(&units) == taken {
-            break (shapes, distinct);
-        }
-    };
+    let (mut shapes, mut distinct) = settle_shapes(graph, &mut units, limits);
     layout::refuse(graph, &mut units, &shapes);
-    let assigned = Assigned { one: &shapes, other: &distinct };
     let groups = loop {
+        let taken = count_taken(&units);
+        let assigned = Assigned { one: &shapes, other: &distinct };
         let groups = group::groups(graph, &mut units, assigned, limits, options);
-        if !layout::refuse(graph, &mut units, &shapes) && !pools::refuse(graph, &mut units) {
+        if layout::refuse(graph, &mut units, &shapes) || pools::refuse(graph, &mut units, &groups) {
+            continue;
+        }
+        let left = count_taken(&units);
+        if left < taken {
+            (shapes, distinct) = settle_shapes(graph, &mut units, limits);
+        }
+        if count_taken(&units) == left {
             break groups;
         }
     };
+    let assigned = Assigned { one: &shapes, other: &distinct };
     let borders = cut::borders(graph, &units, &groups, assigned);
     let bounds = bounds::of_nodes(graph, &units, &borders.values, &borders.bounded, assigned);
+    let group_of = group::of_units(&groups, units.units.len());
     let verdicts = graph
         .nodes()
         .zip(&units.of_node)
         .zip(bounds)
         .map(|(((node, _), verdict), bound_codes)| match verdict {
             Ok(unit) => {
-                let taken = groups.iter().position(|group| group.units.contains(unit));
+                let taken = group_of[*unit];
                 Verdict { node, taken, rule: "", reason: String::new(), bound_codes }
             }
             Err(Refusal { rule, reason }) => {
@@ -121,6 +121,24 @@ impl Plan {
 
 fn count_taken(units: &Units) -> usize {
     units.of_node.iter().filter(|verdict| verdict.is_ok()).count()
+}
+
+/// Refuses the units whose shapes do not work out, of one sample and of more; gives the shapes of the rest
+/// with dimensions of one and with others.
+///
+/// What a refused unit writes has the shape that the model says, and not the one that was found: whatever
+/// is refused, the rest is looked at again.
+fn settle_shapes(graph: &Graph, units: &mut Units, limits: &Limits) -> (Shapes, Shapes) {
+    loop {
+        let taken = count_taken(units);
+        let distinct = check_shapes(graph, units, Assignment::distinct(), limits);
+        let shapes = check_shapes(graph, units, Assignment::ones(), limits);
+        vanish::refuse(graph, units, &shapes, &distinct);
+        open::refuse(graph, units, &shapes, &distinct);
+        if count_taken(units) == taken {
+            return (shapes, distinct);
+        }
+    }
 }
 
 /// Refuses the units whose shapes do not work out under `assignment`; gives the shapes of the rest.

@@ -5,13 +5,14 @@ mod container;
 use crate::allocate::{self, Overlap};
 use crate::emit::{self, Emitted};
 use crate::graph::{ElementType, Graph, ValueId};
-use crate::lower::{self, Ops, Part};
+use crate::lower::{self, Flow, Ops, Part};
 use crate::quantize::{self, Kind, Unit, Units};
 use crate::refusal::Refusal;
-use crate::schedule;
+use crate::schedule::Schedule;
 use crate::shape::{self, Shapes};
 use crate::trace::{self, Stage};
 use npu_uapi::limits::Limits;
+use npu_uapi::names::Names;
 use npu_uapi::verify;
 use std::path::PathBuf;
 
@@ -37,6 +38,14 @@ pub enum CompileError {
     /// The device does not take the program.
     #[error("the device does not load the program: {0}")]
     Device(#[from] libnpu::Error),
+    /// The device does not take the program, for a command that a node was compiled to.
+    #[error("the device does not load the program, at node `{node}`: {source}")]
+    DeviceAt {
+        /// Name of the ONNX node.
+        node: String,
+        /// What the device says.
+        source: Box<libnpu::Error>,
+    },
     /// The program was to be written to a folder, which failed.
     #[error("cannot write the program to `{}`: {why}; name a folder that can be written", .path.display())]
     Dump {
@@ -47,13 +56,24 @@ pub enum CompileError {
     },
 }
 
+impl CompileError {
+    /// The device refused a program whose operations have `names`.
+    pub(crate) fn unloaded(source: libnpu::Error, names: &Names) -> Self {
+        let record = source.fault().and_then(|fault| fault.record);
+        match record.and_then(|record| names.get(record.op_id)) {
+            Some(node) => Self::DeviceAt { node: node.to_owned(), source: Box::new(source) },
+            None => Self::Device(source),
+        }
+    }
+}
+
 /// A compiled program; constants are packed apart, see [`Compiled::constants`].
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// The operations, for dumps and names.
     pub ops: Ops,
     /// Order in which they run.
-    pub order: Vec<usize>,
+    pub schedule: Schedule,
     /// Where tensors lie.
     pub memory: allocate::Memory,
     /// The image and what its constants are.
@@ -95,9 +115,10 @@ pub fn compile(
     let shapes = part.inputs().iter().copied().zip(input_shapes.iter().cloned()).collect();
     let shapes = infer(part, &all, shapes)?;
     compile_part(
-        Part {
+        &Part {
             graph: part,
             units: &all,
+            flow: Flow::of(&all),
             inputs: part.inputs(),
             outputs: part.outputs(),
             shapes: &shapes,
@@ -107,24 +128,23 @@ pub fn compile(
 }
 
 /// Compiles a part all of whose shapes are known.
-pub fn compile_part(part: Part<'_>, limits: &Limits) -> Result<Compiled, CompileError> {
-    let written = |value: &ValueId| part.units.iter().any(|unit| unit.writes(*value));
-    if let Some(&value) = part.outputs.iter().find(|value| !written(value)) {
+pub fn compile_part(part: &Part<'_>, limits: &Limits) -> Result<Compiled, CompileError> {
+    if let Some(&value) = part.outputs.iter().find(|&&value| part.flow.writer(value).is_none()) {
         return Err(CompileError::Unwritten { value: part.graph.value(value).name.clone() });
     }
     trace::ran(Stage::Lower);
-    let ops = lower::ops(part);
+    let mut ops = lower::ops(part);
     trace::ran(Stage::Schedule);
-    let order = schedule::order(&ops);
+    let schedule = Schedule::new(&mut ops);
     trace::ran(Stage::Allocate);
-    let memory = allocate::memory(&ops, &order, limits.sram_bytes)?;
+    let memory = allocate::memory(&ops, &schedule, limits.sram_bytes)?;
     let (inputs, outputs) = (part.inputs.len(), part.outputs.len());
     trace::ran(Stage::Emit);
-    let emitted = emit::image(&ops, &order, &memory, inputs, outputs);
+    let emitted = emit::image(&ops, &schedule, &memory, inputs, outputs);
     verify::verify(&emitted.image, limits).map_err(CompileError::Verifier)?;
     let inputs = part.inputs.iter().map(|&value| edge(part, value)).collect();
     let outputs = part.outputs.iter().map(|&value| edge(part, value)).collect();
-    Ok(Compiled { ops, order, memory, emitted, inputs, outputs })
+    Ok(Compiled { ops, schedule, memory, emitted, inputs, outputs })
 }
 
 impl Compiled {
@@ -172,12 +192,11 @@ pub fn infer(part: &Graph, units: &[&Unit], mut shapes: Shapes) -> Result<Shapes
     Ok(shapes)
 }
 
-fn edge(part: Part<'_>, value: ValueId) -> Edge {
-    let float = part.units.iter().any(|unit| match unit.kind {
-        Kind::Quantize(_) | Kind::Carry(_) => unit.inputs.contains(&value),
-        Kind::Dequantize(_) => unit.output == value,
-        _ => false,
-    });
+fn edge(part: &Part<'_>, value: ValueId) -> Edge {
+    let takes_floats = |unit: &Unit| matches!(unit.kind, Kind::Quantize(_) | Kind::Carry(_));
+    let gives_floats = |unit: &Unit| matches!(unit.kind, Kind::Dequantize(_));
+    let float = part.flow.readers(value).any(takes_floats)
+        || part.flow.writer(value).is_some_and(gives_floats);
     Edge {
         name: part.graph.value(value).name.clone(),
         element: match quantize::is_signed(part.graph, value) {
@@ -186,5 +205,26 @@ fn edge(part: Part<'_>, value: ValueId) -> Edge {
             false => ElementType::U8,
         },
         shape: part.shapes.get(&value).cloned().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use npu_uapi::status::{FaultRecord, NOT_APPLICABLE, Status};
+
+    #[test]
+    fn a_program_that_a_device_refuses_is_told_with_the_node_where_there_is_one() {
+        let names = Names::new([(0, "conv1"), (1, "fc")]);
+        let told = |op_id| {
+            let status = Status::PROGRAM_REFUSED;
+            let record = Some(FaultRecord { status, op_id, ..FaultRecord::default() });
+            let fault = libnpu::Fault { status, queue: 0, job: 4, record };
+            CompileError::unloaded(libnpu::Error::Fault(Box::new(fault)), &names).to_string()
+        };
+        assert!(told(1).contains("program, at node `fc`: job 4 of queue 0"), "{}", told(1));
+        for op_id in [2, NOT_APPLICABLE] {
+            assert!(told(op_id).contains("the program: job 4 of queue 0"), "{}", told(op_id));
+        }
     }
 }

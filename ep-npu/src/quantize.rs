@@ -46,6 +46,7 @@ pub use carry::Carry;
 pub(crate) use codes::SIGN;
 pub(crate) use codes::change_of_sign;
 pub use codes::{Codes, Table};
+pub(crate) use linear::keeps_rows_only;
 pub use linear::{Between, Linear};
 pub use norms::{How, Norm};
 pub use pad::{Border, Pads};
@@ -78,6 +79,14 @@ pub struct Units {
     pub units: Vec<Unit>,
     /// For each node, in order.
     pub of_node: Vec<Result<usize, Refusal>>,
+}
+
+impl Units {
+    /// The unit around the operator `target`, whether it is taken or not.
+    pub(crate) fn around(&self, target: NodeId) -> Option<&Unit> {
+        let at = self.units.binary_search_by_key(&target, |unit| unit.target).ok()?;
+        self.units.get(at)
+    }
 }
 
 /// Finds the units of `graph`. Any graph is fine; what fits no unit is refused with a reason.

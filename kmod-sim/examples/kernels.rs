@@ -57,13 +57,19 @@ fn best(command: &Command, isa: Isa, workers: &dyn Workers) -> f64 {
     let sizes = (0..8).map(|slot| ends(slot).max().unwrap_or(0));
     let to_usize = |bytes| usize::try_from(bytes).expect("the layers below are small");
     let mut memory: Vec<Vec<u64>> =
-        sizes.map(|bytes| vec![0x0102_0304_0506_0708; to_usize(bytes / 8 + 8)]).collect();
+        sizes.map(|bytes| vec![0x0102_0304_0506_0708; to_usize(bytes / 8 + 16)]).collect();
     // Channel records with a sensible multiplier and no weight zero point.
-    for record in memory[2].chunks_exact_mut(2) {
+    let skipped = memory[2].as_ptr().align_offset(64);
+    for record in memory[2][skipped..].chunks_exact_mut(2) {
         record.copy_from_slice(&[u64::from(1e-4f32.to_bits()) << 32, 0]);
     }
     let slots: Vec<_> = memory
         .iter_mut()
+        // As a device's memory, which begins with a line of the cache.
+        .map(|m| {
+            let skipped = m.as_ptr().align_offset(64);
+            &mut m[skipped..]
+        })
         // SAFETY: `memory` outlives the runs below and is not touched meanwhile.
         .map(|m| Some(unsafe { Extent::from_raw(m.as_mut_ptr().cast(), m.len() * 8, true) }))
         .collect();

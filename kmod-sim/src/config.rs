@@ -3,6 +3,7 @@
 use crate::inject::{InjectError, Plan};
 use crate::kernel::control::HANG;
 use npu_uapi::limits::Limits;
+use npu_uapi::regs::ABI;
 use std::time::Duration;
 
 /// Sizes and modes of one virtual device.
@@ -17,6 +18,11 @@ pub struct Config {
     pub is_strict: bool,
     /// Records what each command takes; see [`crate::times`].
     pub is_timed: bool,
+    /// Counts output codes at the ends of their range, from the start; see [`crate::Function::count_saturation`].
+    pub counts_saturation: bool,
+    /// Lowest and highest version of the ABI that it says it speaks: one that this library has not, to test
+    /// that a driver refuses it, or an older one, of which it then is.
+    pub abi: (u16, u16),
     /// Faults that the device is to show.
     pub inject: Plan,
     /// A job that makes no progress for as long is ended as hung.
@@ -30,6 +36,8 @@ impl Default for Config {
             threads: None,
             is_strict: false,
             is_timed: false,
+            counts_saturation: false,
+            abi: ABI,
             inject: Plan::default(),
             hang: HANG,
         }
@@ -44,6 +52,11 @@ pub const OPTIONS: &[(&str, &str)] = &[
     ("threads", "threads to compute with, 1 to 1024"),
     ("strict", "0 or 1; 1 poisons the SRAM before each job"),
     ("times", "0 or 1; 1 records what each command takes, for tools in the same process"),
+    ("saturation", "0 or 1; 1 counts output codes at the ends of their range from the start"),
+    (
+        "abi",
+        "LOW-HIGH, each MAJOR.MINOR, the versions of the ABI that it says it speaks, for tests of drivers",
+    ),
     ("inject", "faults to show, KIND[@N][:ARG] joined by +, such as stuck-engine or slow-dma@3:20"),
     ("hang_ms", "milliseconds without progress after which a job is ended, 10 to 600000"),
 ];
@@ -118,6 +131,8 @@ impl Config {
             "hang_ms" => self.hang = Duration::from_millis(number(10, 600_000)?.into()),
             "strict" => self.is_strict = number(0, 1)? == 1,
             "times" => self.is_timed = number(0, 1)? == 1,
+            "saturation" => self.counts_saturation = number(0, 1)? == 1,
+            "abi" => self.abi = versions(value).ok_or_else(bad)?,
             "sram" => {
                 self.limits.sram_bytes =
                     bytes(value).filter(|&n| n <= 256 << 20).ok_or_else(bad)?;
@@ -126,6 +141,16 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// `1.0-1.1`.
+fn versions(value: &str) -> Option<(u16, u16)> {
+    let version = |text: &str| {
+        let (major, minor) = text.split_once('.')?;
+        Some(u16::from_be_bytes([major.parse().ok()?, minor.parse().ok()?]))
+    };
+    let (low, high) = value.split_once('-')?;
+    Some((version(low)?, version(high)?)).filter(|(low, high)| low <= high)
 }
 
 /// `512K`, `2M` or plain bytes.
@@ -146,9 +171,10 @@ mod tests {
 
     #[test]
     fn options_change_what_the_device_reports() {
-        let config =
-            Config::parse("macs=256,sram=512K,mhz=800,threads=3,strict=1,times=1,hang_ms=10")
-                .unwrap();
+        let options =
+            "macs=256,sram=512K,mhz=800,threads=3,strict=1,times=1,saturation=1,hang_ms=10";
+        let config = Config::parse(options).unwrap();
+        assert!(config.counts_saturation);
         assert_eq!(config.limits.macs_per_cycle, 256);
         assert_eq!(config.limits.sram_bytes, 512 << 10);
         assert_eq!(config.limits.clock_khz, 800_000);
@@ -156,6 +182,15 @@ mod tests {
         assert_eq!(config.hang, Duration::from_millis(10));
         assert!(config.limits.is_plausible());
         assert_eq!(Config::parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_device_may_say_that_it_speaks_other_versions() {
+        assert_eq!(Config::default().abi, ABI);
+        assert_eq!(Config::parse("abi=1.0-2.17").unwrap().abi, (0x100, 0x211));
+        for option in ["abi=1.1", "abi=1-2", "abi=2.0-1.9", "abi=1.0-1.256", "abi=1.0-x"] {
+            assert!(matches!(Config::parse(option), Err(ConfigError::Value { .. })), "{option}");
+        }
     }
 
     #[test]

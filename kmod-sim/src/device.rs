@@ -28,7 +28,8 @@ use npu_uapi::regs::{self, Abort, Ctrl, HeartbeatHigh, HeartbeatLow, Kick, state
 use npu_uapi::status::Status;
 use npu_uapi::telemetry::Snapshot;
 use npu_uapi::workers::Workers;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,8 @@ pub struct Function {
     /// looks.
     pub(crate) busy: AtomicU64,
     pub(crate) busy_since: AtomicU64,
+    /// Whether codes at the ends of their range are counted.
+    counts_saturation: AtomicBool,
 }
 
 impl Function {
@@ -132,6 +135,7 @@ impl Function {
             epoch: Instant::now(),
             busy: AtomicU64::new(0),
             busy_since: AtomicU64::new(0),
+            counts_saturation: AtomicBool::new(config.counts_saturation),
         })
     }
 
@@ -159,6 +163,20 @@ impl Function {
     pub fn counters(&self) -> (Counters, regs::Status) {
         let state = self.lock();
         (state.counters, state.regs.get())
+    }
+
+    /// Whether to count output codes at the ends of their range from the next command on. Off unless the
+    /// configuration says otherwise: what is written is read once more for it.
+    pub fn count_saturation(&self, is_on: bool) {
+        self.counts_saturation.store(is_on, Relaxed);
+        // Who looks at its page sees it at once.
+        self.show_again();
+    }
+
+    /// Whether they are counted.
+    pub fn counts_saturation(&self) -> bool {
+        // Relaxed: it changes no result, and a command more or less may be counted.
+        self.counts_saturation.load(Relaxed)
     }
 
     /// Which kernels it runs.

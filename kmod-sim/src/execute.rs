@@ -13,13 +13,17 @@ use crate::job::{Task, What};
 use crate::kernel::control::{Control, Lookout};
 use crate::kernel::{self, Stop};
 use crate::program::Program;
+use crate::saturation::{self, Counted};
 use crate::sram::POISON;
 use crate::state::{Ended, State, Step};
 use crate::times::{self, Timed};
 use npu_uapi::addr::Iova;
 use npu_uapi::command::Command;
 use npu_uapi::queue::LoadProgram;
+use npu_uapi::regs::ABI_WITH_NAMES;
+use npu_uapi::status::Status;
 use npu_uapi::workers::Workers;
+use std::mem::offset_of;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -102,7 +106,7 @@ impl Function {
         let result = match &task.what {
             What::Nothing => {
                 *held = None;
-                return Ended::Done;
+                return Ended::Done(None);
             }
             What::Load(entry) => {
                 *held = None;
@@ -110,11 +114,11 @@ impl Function {
             }
             What::Gather => {
                 *held = None;
-                task.work.slots.gather(&control)
+                task.work.slots.gather(&control).map(|()| None)
             }
             What::Scatter => {
                 *held = None;
-                task.work.slots.scatter(&control)
+                task.work.slots.scatter(&control).map(|()| None)
             }
             _ => {
                 if self.injector.may_be_slow() {
@@ -129,19 +133,19 @@ impl Function {
             }
         };
         match result {
-            Ok(()) => Ended::Done,
+            Ok(counted) => Ended::Done(counted),
             Err(stop) => Ended::Stopped(stop),
         }
     }
 
-    /// What the array does.
+    /// What the array does; what was counted in its result.
     fn compute<'a>(
         &'a self,
         task: &Task,
         workers: &dyn Workers,
         held: &mut Option<Grant<'a>>,
         control: &Control<'_>,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<Counted>, Stop> {
         let workers = match &self.seat {
             None => workers,
             Some(_) if is_short_move(task) => workers,
@@ -152,10 +156,12 @@ impl Function {
         };
         let index = match task.what {
             What::Command(index) => index,
-            What::Poison(bank) => return kernel::poison(bank, POISON, workers, control),
-            _ => return Ok(()),
+            What::Poison(bank) => {
+                return kernel::poison(bank, POISON, workers, control).map(|()| None);
+            }
+            _ => return Ok(None),
         };
-        let Some((command, cost)) = task.work.command(index) else { return Ok(()) };
+        let Some((command, cost)) = task.work.command(index) else { return Ok(None) };
         if let Some(grant) = &held {
             grant.begin(cost.cycles, task.place);
         }
@@ -176,6 +182,11 @@ impl Function {
                 times::record(Timed { command: *command, index, took });
             }
         }
+        // Behind the clock: what a command takes is what it takes without.
+        let counts = result.is_ok() && self.counts_saturation();
+        let counted =
+            if counts { saturation::count(command, slots, &self.engine) } else { Ok(None) };
+        let result = result.and(counted);
         if let Some(grant) = &held {
             grant.end(result.is_err().then(|| self.engine.place()));
         }
@@ -204,7 +215,13 @@ impl Function {
         };
         let is_to_end = || self.engine.end().is_some();
         let limits = &self.config().limits;
-        let loaded = Program::load(entry, limits, read, &is_to_end);
+        let is_named = entry.names_len != 0 || entry.names != Iova::default();
+        let loaded = if is_named && self.config().abi.1 < ABI_WITH_NAMES {
+            let (at, len) = (offset_of!(LoadProgram, names), size_of::<Iova>());
+            Err(Problem::new(Status::RESERVED_FIELD).at(at as u64, len as u64).into())
+        } else {
+            Program::load(entry, limits, read, &is_to_end)
+        };
         match self.engine.end() {
             Some(stop) => Ended::Stopped(stop),
             None => Ended::Loaded(loaded),

@@ -13,9 +13,10 @@ use npu_uapi::command::{Command, Copy, Fill, Flags, Header, opcode as command_op
 use npu_uapi::event::{Event, kind};
 use npu_uapi::names::MOST_BYTES;
 use npu_uapi::queue::{
-    Bind, CopyEntry, CreateContext, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, GetDump,
-    GetLog, Identify, LoadProgram, Nop, Timestamp, access, opcode, priority,
+    Bind, CopyEntry, Counters, CreateContext, CreateQueue, Destroy, EntryHeader, Exec, FillEntry,
+    GetDump, GetLog, Identify, LoadProgram, Nop, Timestamp, access, opcode, priority,
 };
+use npu_uapi::regs::ABI_WITH_NAMES;
 use npu_uapi::ring::{self, Fetched, RingLayout};
 use npu_uapi::status::Status;
 use std::mem::offset_of;
@@ -130,10 +131,15 @@ impl State {
             }
             opcode::GET_LOG => {
                 let entry = entry!(words, GetLog);
-                self.guest.write(entry.out, self.counters.as_bytes())?;
+                let mut counters = self.counters;
+                if self.config.abi.1 < ABI_WITH_NAMES {
+                    let Counters { array_cycles, vector_cycles, dma_cycles, .. } = &mut counters;
+                    (*array_cycles, *vector_cycles, *dma_cycles) = (0, 0, 0);
+                }
+                self.guest.write(entry.out, counters.as_bytes())?;
                 Ok(Answer::default())
             }
-            opcode::GET_DUMP => {
+            opcode::GET_DUMP if self.config.abi.1 >= ABI_WITH_NAMES => {
                 let entry = entry!(words, GetDump);
                 let Some(dump) = &self.last_dump else { return Ok(Answer::default()) };
                 let len = usize::try_from(entry.len).unwrap_or(usize::MAX).min(dump.len());

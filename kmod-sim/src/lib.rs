@@ -35,6 +35,7 @@ mod recorder;
 mod regs;
 mod remote;
 mod report;
+mod saturation;
 #[cfg(feature = "server")]
 pub mod server;
 mod slots;

@@ -47,7 +47,7 @@ struct Arguments {
 }
 
 fn device_options() -> String {
-    let lines = OPTIONS.iter().map(|(key, meaning)| format!("  {key:<9}{meaning}\n"));
+    let lines = OPTIONS.iter().map(|(key, meaning)| format!("  {key:<11}{meaning}\n"));
     format!("Device options:\n{}", lines.collect::<String>())
 }
 

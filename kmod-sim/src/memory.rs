@@ -103,6 +103,13 @@ impl Extent {
         unsafe { first.write_bytes(value, usize_of(len)) }
     }
 
+    /// Copies the bytes from byte `at` on into `into`, as many as it holds.
+    pub fn read(&self, at: i64, into: &mut [u8]) {
+        let first = self.pointer(at, into.len() as u64);
+        // SAFETY: `pointer` checked that as many bytes lie in the slot; `into` is ours alone, and no slot.
+        unsafe { first.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
+    }
+
     /// Copies `len` bytes from byte `from` of `source` to byte `at`; the two may overlap.
     pub fn copy(&self, at: i64, source: &Self, from: i64, len: u64) {
         assert!(self.writable, "operand was checked to be writable");

@@ -114,6 +114,13 @@ impl State {
         self.log.push(Logged { record, time_ms: unix_ms(), program: 0, entry, node: None });
     }
 
+    /// The last fault was at `node`, if there is one.
+    pub(crate) fn name_last_fault(&mut self, node: Option<Arc<str>>) {
+        if let (Some(last), Some(node)) = (self.log.0.back_mut(), node) {
+            last.node = Some(node);
+        }
+    }
+
     /// The last fault was of this job: it is logged with what is known, and leaves a dump, unless it was
     /// ended by somebody's wish or another's fault.
     #[cold]

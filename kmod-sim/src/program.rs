@@ -8,9 +8,25 @@ use npu_uapi::image::{Image, ImageError, slot_kind};
 use npu_uapi::limits::Limits;
 use npu_uapi::names::{MOST_BYTES, Names};
 use npu_uapi::queue::LoadProgram;
-use npu_uapi::status::Status;
+use npu_uapi::status::{NOT_APPLICABLE, Status};
 use npu_uapi::verify::{Rule, Verified, verify};
 use std::mem::offset_of;
+use std::sync::Arc;
+
+/// Why a program is not loaded.
+#[derive(Debug)]
+pub(crate) struct Unloaded {
+    /// What is wrong, and where.
+    pub(crate) problem: Problem,
+    /// What the driver calls the operation that is meant, where one is and it has a name.
+    pub(crate) node: Option<Arc<str>>,
+}
+
+impl From<Problem> for Unloaded {
+    fn from(problem: Problem) -> Self {
+        Self { problem, node: None }
+    }
+}
 
 /// A program that the device may run. Immutable; the client's copy no longer matters.
 #[derive(Debug)]
@@ -34,12 +50,12 @@ impl Program {
         limits: &Limits,
         read: impl Fn(Iova, &mut [u8]) -> Result<(), Problem>,
         is_to_end: &dyn Fn() -> bool,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, Unloaded> {
         let LoadProgram { image, len, context, .. } = *entry;
         let too_long = Problem::new(Status::PROGRAM_REFUSED).cause(Rule::ImageSize.number());
         let too_long = too_long.at(0, len).iova(image);
         if len > limits.program_bytes {
-            return Err(too_long);
+            return Err(too_long.into());
         }
         let mut bytes = vec![0; usize::try_from(len).map_err(|_| too_long)?];
         read(image, &mut bytes)?;
@@ -48,8 +64,12 @@ impl Program {
         ended()?;
         let image = Image::from_bytes(&bytes).map_err(|error| malformed(&error))?;
         ended()?;
-        let verified =
-            verify(&image, limits).map_err(|refusal| Problem::from_record(refusal.fault()))?;
+        let verified = verify(&image, limits).map_err(|refusal| {
+            let record = refusal.fault();
+            let op_id = Some(record.op_id).filter(|&op_id| op_id != NOT_APPLICABLE);
+            let node = op_id.and_then(|op_id| names.get(op_id)).map(Arc::from);
+            Unloaded { problem: Problem::from_record(record), node }
+        })?;
         ended()?;
         let charges = charges(&verified, limits);
         Ok(Self { context, id: 0, verified, names, charges })

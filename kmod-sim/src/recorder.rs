@@ -83,7 +83,7 @@ impl Recorder {
             None => self.trace.events.push(event),
         }
         self.trace.count += 1;
-        event
+        Event { at_ends: 0, ..event }
     }
 
     pub(crate) fn is_traced(&self) -> bool {

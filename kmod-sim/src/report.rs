@@ -13,10 +13,11 @@ use npu_uapi::event::Event;
 use npu_uapi::queue::Counters;
 use npu_uapi::regs::Status;
 use npu_uapi::status::NOT_APPLICABLE;
-use npu_uapi::telemetry::{DEPTHS, Gauges, Snapshot};
+use npu_uapi::telemetry::{DEPTHS, Gauges, Saturation, Snapshot};
 use std::mem::take;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, MutexGuard};
+use std::time::Instant;
 
 /// A function at one moment.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub struct Report {
     pub queues: Vec<QueueReport>,
     /// Whether its events are traced.
     pub is_traced: bool,
+    /// Codes at the ends of their range.
+    pub saturation: Saturation,
 }
 
 /// A queue at one moment.
@@ -84,6 +87,14 @@ pub struct TracePiece {
 impl Function {
     /// What it is and has done.
     pub fn report(&self) -> Report {
+        self.report_at(Instant::now())
+    }
+
+    /// As [`Function::report`], with the time that it was busy until `now`, a moment ago: then several
+    /// functions, and the clock that their use is told by, are of one moment, however long it takes to ask all.
+    pub(crate) fn report_at(&self, now: Instant) -> Report {
+        let now_ns = now.saturating_duration_since(self.epoch).as_nanos();
+        let now_ns = u64::try_from(now_ns).unwrap_or(u64::MAX);
         let state = self.lock();
         let queues = state.admin.iter().chain(&state.queues).map(|queue| QueueReport {
             id: queue.id,
@@ -99,12 +110,13 @@ impl Function {
             resets: state.resets,
             heartbeat: self.engine.heartbeat(),
             mapped_bytes: state.guest.mapped_bytes(),
-            busy_ns: self.busy_ns(self.now_ns()),
+            busy_ns: self.busy_ns(now_ns),
             contexts: state.contexts.len(),
             programs: state.programs.len(),
             tables: state.tables.len(),
             queues: queues.collect(),
             is_traced: state.recorder.is_traced(),
+            saturation: self.saturation(&state),
         }
     }
 
@@ -181,9 +193,30 @@ impl Function {
         self.busy.load(Relaxed).saturating_add(under_way)
     }
 
+    fn saturation(&self, state: &State) -> Saturation {
+        Saturation { is_counted: self.counts_saturation().into(), ..state.saturation }
+    }
+
     /// Shows what is done, where somebody looks.
     pub(crate) fn show(&self, state: &State, is_busy: bool) {
-        let Some(telemetry) = self.telemetry.get() else { return };
+        if let Some(telemetry) = self.telemetry.get() {
+            telemetry.show(&self.snapshot_of(state, is_busy));
+        }
+    }
+
+    /// Shows what changed beside its work.
+    pub(crate) fn show_again(&self) {
+        let state = self.lock();
+        self.show(&state, state.is_active());
+    }
+
+    /// What its telemetry page says now, of which a device in this process has none.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.lock();
+        self.snapshot_of(&state, state.is_active())
+    }
+
+    fn snapshot_of(&self, state: &State, is_busy: bool) -> Snapshot {
         let uptime_ns = state.recorder.now_ns();
         let mut gauges = Gauges {
             started_ms: self.started_ms,
@@ -206,7 +239,8 @@ impl Function {
                 *depth = in_flight;
             }
         }
-        telemetry.show(&Snapshot { is_busy, counters: state.counters, gauges: Some(gauges) });
+        let saturation = Some(self.saturation(state));
+        Snapshot { is_busy, counters: state.counters, gauges: Some(gauges), saturation }
     }
 }
 

@@ -17,10 +17,12 @@ use npu_uapi::queue::{
 };
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{
-    self, ABI, AbiRange, AdminBaseHigh, AdminBaseLow, AdminSize, Ctrl, IrqMask, MAGIC, Magic, state,
+    self, ABI, ABI_WITH_NAMES, AbiRange, AdminBaseHigh, AdminBaseLow, AdminSize, Ctrl, IrqMask,
+    MAGIC, Magic, state,
 };
 use npu_uapi::ring::{RingLayout, SUBMISSION_WORDS};
 use npu_uapi::status::FaultRecord;
+use npu_uapi::telemetry::Snapshot;
 use npu_uapi::workers::{Caller, Workers};
 use npu_workers::Pool;
 use std::collections::HashMap;
@@ -34,9 +36,6 @@ pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long it may take to notice that it is to change its state.
 const STATE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The version of the ABI that brought names and dumps.
-const ABI_WITH_NAMES: u32 = 0x0101;
 
 /// Log2 of the admin queue's rings.
 const ADMIN_LOG2: u32 = 6;
@@ -154,6 +153,16 @@ impl Device {
             crate::queue::Kept::new(out.clone()),
         )?;
         Counters::read_from_bytes(&out.to_vec()).map_err(|_| Error::Implausible)
+    }
+
+    /// What its telemetry page says now: what the device has done, and what it is. Nothing is submitted, and the
+    /// device does not see it. A job's work may show a moment after the job has ended.
+    ///
+    /// # Errors
+    /// It shows none, or the page changes all the time.
+    pub fn telemetry(&self) -> Result<Snapshot, Error> {
+        self.check_process()?;
+        crate::telemetry::read(self.0.heap.transport.as_ref())
     }
 
     /// How often a completion was found without the interrupt that should have told of it. Nothing is
@@ -336,7 +345,7 @@ impl Inner {
 
     /// Whether LOAD_PROGRAM may bring names, and GET_DUMP is known.
     pub(crate) fn takes_names(&self) -> bool {
-        self.abi >= ABI_WITH_NAMES
+        self.abi >= ABI_WITH_NAMES.into()
     }
 
     /// What the last job that failed has left, if any has.

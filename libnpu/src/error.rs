@@ -4,6 +4,7 @@ use crate::transport::TransportError;
 use npu_uapi::regs::state;
 use npu_uapi::ring::RingError;
 use npu_uapi::status::{FaultRecord, Status};
+use npu_uapi::telemetry::TelemetryError;
 use std::fmt;
 use std::time::Duration;
 
@@ -54,6 +55,9 @@ pub enum Error {
     /// The device reports sizes that it cannot have.
     #[error("device reports limits that no device has; it is broken or hostile, do not use it")]
     Implausible,
+    /// Its telemetry page is none, or does not come to rest.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// The device did not become ready.
     #[error("device is in state {} after {waited:?}, not {}; reset it", state_name(*.found), state_name(*.want))]
     State {

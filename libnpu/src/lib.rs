@@ -44,6 +44,7 @@ mod job;
 pub mod manage;
 mod process;
 mod queue;
+mod telemetry;
 pub mod transport;
 mod uses;
 

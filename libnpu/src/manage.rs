@@ -8,9 +8,10 @@ use crate::device_string::DeviceString;
 use crate::error::Error;
 use crate::transport::{Transport, TransportError};
 use npu_uapi::mailbox::{
-    MAGIC, MOST_REPLY_BYTES, REPLY_AT, REPLY_BYTES, REQUEST_AT, REQUEST_BYTES, VERSION, register,
-    state,
+    MAGIC, MOST_REPLY_BYTES, PAGES, REPLY_AT, REPLY_BYTES, REQUEST_AT, REQUEST_BYTES, VERSION,
+    register, state,
 };
+use npu_uapi::telemetry::{self, Snapshot, TelemetryError};
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -57,6 +58,19 @@ pub enum ManageError {
         found: usize,
         /// Bytes that can be sent.
         most: usize,
+    },
+    /// A socket shows no telemetry pages.
+    #[error(
+        "only a management function shows telemetry pages; over a socket `stats` says the same"
+    )]
+    NoPages,
+    /// What BAR4 shows cannot be understood.
+    #[error("the telemetry of client {place} of the list: {source}")]
+    Telemetry {
+        /// Its place, from 0.
+        place: u32,
+        /// What is wrong.
+        source: TelemetryError,
     },
     /// The server did not answer.
     #[error("the server did not answer within {waited:?}")]
@@ -133,6 +147,28 @@ impl Manager {
             Way::Function(function) => through_mailbox(function.as_ref(), request, deadline)?,
         };
         String::from_utf8(reply).map_err(|_| broken("the reply is no text"))
+    }
+
+    /// What the telemetry pages of the clients say now, by rising id: BAR4 of a management function. No
+    /// request is made and nobody is waited for.
+    ///
+    /// # Errors
+    /// This is a socket, the function cannot be reached, or a page of it is none.
+    pub fn telemetry(&self) -> Result<Vec<Snapshot>, ManageError> {
+        let way = self.lock();
+        let Way::Function(function) = &*way else { return Err(ManageError::NoPages) };
+        let count = function.read32(register::PAGES)?.min(PAGES);
+        let mut snapshots = Vec::new();
+        for place in 0..count {
+            let words = crate::telemetry::page(function.as_ref(), place)?;
+            match telemetry::read(&&words[..]) {
+                Ok(snapshot) => snapshots.push(snapshot),
+                // Whoever was there has left.
+                Err(TelemetryError::Foreign { magic: 0, .. }) => {}
+                Err(source) => return Err(ManageError::Telemetry { place, source }),
+            }
+        }
+        Ok(snapshots)
     }
 }
 

@@ -141,6 +141,18 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// Writes it.
     fn config_write(&self, offset: u32, value: u32) -> Result<(), TransportError>;
 
+    /// Reads the dword at `offset` of BAR4, which shows telemetry.
+    ///
+    /// # Errors
+    /// There is none.
+    fn telemetry_read(&self, offset: u32) -> Result<u32, TransportError> {
+        Err(TransportError::Refused {
+            device: self.describe(),
+            command: "a telemetry read",
+            why: format!("it has no word {offset:#x} of BAR4"),
+        })
+    }
+
     /// Lets the device reach `memory` at `at`, and keeps it alive, until [`Transport::unmap`].
     fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError>;
 

@@ -11,4 +11,8 @@ mod memory;
 #[cfg(test)]
 mod neighbours;
 #[cfg(test)]
+mod smi;
+#[cfg(test)]
 mod trouble;
+#[cfg(test)]
+mod versions;

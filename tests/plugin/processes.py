@@ -1,15 +1,13 @@
 """Processes that tests start: interpreters with the plugin to themselves, and servers of virtual devices."""
 
 import os
-import queue
 import subprocess
 import sys
-import tempfile
-import threading
 from pathlib import Path
 
+import npu_sim
+
 CHILD_LIMIT_S = 120
-READY_LIMIT_S = 60
 # Where the Python package lies, without the library in it.
 PACKAGES = Path(__file__).resolve().parents[2] / "ep-npu/python"
 
@@ -32,35 +30,13 @@ def run_registered(code: str, library: str, device: str, limit_s: int = CHILD_LI
     return done.stdout, done.stderr
 
 
-class Simulator:
-    """`npu-sim` on a socket of its own, for as long as the `with` lasts."""
+class Simulator(npu_sim.Simulator):
+    """`npu-sim` as it is built beside the plugin's `library`."""
 
     def __init__(self, library: str):
-        # Built beside the plugin.
-        self.program = Path(library).with_name("npu-sim")
-        assert self.program.is_file(), f"no {self.program}; `cargo build --release -p kmod-sim` makes it"
-
-    def __enter__(self) -> "Simulator":
-        self.folder = tempfile.TemporaryDirectory(prefix="npu-test-")
-        socket = Path(self.folder.name) / "socket"
-        self.device = f"vfio-user:{socket}"
-        self.child = subprocess.Popen([self.program, "--socket", socket], stdout=subprocess.PIPE, text=True)
-        said: queue.Queue[str] = queue.Queue()
-        # A thread, so that a server that says nothing does not hold the test up.
-        threading.Thread(target=lambda: said.put(self.child.stdout.readline()), daemon=True).start()
-        try:
-            line = said.get(timeout=READY_LIMIT_S)
-            assert line.startswith("listening on"), f"npu-sim said {line!r}"
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.child.kill()
-        self.child.wait(READY_LIMIT_S)
-        self.child.stdout.close()
-        self.folder.cleanup()
+        program = Path(library).with_name("npu-sim")
+        assert program.is_file(), f"no {program}; `cargo build --release -p kmod-sim` makes it"
+        super().__init__(program)
 
 
 def memory(pid: int | str) -> dict[str, int]:

@@ -2,15 +2,14 @@
 
 import json
 import os
-import queue
 import subprocess
-import tempfile
-import threading
 import time
 from pathlib import Path
 
 import jsonschema
 import pytest
+
+from npu_sim import Simulator
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
@@ -36,39 +35,23 @@ def until(what: str, look, limit_s: float = LIMIT_S):
         time.sleep(0.01)
 
 
-class Server:
-    """`npu-sim` with its sockets in a folder of its own, for as long as the `with` lasts."""
+class Server(Simulator):
+    """`npu-sim` with a management socket, and clients that end with it."""
 
-    def __init__(self, *options: str):
-        self.options = options
+    def __init__(self, *options: str | Path):
+        super().__init__(program("npu-sim"), "--manage", "npu.manage", *options)
         self.clients: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Server":
-        self.temporary = tempfile.TemporaryDirectory(prefix="npu-smi-")
-        self.folder = Path(self.temporary.name)
-        self.device = f"vfio-user:{self.folder / 'npu.sock'}"
+        super().__enter__()
         self.socket = self.folder / "npu.manage"
-        command = [program("npu-sim"), "--socket", "npu.sock", "--manage", "npu.manage", *self.options]
-        self.child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=self.folder)
-        said: queue.Queue[str] = queue.Queue()
-        # A thread, so that a server that says nothing does not hold the test up.
-        threading.Thread(target=lambda: said.put(self.child.stdout.readline()), daemon=True).start()
-        try:
-            line = said.get(timeout=LIMIT_S)
-            assert line.startswith("listening on"), f"npu-sim said {line!r}"
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *_) -> None:
-        for child in [*self.clients, self.child]:
-            # A child that is stopped ends as well.
-            child.kill()
-            child.wait(LIMIT_S)
-            if child.stdout:
-                child.stdout.close()
-        self.temporary.cleanup()
+        for client in self.clients:
+            client.kill()
+            client.wait(LIMIT_S)
+        super().__exit__()
 
     def work(self, model: Path = MODEL) -> subprocess.Popen:
         """A client that runs a model again and again."""

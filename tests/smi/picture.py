@@ -1,6 +1,6 @@
 """Draws README's picture of `npu-smi top`: a real screen, with real clients, as SVG.
 
-    NPU_TOOL=target/release/npu python tests/smi/picture.py > docs/img/npu-smi-top.svg
+    PYTHONPATH=tools/python NPU_TOOL=target/release/npu python tests/smi/picture.py > docs/img/npu-smi-top.svg
 """
 
 import html
@@ -14,6 +14,8 @@ COLUMNS, ROWS = 100, 30
 CELL = (8.4, 18)
 COLORS = {"31": "#f85149", "32": "#3fb950", "33": "#d29922", "36": "#39c5cf"}
 PAPER, INK = "#0d1117", "#c9d1d9"
+# The name of SVG's vocabulary, which a picture states; nothing is fetched by it.
+NAMESPACE = "http://www.w3.org/2000/svg"
 
 
 def spans(line: str):
@@ -36,7 +38,7 @@ def spans(line: str):
 
 def svg(screen: str) -> str:
     width, height = CELL[0] * COLUMNS + 20, CELL[1] * ROWS + 20
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" font-family="ui-monospace,Menlo,Consolas,monospace" font-size="14">']
+    out = [f'<svg xmlns="{NAMESPACE}" viewBox="0 0 {width:g} {height:g}" font-family="ui-monospace,Menlo,Consolas,monospace" font-size="14">']
     out.append(f'<rect width="100%" height="100%" rx="6" fill="{PAPER}"/>')
     for row, line in enumerate(screen.splitlines()):
         at, top = 0, 10 + CELL[1] * row

@@ -21,6 +21,10 @@ def test_each_json_is_what_its_schema_says(server):
     for line in lines:
         assert check(line)["clients"][0]["use"]["jobs"] > 0
     id = str(one["id"])
+    assert one["saturation"] == {"is_counted": False} | {engine: {"codes": 0, "lowest": 0, "highest": 0} for engine in ("array", "vector")}
+    said = check(server.smi("saturation", "on", "--client", id, "--json").stdout)
+    assert said["clients"] == [one["id"]] and said["is_counted"] and not said["is_for_all"]
+    until("codes that are counted", lambda: server.stats()["clients"][0]["saturation"]["array"]["codes"] > 0)
     assert check(server.smi("inject", "lost-interrupt@1000000", "--client", id, "--json").stdout)["clients"] == [one["id"]]
     assert "lost-interrupt@" in str(server.stats()["clients"][0]["armed"])
     check(server.smi("inject", "none", "--json").stdout)
@@ -42,6 +46,17 @@ def test_use_is_seen_where_a_client_works(server):
     assert "% busy" in text and "JOBS/s" in text and "npu" in text
 
 
+def test_saturation_is_told_once_it_is_counted_and_as_not_counted_before(server):
+    server.work()
+    assert "not counted; see `npu-smi saturation`" in server.smi("show", "1").stdout
+    assert server.smi("saturation", "on").stdout == "counted: client 1, and those to come\n"
+    until("counts", lambda: "lowest" in server.smi("show", "1").stdout)
+    server.smi("saturation", "off", "--client", "1")
+    assert "no longer counted; array" in server.smi("show", "1").stdout
+    server.smi("saturation", "perhaps", code=2)
+    assert "there is no client 99" in server.smi("saturation", "on", "--client", "99", code=4).stderr
+
+
 def test_prometheus_text_passes_its_parser(server):
     server.work()
     text = server.smi("show", "--prometheus").stdout
@@ -50,6 +65,16 @@ def test_prometheus_text_passes_its_parser(server):
     assert jobs.type == "counter" and jobs.samples[0].value > 0 and jobs.samples[0].labels["process"] == "npu"
     assert families["npu_up"].samples[0].value == 1 and families["npu_client_mapped_bytes"].type == "gauge"
     assert all(family.documentation for family in families.values())
+    assert families["npu_client_saturation_counted"].samples[0].value == 0
+    assert "npu_client_saturated_codes" not in families, "zeros that nobody has counted"
+    server.smi("saturation", "on")
+    until("codes", lambda: [
+        sample
+        for family in text_string_to_metric_families(server.smi("show", "--prometheus").stdout)
+        if family.name == "npu_client_saturated_codes"
+        for sample in family.samples
+        if sample.value > 0 and sample.labels["engine"] == "array" and sample.labels["end"] == "lowest"
+    ])
     before = {sample.labels["client"]: sample.value for sample in jobs.samples}
     until("more jobs", lambda: any(
         sample.value > before[sample.labels["client"]]

@@ -63,7 +63,9 @@ def test_the_modelled_clock_gives_modelled_durations(server):
 def test_the_events_as_json_are_what_their_schema_says(server):
     server.work()
     server.work()
-    report = check(server.smi("trace", "--json", "--for", "0.2").stdout)
+    # Not as many events as fit, each of which is checked.
+    server.smi("inject", "slow-dma:1")
+    report = check(server.smi("trace", "--json", "--for", "0.5").stdout)
     assert [client["client"] for client in report["clients"]] == [1, 2]
     for client in report["clients"]:
         kinds = Counter(event["kind"] for event in client["events"])

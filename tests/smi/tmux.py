@@ -38,13 +38,16 @@ class Terminal:
         self.settings.write(SETTINGS)
         self.settings.flush()
         columns, rows = self.size
-        line = shlex.join(map(str, self.command))
+        # tmux itself may never know how a program ended that did so at once.
+        self.code = tempfile.NamedTemporaryFile("r", suffix=".code")
+        line = f"{shlex.join(map(str, self.command))}; echo $? > {shlex.quote(self.code.name)}"
         self.tmux("new-session", "-d", "-x", str(columns), "-y", str(rows), line)
         return self
 
     def __exit__(self, *_) -> None:
         subprocess.run(["tmux", "-L", self.name, "kill-server"], capture_output=True, timeout=LIMIT_S)
         self.settings.close()
+        self.code.close()
 
     def press(self, *keys: str) -> None:
         self.tmux("send-keys", *keys)
@@ -80,13 +83,28 @@ class Terminal:
 
         return until("a screen that stays the same", look)
 
+    def comes_to(self, wanted: str, of) -> str:
+        """What `of` what it shows is in the end, by when it should be `wanted`: a plot fills look by look, and on a
+        machine with other work a look may take as long as a screen that stays the same seems to rest."""
+        seen = [""]
+
+        def look() -> bool:
+            seen[0] = of(self.shows())
+            return seen[0] == wanted
+
+        try:
+            until("the screen", look)
+        except AssertionError:
+            pass
+        return seen[0]
+
     def process(self) -> int:
-        return int(self.tmux("display-message", "-p", "#{pane_pid}"))
+        shell = int(self.tmux("display-message", "-p", "#{pane_pid}"))
+        return int(until("the program", lambda: Path(f"/proc/{shell}/task/{shell}/children").read_text().split())[0])
 
     def ended(self) -> int:
         """The exit code of its program, once it has ended."""
-        # tmux knows that it is dead, by its terminal, before it knows how it ended.
-        return int(until("an end", lambda: self.tmux("display-message", "-p", "#{pane_dead_status}").strip()))
+        return int(until("an end", lambda: Path(self.code.name).read_text().strip()))
 
 
 def narrowest(text: str) -> int:

@@ -2,18 +2,27 @@
 //!
 //! Its NPUs come in pairs, a pair for each of [`crate::OPTIONS`]: one for the test, and one for what the
 //! test opens beside it, since the kernel gives a device to one user at a time. Behind them is one for
-//! injected faults. What is beyond the guest's reach it asks of the host, in lines on the console that
-//! begin with `@@host`.
+//! injected faults, whose server has its management function in the guest too; then one of a newer ABI, and one
+//! of an older. What is beyond the guest's
+//! reach it asks of the host, in lines on the console that begin with `@@host`.
 
 use libnpu::Device;
-use std::io::{Write, stdin, stdout};
+use libnpu::manage::Manager;
+use std::io::{Write, stdout};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Names the addresses, with commas between them.
 const VARIABLE: &str = "NPU_TEST_FUNCTIONS";
+/// Names the management function, as a device string.
+const MANAGER: &str = "NPU_TEST_MANAGER";
 
 /// The pair whose one device is for injected faults.
 pub const OF_MATRIX: usize = 2;
+
+/// The devices that say they speak ABI 2.0 to 3.1, and 1.0 only, by their place among [`addresses`].
+pub const OF_NEWER_ABI: usize = 5;
+/// As above.
+pub const OF_OLDER_ABI: usize = 6;
 
 static USED: Mutex<()> = Mutex::new(());
 
@@ -36,10 +45,13 @@ impl Function {
 /// # Panics
 /// The machine is no guest of `cargo xtask vm`.
 pub fn addresses() -> Vec<String> {
-    let all = std::env::var(VARIABLE).unwrap_or_else(|_| {
-        panic!("{VARIABLE} names no devices: these tests run in the guest of `cargo xtask vm`")
-    });
-    all.split(',').map(str::to_owned).collect()
+    variable(VARIABLE).split(',').map(str::to_owned).collect()
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} names no device: these tests run in the guest of `cargo xtask vm`")
+    })
 }
 
 /// The first device of pair `pair`, once nobody else has it.
@@ -47,9 +59,17 @@ pub fn addresses() -> Vec<String> {
 /// # Panics
 /// There is no such pair.
 pub fn take(pair: usize) -> Function {
+    take_at(pair * 2)
+}
+
+/// The device at `place` among [`addresses`], once nobody else has it.
+///
+/// # Panics
+/// There is none.
+pub fn take_at(place: usize) -> Function {
     let alone = USED.lock().unwrap_or_else(PoisonError::into_inner);
-    let address = addresses().get(pair * 2).cloned();
-    Function { address: address.expect("each of the options has a pair"), _alone: alone }
+    let address = addresses().get(place).cloned();
+    Function { address: address.expect("each of the options has its devices"), _alone: alone }
 }
 
 /// Says a line to the host, not to whoever collects the tests' output.
@@ -60,16 +80,22 @@ pub fn tell_host(order: &str, what: &str) {
     let _ = out.write_all(format!("\n{lines}").as_bytes()).and_then(|()| out.flush());
 }
 
-/// What the management socket behind pair `pair` replies to `request`, a JSON object.
+/// What names the management function of the device for injected faults. It has one user at a time, as a
+/// device has: whoever holds that device may open it.
 ///
 /// # Panics
-/// The host does not answer.
-pub fn manage(pair: usize, request: &str) -> String {
-    tell_host(&format!("manage {pair}"), request);
-    let mut reply = String::new();
-    stdin().read_line(&mut reply).expect("the console can be read");
-    assert!(reply.starts_with('{'), "the host said {reply:?}");
-    reply
+/// The machine is no guest of `cargo xtask vm`.
+pub fn manager_name() -> String {
+    variable(MANAGER)
+}
+
+/// What manages the device for injected faults.
+///
+/// # Panics
+/// It cannot be opened.
+pub fn manager() -> Manager {
+    let name = manager_name();
+    Manager::open(&name).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// What opens a device of its own beside `device`, which is open: the same string where one string gives

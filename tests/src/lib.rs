@@ -10,14 +10,15 @@ pub use noise::Noise;
 pub use simulator::Simulator;
 pub use work::Work;
 
-use libnpu::{Device, Error};
+use libnpu::{Caller, Device, Error, Memory};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{Command, End, Fill, Flags, Header, MatMul, Stage, opcode, record_bytes};
 use npu_uapi::image::{Image, SlotDecl, slot_kind};
+use npu_uapi::names::Names;
 use std::time::Duration;
 
 /// The device options that each test runs with, over each transport.
-pub const OPTIONS: &[&str] = &["", "strict=1,macs=256,sram=512K"];
+pub const OPTIONS: &[&str] = &["", "strict=1,macs=256,sram=512K,saturation=1"];
 
 /// A deadline far above what any step takes: a hang fails a test, it does not stop it.
 pub const HANG: Duration = Duration::from_secs(120);
@@ -77,6 +78,29 @@ macro_rules! over_each_transport {
             })+
         }
     };
+}
+
+/// Has a device that is older than names of operations load a program with some, run it, and fail.
+///
+/// # Panics
+/// It does otherwise than such a device does.
+pub fn works_without_names(device: &Device) {
+    let context = device.create_context().expect("it makes contexts");
+    let names = Names::new([(5, "a node")]);
+    let image = image(&[(slot_kind::OUTPUT, 64)], &[fill(0, 0, 64, 7, 5)]);
+    let program = context.load_named(&image, &names).expect("the driver brings it no names");
+    let buffer = device.allocate(64).expect("there is memory");
+    let overlay = vec![(SlotId(0), Memory::from(&buffer))];
+    let job = context.exec(&program, None, overlay).expect("there is room in the queue");
+    job.wait(&Caller, HANG).expect("the job is a good one");
+    assert_eq!(buffer.to_vec()[..64], [7; 64]);
+    // A slot that is not bound.
+    let job = context.exec(&program, None, Vec::new()).expect("there is room in the queue");
+    let error = job.wait(&Caller, HANG).expect_err("its slot is missing");
+    assert!(matches!(&error, Error::Fault(_)), "{error}");
+    assert_eq!(device.last_dump().expect("it is not asked"), None);
+    let counters = device.counters().expect("it counts");
+    assert!(counters.commands > 0 && counters.dma_cycles == 0, "{counters:?}");
 }
 
 /// The image of `commands`, END appended, on `slots` of `(kind, bytes)`.

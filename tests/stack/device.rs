@@ -3,7 +3,7 @@
 use crate::registers::Registers;
 use libnpu::transport::inproc::InProcess;
 use libnpu::{Caller, Device, Error, Loss, Memory, Transport, TransportExt};
-use npu_tests::{HANG, over_each_transport};
+use npu_tests::{HANG, Simulator, over_each_transport, works_without_names};
 use npu_uapi::reg::Register;
 use npu_uapi::regs::{self, AbiRange, FaultHead, HeartbeatLow, Kick, Magic, Scratch, state};
 use std::sync::Arc;
@@ -31,6 +31,22 @@ fn what_is_no_npu_is_not_driven() {
     assert!(matches!(error, Error::AbiMismatch { device: (0x200, 0x300), .. }), "{error}");
     let error = open_lying(regs::Status::OFFSET, state::FAILED);
     assert!(matches!(error, Error::State { found: state::FAILED, .. }), "{error}");
+}
+
+#[test]
+fn a_device_of_another_abi_is_refused_and_one_of_an_older_minor_works() {
+    let newer = "abi=2.0-3.1";
+    let server = Simulator::start(newer);
+    for name in [format!("sim:{newer}"), server.device()] {
+        let error = Device::open_private(&name).unwrap_err();
+        let is_told = matches!(error, Error::AbiMismatch { device: (0x200, 0x301), .. });
+        assert!(is_told && error.to_string().contains("update the older one"), "{error}");
+    }
+    let older = "abi=1.0-1.0";
+    let server = Simulator::start(older);
+    for name in [format!("sim:{older}"), server.device()] {
+        works_without_names(&Device::open_private(&name).unwrap());
+    }
 }
 
 #[test]

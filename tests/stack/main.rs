@@ -24,6 +24,8 @@ mod matrix;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod named;
+#[cfg(test)]
 mod observe;
 #[cfg(test)]
 mod once;
@@ -35,5 +37,7 @@ mod process;
 mod queue;
 #[cfg(test)]
 mod registers;
+#[cfg(test)]
+mod saturation;
 #[cfg(test)]
 mod sharing;

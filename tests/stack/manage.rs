@@ -110,7 +110,7 @@ fn what_makes_no_sense_is_refused_with_what_does() {
         ("[]", "JSON object, such as"),
         ("{\"command\":", "one JSON object a line"),
         (r#"{"command":"halt"}"#, "list, stats, show, log"),
-        (r#"{"command":7}"#, "coredump, inject, reset"),
+        (r#"{"command":7}"#, "coredump, inject, saturation, reset"),
         (r#"{"command":"stats","schema":2}"#, "speaks schema 1"),
         (r#"{"command":"stats","clients":1}"#, "no field `clients`"),
         (r#"{"command":"inject"}"#, "needs `fault`"),

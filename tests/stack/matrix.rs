@@ -4,6 +4,7 @@
 //! Each test writes its table to `fault-matrix-TRANSPORT.txt` in the folder for tests' files, where
 //! `cargo xtask test` finds it.
 
+use libnpu::manage::Manager;
 use libnpu::transport::inproc::InProcess;
 use libnpu::{Caller, Context, Device, Error, Job, Loss, Memory, TransportError};
 use npu_tests::functions::{self, Function};
@@ -134,7 +135,7 @@ const CASES: &[Case] = &[
 enum Bench {
     Sim(Arc<InProcess>),
     VfioUser(Simulator),
-    Pci(Function),
+    Pci(Function, Manager),
 }
 
 impl Bench {
@@ -142,7 +143,10 @@ impl Bench {
         let bench = match way {
             Way::Sim => Self::Sim(Arc::new(InProcess::new(DEVICE).unwrap())),
             Way::VfioUser => Self::VfioUser(Simulator::start(DEVICE)),
-            Way::Pci => Self::Pci(functions::take(functions::OF_MATRIX)),
+            Way::Pci => {
+                let function = functions::take(functions::OF_MATRIX);
+                Self::Pci(function, functions::manager())
+            }
         };
         let device = bench.open();
         (bench, device)
@@ -156,7 +160,7 @@ impl Bench {
                 let path = name.split_once(':').unwrap().1;
                 Device::open_private(&format!("vfio-user,patience_ms={PATIENCE_MS}:{path}"))
             }
-            Self::Pci(function) => Device::open_private(&function.device()),
+            Self::Pci(function, _) => Device::open_private(&function.device()),
         }
         .unwrap()
     }
@@ -171,8 +175,8 @@ impl Bench {
                 let reply = server.manage(&inject_request(fault));
                 assert!(reply.get("error").is_none(), "{reply}");
             }
-            Self::Pci(_) => {
-                let reply = functions::manage(functions::OF_MATRIX, &inject_request(fault));
+            Self::Pci(_, manager) => {
+                let reply = manager.request(&inject_request(fault), HANG).unwrap();
                 assert!(!reply.contains("\"error\""), "{reply}");
             }
         }

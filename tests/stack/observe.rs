@@ -1,217 +1,43 @@
-//! What the device tells of itself: each fault is named alike by the application's error, the device's log
-//! and its core dump; events, counters and state are those of what was done.
+//! What the device tells of itself: events, counters and state are those of what was done. `named.rs` has
+//! what it tells of faults.
 
 use ep_npu::{Session, TensorRef};
-use kmod_sim::inject::Plan;
 use libnpu::manage::{ManageError, Manager};
-use libnpu::transport::inproc::InProcess;
 use libnpu::{Caller, Device};
-use npu_tests::{HANG, Simulator, Way};
-use npu_uapi::command::Command;
+use npu_tests::{HANG, Simulator, fill, image};
 use npu_uapi::coredump::{Dump, reason};
-use npu_uapi::event::kind;
-use npu_uapi::status::{NOT_APPLICABLE, Status};
+use npu_uapi::image::slot_kind;
+use npu_uapi::names::Names;
+use npu_uapi::queue::Counters;
+use npu_uapi::regs;
 use serde_json::{Value, json};
-use std::fmt::Write;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/digits.qdq.onnx");
-/// Options of every device: a command that makes no progress is found soon.
-const DEVICE: &str = "hang_ms=200";
-
-/// What a fault is to be told as: the status, and whether a command of the model is to blame.
-const FAULTS: [(&str, Status, bool); 12] = [
-    ("stuck-engine", Status::HUNG, true),
-    ("stuck-engine@2", Status::HUNG, true),
-    ("stuck-engine@3", Status::HUNG, true),
-    ("stuck-engine@5", Status::HUNG, true),
-    ("bus-error", Status::DMA_ERROR, true),
-    ("bus-error@2", Status::DMA_ERROR, true),
-    ("bus-error@3", Status::DMA_ERROR, true),
-    ("bus-error@5", Status::DMA_ERROR, true),
-    ("slow-dma:2+bus-error@4", Status::DMA_ERROR, true),
-    ("lost-interrupt+stuck-engine@4", Status::HUNG, true),
-    ("dma-error", Status::DMA_ERROR, false),
-    ("dma-error@2", Status::DMA_ERROR, false),
-];
-
-/// A device, and the ways to look behind it.
-enum Bench {
-    Sim(Arc<InProcess>),
-    VfioUser(Simulator),
-}
-
-impl Bench {
-    fn new(way: Way) -> (Self, Device) {
-        match way {
-            Way::Sim => {
-                let transport = Arc::new(InProcess::new(DEVICE).unwrap());
-                let device = Device::over("sim", Arc::<InProcess>::clone(&transport) as _);
-                (Self::Sim(transport), device.unwrap())
-            }
-            Way::VfioUser => {
-                let server = Simulator::start(DEVICE);
-                let device = Device::open_private(&server.device()).unwrap();
-                (Self::VfioUser(server), device)
-            }
-            Way::Pci => panic!("what is behind a device is looked at from its host"),
-        }
-    }
-
-    fn inject(&self, fault: &str) {
-        match self {
-            Self::Sim(transport) if fault == "none" => transport.injector().clear(),
-            Self::Sim(transport) => transport.injector().arm(&Plan::parse(fault).unwrap()).unwrap(),
-            Self::VfioUser(server) => {
-                ask(server, json!({ "command": "inject", "client": 1, "fault": fault }));
-            }
-        }
-    }
-
-    /// The last line of the log.
-    fn last_fault(&self) -> Line {
-        match self {
-            Self::Sim(transport) => {
-                let log = transport.function().log();
-                let last = log.last().expect("a fault was logged");
-                let record = &last.record;
-                let has_op = record.op_id != NOT_APPLICABLE;
-                Line {
-                    status: record.status.0.into(),
-                    queue: record.queue.into(),
-                    job: record.job.into(),
-                    op_id: has_op.then(|| record.op_id.into()),
-                    op: has_op.then(|| Command::name_of(record.opcode).unwrap().to_owned()),
-                    node: last.node.as_deref().map(str::to_owned),
-                    message: record.message(last.node.as_deref()),
-                    faults: transport.function().report().counters.faults,
-                }
-            }
-            Self::VfioUser(server) => {
-                let log = ask(server, json!({ "command": "log", "client": 1, "most": 1 }));
-                let last = &log["faults"][0];
-                assert_eq!((&last["client"], &last["is_here"]), (&json!(1), &json!(true)));
-                assert_eq!(last["pid"], std::process::id());
-                let text = |field: &str| last[field].as_str().map(str::to_owned);
-                let stats = ask(server, json!({ "command": "stats" }));
-                Line {
-                    status: last["code"].as_u64().unwrap(),
-                    queue: last["queue"].as_u64().unwrap(),
-                    job: last["job"].as_u64().unwrap(),
-                    op_id: last["op_id"].as_u64(),
-                    op: text("op"),
-                    node: text("node"),
-                    message: text("message").unwrap(),
-                    faults: stats["functions"][0]["faults"].as_u64().unwrap(),
-                }
-            }
-        }
-    }
-}
-
-/// A fault as the log has it.
-#[derive(Debug)]
-struct Line {
-    status: u64,
-    queue: u64,
-    job: u64,
-    op_id: Option<u64>,
-    op: Option<String>,
-    node: Option<String>,
-    message: String,
-    /// How many there were.
-    faults: u64,
-}
+pub(crate) const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/digits.qdq.onnx");
+/// Options of every device: a command that makes no progress is found soon, as by the guest's device.
+pub(crate) const DEVICE: &str = "hang_ms=200";
 
 /// What the management socket replies, which is no error.
-fn ask(server: &Simulator, request: Value) -> Value {
-    let reply = server.manage(&request.to_string());
-    assert_eq!((&reply["schema"], &reply["minor"]), (&json!(1), &json!(1)));
+pub(crate) fn ask(server: &Simulator, request: Value) -> Value {
+    sound(&request, server.manage(&request.to_string()))
+}
+
+/// What a management function replies, which is no error.
+pub(crate) fn ask_through(manager: &Manager, request: &Value) -> Value {
+    let reply = manager.request(&request.to_string(), HANG).unwrap();
+    sound(request, serde_json::from_str(&reply).unwrap())
+}
+
+fn sound(request: &Value, reply: Value) -> Value {
+    assert_eq!((&reply["schema"], &reply["minor"]), (&json!(1), &json!(2)));
     assert!(reply.get("error").is_none(), "{request}: {reply}");
     reply
 }
 
-fn run(session: &Session) -> Result<(), String> {
+pub(crate) fn run(session: &Session) -> Result<(), String> {
     let image = vec![0.5; 784];
     let input = TensorRef::from_f32(&[1, 1, 28, 28], &image);
     session.run(&[input]).map(drop).map_err(|error| error.to_string())
-}
-
-fn every_fault_is_named_alike(way: Way) {
-    let (bench, device) = Bench::new(way);
-    let session = Session::builder(&device).load(MODEL).unwrap();
-    run(&session).unwrap();
-    let mut table = format!("{:<30} {:<10} {:<6} {:<8} node\n", "fault", "status", "queue", "op");
-    for (number, (fault, status, has_op)) in (1..).zip(FAULTS) {
-        bench.inject(fault);
-        let error = run(&session).expect_err(fault);
-        bench.inject("none");
-        let line = bench.last_fault();
-        assert_eq!((line.status, line.faults), (status.0.into(), number), "{fault}: {line:?}");
-        let named = format!("job {} of queue {}: ", line.job, line.queue);
-        assert!(error.contains(&named) && line.message.contains(&named), "{error} {line:?}");
-        assert!(error.contains(status.meaning()), "{fault}: {error}");
-        assert_eq!((line.op_id.is_some(), line.node.is_some()), (has_op, has_op), "{line:?}");
-        if let (Some(op_id), Some(node)) = (line.op_id, &line.node) {
-            assert!(error.contains(&format!("at node `{node}` ")), "{error} {line:?}");
-            assert!(error.contains(&format!("op {op_id}")), "{error} {line:?}");
-            assert!(line.message.contains(&format!("op {op_id}), node `{node}`")), "{line:?}");
-        }
-        // The dump is of the same.
-        let bytes = device.last_dump().unwrap().expect("it has left a dump");
-        let dump = Dump::from_bytes(&bytes).unwrap();
-        let record = dump.fault.unwrap();
-        assert_eq!((u64::from(record.queue), u64::from(record.job)), (line.queue, line.job));
-        assert_eq!((record.status, dump.status()), (status, Some(status)));
-        let why = if status == Status::HUNG { reason::HANG } else { reason::FAULT };
-        assert_eq!(dump.summary.reason, why);
-        if has_op {
-            assert_eq!(dump.node(), line.node.as_deref());
-            let current = dump.current().unwrap();
-            assert_eq!(Some(current.name()), line.op.as_deref());
-            assert_eq!(Some(u64::from(current.header().op_id)), line.op_id);
-            assert!(!dump.slots.is_empty());
-        }
-        let text = dump.text();
-        assert!(text.contains(&line.message), "{text}");
-        let last = dump.events.last().unwrap();
-        assert_eq!((last.kind, u64::from(last.job)), (kind::JOB_END, line.job), "{text}");
-        writeln!(
-            table,
-            "{fault:<30} {:<10} {:<6} {:<8} {}",
-            format!("{status:?}"),
-            line.queue,
-            line.op.as_deref().unwrap_or("-"),
-            line.node.as_deref().unwrap_or("-")
-        )
-        .unwrap();
-        // The device goes on.
-        run(&session).unwrap();
-    }
-    // What is no fault leaves no line.
-    bench.inject("lost-interrupt+delayed-reply:20");
-    run(&session).unwrap();
-    assert_eq!(bench.last_fault().faults, FAULTS.len() as u64);
-    let name = if way == Way::Sim { "sim" } else { "vfio-user" };
-    println!("faults as log, dump and error name them, over {name}\n{table}");
-    let file = format!("fault-names-{name}.txt");
-    std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join(file), table).unwrap();
-}
-
-mod sim {
-    #[test]
-    fn every_fault_is_named_alike() {
-        super::every_fault_is_named_alike(npu_tests::Way::Sim);
-    }
-}
-
-mod vfio_user {
-    #[test]
-    fn every_fault_is_named_alike() {
-        super::every_fault_is_named_alike(npu_tests::Way::VfioUser);
-    }
 }
 
 /// A server with a client that has run the model once.
@@ -221,6 +47,29 @@ fn served() -> (Simulator, Device, Session) {
     let session = Session::builder(&device).load(MODEL).unwrap();
     run(&session).unwrap();
     (server, device, session)
+}
+
+#[test]
+fn a_program_that_is_refused_is_told_with_the_node_of_its_command() {
+    let (server, device, session) = served();
+    let context = device.create_context().unwrap();
+    let names = Names::new([(76, "first"), (77, "second")]);
+    let slots = [(slot_kind::OUTPUT, 64)];
+    // The second leaves its slot.
+    let bad = image(&slots, &[fill(0, 0, 64, 0, 76), fill(0, 60, 5, 0, 77)]);
+    let error = context.load_named(&bad, &names).unwrap_err().to_string();
+    let log = ask(&server, json!({ "command": "log" }));
+    let last = &log["faults"][0];
+    assert_eq!((&last["status"], &last["node"]), (&json!("PROGRAM_REFUSED"), &json!("second")));
+    assert_eq!((&last["op_id"], &last["op"]), (&json!(77), &json!("fill")));
+    assert!(last["message"].as_str().unwrap().contains(", node `second`"), "{last}");
+    assert!(error.contains("op 77"), "{error}");
+    // Where no command is to blame, no node is named.
+    context.load_named(&[0; 64], &names).unwrap_err();
+    let log = ask(&server, json!({ "command": "log", "most": 1 }));
+    let last = &log["faults"][0];
+    assert_eq!((&last["op_id"], &last["node"]), (&Value::Null, &Value::Null));
+    run(&session).unwrap();
 }
 
 #[test]
@@ -417,6 +266,15 @@ fn a_management_function_answers_as_the_socket_does() {
     let counters = Dump::from_bytes(&bytes).unwrap().counters;
     assert_eq!((counters.jobs, counters.commands), (31, device.counters().unwrap().commands));
     assert!(dump.to_string().len() > 0x8000);
+    // Its BAR4 shows what the device's counters say, whole, word by word.
+    let pages = manager.telemetry().unwrap();
+    let [page] = &pages[..] else { panic!("{pages:?}") };
+    // But for what asking the device may itself take.
+    let work = |counters| Counters { kicks: 0, interrupts: 0, ..counters };
+    assert_eq!(work(page.counters), work(device.counters().unwrap()));
+    let gauges = page.gauges.unwrap();
+    assert_eq!((gauges.in_flight, gauges.state), (0, regs::state::READY));
+    assert!(matches!(socket.telemetry(), Err(ManageError::NoPages)));
     // Neither is taken for the other.
     let error = Device::open_private(&name).unwrap_err().to_string();
     assert!(error.contains("is no NPU"), "{error}");

@@ -1,7 +1,7 @@
 //! The program file of the host, `.npu`: an image, its constants, names for people, one hash over all.
 //!
 //! ```text
-//! 0    ContainerHeader, 64 bytes; its hash covers the whole file, itself taken as zeros
+//! 0    Head of `crate::sealed`, 64 bytes; its hash covers the whole file, itself taken as zeros
 //! 64   `sections` x SectionEntry, 32 bytes each
 //! ..   section data in the table's order, each at a multiple of 64, zeros between
 //! ```
@@ -11,11 +11,10 @@
 
 use crate::addr::SlotId;
 use crate::image::{Image, ImageError};
+use crate::sealed::{Broken, HEAD_BYTES, Kind};
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::mem::offset_of;
-use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// First word of a container: `NPUC`.
@@ -27,30 +26,8 @@ pub const VERSION: u16 = 1;
 /// Minor version of the container; a reader takes any.
 pub const MINOR: u16 = 0;
 
-const ALIGN: usize = 64;
-
-/// Head of a container. 64 bytes.
-#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct ContainerHeader {
-    /// [`MAGIC`].
-    pub magic: u32,
-    /// [`VERSION`].
-    pub version: u16,
-    /// [`MINOR`].
-    pub minor: u16,
-    /// Bytes of the file.
-    pub len: u64,
-    /// Entries of the section table.
-    pub sections: u32,
-    /// Must be zero.
-    pub reserved: [u32; 3],
-    /// SHA-256 of the file with these bytes zero.
-    pub hash: [u8; 32],
-}
-const _: () =
-    assert!(size_of::<ContainerHeader>() == 64 && offset_of!(ContainerHeader, hash) == HASH);
-const HASH: usize = 32;
+const KIND: Kind =
+    Kind { magic: MAGIC, version: VERSION, minor: MINOR, align: 64, most_bytes: usize::MAX };
 
 /// One section. 32 bytes.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
@@ -163,6 +140,18 @@ pub enum ContainerError {
     Image(#[from] ImageError),
 }
 
+impl From<Broken> for ContainerError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Magic { found } => Self::Magic { found },
+            Broken::Version { found } => Self::Version { found },
+            Broken::Length { found, want } => Self::Length { found, want },
+            Broken::Hash => Self::Hash,
+            Broken::Reserved => malformed("a reserved field of its header is not zero"),
+        }
+    }
+}
+
 const fn malformed(what: &'static str) -> ContainerError {
     ContainerError::Malformed { what }
 }
@@ -179,68 +168,26 @@ impl Container {
         parts.push((section::COMPILER, SlotId(0), self.compiler.clone().into_bytes()));
         parts.push((section::SOURCE, SlotId(0), self.source.to_vec()));
 
-        let mut table = Vec::new();
-        let mut at = 64 + parts.len() * size_of::<SectionEntry>();
-        for (kind, slot, bytes) in &parts {
-            at = at.next_multiple_of(ALIGN);
+        let lengths = parts.iter().map(|(_, _, bytes)| bytes.len());
+        let places = KIND.places(size_of::<SectionEntry>(), lengths);
+        let entry = |(&(kind, slot, ref bytes), at): (&(u16, SlotId, Vec<u8>), usize)| {
             let (offset, len) = (at as u64, bytes.len() as u64);
-            table.push(SectionEntry {
-                kind: *kind,
-                slot: *slot,
-                offset,
-                len,
-                ..Default::default()
-            });
-            at += bytes.len();
-        }
-        let header = ContainerHeader {
-            magic: MAGIC,
-            version: VERSION,
-            minor: MINOR,
-            len: at as u64,
-            sections: u32::try_from(parts.len()).expect("a section a slot, and five more"),
-            ..ContainerHeader::default()
+            SectionEntry { kind, slot, offset, len, ..SectionEntry::default() }
         };
-        let mut file = Vec::with_capacity(at);
-        file.extend_from_slice(header.as_bytes());
-        file.extend_from_slice(table.as_bytes());
-        for (_, _, bytes) in &parts {
-            file.resize(file.len().next_multiple_of(ALIGN), 0);
-            file.extend_from_slice(bytes);
-        }
-        let hash = hash(&file);
-        file[HASH..HASH + 32].copy_from_slice(&hash);
-        file
+        let table: Vec<SectionEntry> = parts.iter().zip(places).map(entry).collect();
+        KIND.seal(table.as_bytes(), parts.iter().map(|(_, _, bytes)| bytes.as_slice()))
     }
 
     /// Reads a file; never panics. The image is decoded, not verified.
     pub fn from_bytes(file: &[u8]) -> Result<Self, ContainerError> {
-        let found = file.len() as u64;
-        let magic = u32::read_from_prefix(file).map_or(0, |(magic, _)| magic);
-        if magic != MAGIC {
-            return Err(ContainerError::Magic { found: magic });
-        }
-        let (header, rest) = ContainerHeader::read_from_prefix(file)
-            .map_err(|_| ContainerError::Length { found, want: 64 })?;
-        if header.version != VERSION {
-            return Err(ContainerError::Version { found: header.version });
-        }
-        if header.len != found {
-            return Err(ContainerError::Length { found, want: header.len });
-        }
-        if header.hash != hash(file) {
-            return Err(ContainerError::Hash);
-        }
-        if header.reserved != [0; 3] {
-            return Err(malformed("a reserved field of its header is not zero"));
-        }
+        let (header, rest) = KIND.open(file)?;
         let count = usize::try_from(header.sections).unwrap_or(usize::MAX);
         let table = count.checked_mul(size_of::<SectionEntry>()).and_then(|len| rest.get(..len));
         let table = table.ok_or(malformed("the section table passes the end of the file"))?;
         let mut container = Self::default();
         let mut seen = BTreeSet::new();
         // Sections lie in the order of their table, so that what is read is no larger than the file.
-        let mut free = (size_of::<ContainerHeader>() + table.len()) as u64;
+        let mut free = (HEAD_BYTES + table.len()) as u64;
         // Copies, since the file may lie at any address.
         let entries = table.chunks_exact(size_of::<SectionEntry>());
         for entry in entries.filter_map(|entry| SectionEntry::read_from_bytes(entry).ok()) {
@@ -291,14 +238,6 @@ impl Container {
     }
 }
 
-fn hash(file: &[u8]) -> [u8; 32] {
-    let mut sha = Sha256::new();
-    sha.update(&file[..HASH]);
-    sha.update([0; 32]);
-    sha.update(&file[HASH + 32..]);
-    sha.finalize().into()
-}
-
 fn section_bytes<'a>(file: &'a [u8], entry: &SectionEntry) -> Result<&'a [u8], ContainerError> {
     if entry.reserved != 0 || entry.reserved2 != 0 {
         return Err(malformed("a reserved field of its section table is not zero"));
@@ -307,7 +246,7 @@ fn section_bytes<'a>(file: &'a [u8], entry: &SectionEntry) -> Result<&'a [u8], C
     let end = usize::try_from(entry.len).ok().and_then(|len| start?.checked_add(len));
     let range = start.zip(end).map(|(start, end)| start..end);
     let bytes = range.and_then(|range| file.get(range));
-    let aligned = entry.offset.is_multiple_of(ALIGN as u64);
+    let aligned = entry.offset.is_multiple_of(KIND.align as u64);
     bytes.filter(|_| aligned).ok_or(malformed("a section lies outside the file or is not aligned"))
 }
 
@@ -396,7 +335,9 @@ impl<'a> Cursor<'a> {
 mod tests {
     use super::*;
     use crate::image::{SlotDecl, slot_kind};
+    use crate::sealed::{HASH, rehash};
     use alloc::string::ToString;
+    use core::mem::offset_of;
     use proptest::prelude::*;
 
     fn container() -> Container {
@@ -419,12 +360,6 @@ mod tests {
     }
 
     /// `file` with its hash made right again.
-    fn rehash(mut file: Vec<u8>) -> Vec<u8> {
-        let hash = hash(&file);
-        file[HASH..HASH + 32].copy_from_slice(&hash);
-        file
-    }
-
     #[test]
     fn a_container_reads_back() {
         let file = container().to_bytes();
@@ -438,7 +373,7 @@ mod tests {
     fn files_of_version_1_0_stay_as_they_are() {
         let file = container().to_bytes();
         let hash: String =
-            file[HASH..HASH + 32].iter().map(|b| alloc::format!("{b:02x}")).collect();
+            file[HASH..HEAD_BYTES].iter().map(|b| alloc::format!("{b:02x}")).collect();
         insta::assert_snapshot!(hash, @"2844be542aad4c9544a3c6fde11140b9aab29d96e5bee3e88ec9c21713095c73");
     }
 

@@ -1,7 +1,7 @@
 //! The core dump: what a job that faulted or hung leaves, for whoever was not there.
 //!
 //! ```text
-//! 0    DumpHeader, 64 bytes; its hash covers the whole dump, itself taken as zeros
+//! 0    Head of `crate::sealed`, 64 bytes; its hash covers the whole dump, itself taken as zeros
 //! 64   `sections` x SectionEntry, 16 bytes each
 //! ..   section data in the table's order, each at a multiple of 8, zeros between
 //! ```
@@ -26,11 +26,10 @@ use crate::event::{Event, SlotRange};
 use crate::limits::Limits;
 use crate::names::Names;
 use crate::queue::Counters;
+use crate::sealed::{Broken, HEAD_BYTES, Kind};
 use crate::status::FaultRecord;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::mem::offset_of;
-use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// First word of a dump: `NPUD`.
@@ -48,29 +47,8 @@ pub const RING_ENTRIES: usize = 16;
 /// Commands before and behind the one that a job is at.
 pub const AROUND: usize = 4;
 
-const ALIGN: usize = 8;
-
-/// Head of a dump. 64 bytes.
-#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct DumpHeader {
-    /// [`MAGIC`].
-    pub magic: u32,
-    /// [`VERSION`].
-    pub version: u16,
-    /// [`MINOR`].
-    pub minor: u16,
-    /// Bytes of the dump.
-    pub len: u64,
-    /// Entries of the section table.
-    pub sections: u32,
-    /// Must be zero.
-    pub reserved: [u32; 3],
-    /// SHA-256 of the dump with these bytes zero.
-    pub hash: [u8; 32],
-}
-const _: () = assert!(size_of::<DumpHeader>() == 64 && offset_of!(DumpHeader, hash) == HASH);
-const HASH: usize = 32;
+const KIND: Kind =
+    Kind { magic: MAGIC, version: VERSION, minor: MINOR, align: 8, most_bytes: MOST_BYTES };
 
 /// One section. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
@@ -222,6 +200,18 @@ pub enum DumpError {
     },
 }
 
+impl From<Broken> for DumpError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Magic { found } => Self::Magic { found },
+            Broken::Version { found } => Self::Version { found },
+            Broken::Length { found, want } => Self::Length { found, want },
+            Broken::Hash => Self::Hash,
+            Broken::Reserved => malformed("a reserved field of its header is not zero"),
+        }
+    }
+}
+
 const fn malformed(what: &'static str) -> DumpError {
     DumpError::Malformed { what }
 }
@@ -277,31 +267,13 @@ impl Dump {
     /// # Errors
     /// The bytes are no dump, of another version, or damaged.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DumpError> {
-        let found = bytes.len() as u64;
-        let magic = u32::read_from_prefix(bytes).map_or(0, |(magic, _)| magic);
-        if magic != MAGIC {
-            return Err(DumpError::Magic { found: magic });
-        }
-        let (header, rest) = DumpHeader::read_from_prefix(bytes)
-            .map_err(|_| DumpError::Length { found, want: 64 })?;
-        if header.version != VERSION {
-            return Err(DumpError::Version { found: header.version });
-        }
-        if header.len != found || bytes.len() > MOST_BYTES {
-            return Err(DumpError::Length { found, want: header.len.min(MOST_BYTES as u64) });
-        }
-        if header.hash != hash(bytes) {
-            return Err(DumpError::Hash);
-        }
-        if header.reserved != [0; 3] {
-            return Err(malformed("a reserved field of its header is not zero"));
-        }
+        let (header, rest) = KIND.open(bytes)?;
         let count = usize::try_from(header.sections).unwrap_or(usize::MAX);
         let table = count.checked_mul(size_of::<SectionEntry>()).and_then(|len| rest.get(..len));
         let table = table.ok_or(malformed("the section table passes the end of the dump"))?;
         let entries: Vec<SectionEntry> = rows(table)?;
         let mut dump = Self::default();
-        let (mut free, mut last) = (64 + table.len(), 0);
+        let (mut free, mut last) = (HEAD_BYTES + table.len(), 0);
         for entry in entries {
             if entry.kind <= last {
                 return Err(malformed("the sections are out of order"));
@@ -310,7 +282,8 @@ impl Dump {
             let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
             let end = usize::try_from(entry.len).ok().and_then(|len| start.checked_add(len));
             let data = end.and_then(|end| bytes.get(start..end));
-            let is_placed = start >= free && start.is_multiple_of(ALIGN) && entry.reserved == 0;
+            let is_placed =
+                start >= free && start.is_multiple_of(KIND.align) && entry.reserved == 0;
             let data = data.filter(|_| is_placed);
             let data = data.ok_or(malformed("a section lies outside the dump, or over another"))?;
             free = start + data.len();
@@ -372,40 +345,14 @@ impl Dump {
 /// The sections as one piece, with header, table and hash.
 fn join(parts: &[(u32, Vec<u8>)]) -> Vec<u8> {
     let size = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-    let mut at = 64 + parts.len() * size_of::<SectionEntry>();
-    let mut table = Vec::new();
-    for (kind, bytes) in parts {
-        at = at.next_multiple_of(ALIGN);
+    let lengths = parts.iter().map(|(_, bytes)| bytes.len());
+    let places = KIND.places(size_of::<SectionEntry>(), lengths);
+    let entry = |(&(kind, ref bytes), at): (&(u32, Vec<u8>), usize)| {
         let (offset, len) = (size(at), size(bytes.len()));
-        table.push(SectionEntry { kind: *kind, offset, len, reserved: 0 });
-        at += bytes.len();
-    }
-    let header = DumpHeader {
-        magic: MAGIC,
-        version: VERSION,
-        minor: MINOR,
-        len: at as u64,
-        sections: size(parts.len()),
-        ..DumpHeader::default()
+        SectionEntry { kind, offset, len, reserved: 0 }
     };
-    let mut dump = Vec::with_capacity(at);
-    dump.extend_from_slice(header.as_bytes());
-    dump.extend_from_slice(table.as_bytes());
-    for (_, bytes) in parts {
-        dump.resize(dump.len().next_multiple_of(ALIGN), 0);
-        dump.extend_from_slice(bytes);
-    }
-    let hash = hash(&dump);
-    dump[HASH..HASH + 32].copy_from_slice(&hash);
-    dump
-}
-
-fn hash(dump: &[u8]) -> [u8; 32] {
-    let mut sha = Sha256::new();
-    sha.update(&dump[..HASH]);
-    sha.update([0; 32]);
-    sha.update(&dump[HASH + 32..]);
-    sha.finalize().into()
+    let table: Vec<SectionEntry> = parts.iter().zip(places).map(entry).collect();
+    KIND.seal(table.as_bytes(), parts.iter().map(|(_, bytes)| bytes.as_slice()))
 }
 
 fn head<T>(rows: &[T], most: usize) -> &[T] {

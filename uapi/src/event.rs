@@ -78,8 +78,9 @@ pub struct Event {
     pub index: u32,
     /// The command's `op_id`, [`NOT_APPLICABLE`] where none is meant.
     pub op_id: u32,
-    /// Must be zero.
-    pub reserved: u32,
+    /// Of [`kind::OP_END`] in a trace: one more than the codes of the result at an end of their range, where
+    /// they are counted ([`crate::telemetry::Saturation`]); else zero, and so in a core dump.
+    pub at_ends: u32,
     /// What the kind says.
     pub value: u64,
     /// Modelled cycles of the function.

@@ -57,6 +57,7 @@ pub mod regs;
 pub mod requantise;
 pub mod ring;
 pub mod rows;
+pub mod sealed;
 pub mod status;
 pub mod telemetry;
 pub mod text;

@@ -11,6 +11,9 @@
 //! To ask: write the request into its window, its bytes to `REQUEST`; wait until `STATE` is [`state::DONE`];
 //! then, for each 32 KiB of the reply's `REPLY_BYTES`: write where they begin to `REPLY_AT`, read the window.
 //! A reset of the device forgets the reply. All accesses are of aligned 32-bit words.
+//!
+//! A read of the first word of a page of BAR4 takes a snapshot of the page, which its other words are read from
+//! until the next: a function at work changes its page more often than a guest can read it word by word.
 
 /// First register: `NPUM`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"NPUM");

@@ -20,6 +20,9 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"NPU0");
 /// | 1.1 | names in LOAD_PROGRAM; GET_DUMP; cycles by engine in the counters; layout 2 of the telemetry page |
 pub const ABI: (u16, u16) = (0x0100, 0x0101);
 
+/// The version that brought names of operations, dumps, and cycles by engine.
+pub const ABI_WITH_NAMES: u16 = 0x0101;
+
 /// Values of `Status.STATE`.
 pub mod state {
     /// Disabled and quiet: the device does not touch memory.

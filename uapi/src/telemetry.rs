@@ -4,6 +4,7 @@
 //! word 0  MAGIC     1  VERSION     2  bytes in use     3  sequence, odd while the rest changes
 //!      4  busy      5..8  zero     8..40  [`Counters`]                        layout 1
 //!     40..88  [`Gauges`]                                                     layout 2
+//!     88..102 [`Saturation`]                                                 layout 3
 //! ```
 //!
 //! One side writes, any number read: a reader that sees the same even sequence before and after has a
@@ -21,8 +22,8 @@ pub const PAGE_BYTES: u32 = 4096;
 /// Word 0: `NPUT`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"NPUT");
 /// Word 1: of the layout. A higher one only adds words.
-pub const VERSION: u32 = 2;
-/// The oldest layout that is read; a page of it has no [`Gauges`].
+pub const VERSION: u32 = 3;
+/// The oldest layout that is read; a page of it has neither [`Gauges`] nor [`Saturation`].
 pub const OLDEST: u32 = 1;
 /// Queues whose depth the page shows, by id; the admin queue is 0.
 pub const DEPTHS: usize = 32;
@@ -34,7 +35,11 @@ const COUNTER_WORDS: usize = size_of::<Counters>() / 4;
 /// Words of layout 1: the fewest that there are.
 const LEAST_WORDS: usize = COUNTERS + COUNTER_WORDS;
 const GAUGES: usize = LEAST_WORDS;
-const WORDS: usize = GAUGES + size_of::<Gauges>() / 4;
+const SATURATION: usize = GAUGES + size_of::<Gauges>() / 4;
+const WORDS: usize = SATURATION + size_of::<Saturation>() / 4;
+/// The layouts that have [`Gauges`], and [`Saturation`].
+const WITH_GAUGES: u32 = 2;
+const WITH_SATURATION: u32 = 3;
 const _: () = assert!(WORDS * 4 <= PAGE_BYTES as usize && size_of::<Counters>() == 128);
 
 /// What a function is at one moment, beside what it has done. 192 bytes.
@@ -70,6 +75,54 @@ pub struct Gauges {
 }
 const _: () = assert!(size_of::<Gauges>() == 192);
 
+/// How many output codes lie at an end of their range, since the last reset. 56 bytes.
+///
+/// Looked at is what each command has written that quantises its result (CONV, MATMUL, PRODUCT, ADD, MUL,
+/// POOL but for its maximum, SOFTMAX, REDUCE, NORM, RESIZE, and LAYOUT from floats), once it is through:
+/// every code of the result as it lies in memory, behind the command's tables, pad lanes not included. A
+/// code of 0 or 255 is at an end, which for a signed tensor is -128 or 127: the two are those that a value
+/// beyond the range is clamped to. The device cannot tell them from values that are there by right, so a
+/// ReLU whose zero point is 0 has its zeros among the lowest. What commands move or look up (COPY, FILL,
+/// other LAYOUTs, tables, maxima) quantises nothing and is not looked at.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct Saturation {
+    /// 1 while codes are counted; 0 while they are not, and the counts stand still.
+    pub is_counted: u32,
+    /// Must be zero.
+    pub reserved: u32,
+    /// Results of the MAC array.
+    pub array: EndCodes,
+    /// Results of the vector unit.
+    pub vector: EndCodes,
+}
+const _: () = assert!(size_of::<Saturation>() == 56);
+
+/// Codes that were looked at, and those of them at an end. 24 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct EndCodes {
+    /// Codes that were looked at.
+    pub codes: u64,
+    /// Of these, 0.
+    pub lowest: u64,
+    /// Of these, 255.
+    pub highest: u64,
+}
+
+impl EndCodes {
+    /// Adds `more`; counts saturate.
+    pub fn add(&mut self, more: Self) {
+        self.codes = self.codes.saturating_add(more.codes);
+        self.lowest = self.lowest.saturating_add(more.lowest);
+        self.highest = self.highest.saturating_add(more.highest);
+    }
+}
+
 /// What the page said at one moment.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Snapshot {
@@ -79,6 +132,8 @@ pub struct Snapshot {
     pub counters: Counters,
     /// What it is now; `None` on a page of layout 1.
     pub gauges: Option<Gauges>,
+    /// Codes at the ends of their range; `None` on a page of layout 1 or 2.
+    pub saturation: Option<Saturation>,
 }
 
 impl Snapshot {
@@ -142,6 +197,9 @@ impl<W: Words> Writer<W> {
         if let Some(gauges) = &snapshot.gauges {
             self.store(GAUGES, gauges.as_bytes());
         }
+        if let Some(saturation) = &snapshot.saturation {
+            self.store(SATURATION, saturation.as_bytes());
+        }
         self.sequence = self.sequence.wrapping_add(2);
         // Release pairs with the reader's Acquire of the sequence: the words are written before it.
         self.words.store(SEQUENCE, self.sequence, Ordering::Release);
@@ -177,14 +235,15 @@ pub fn read(words: &impl Words) -> Result<Snapshot, TelemetryError> {
         let before = words.load(SEQUENCE, Ordering::Acquire);
         let is_busy = words.load(BUSY, Ordering::Relaxed) & 1 != 0;
         let counters = load(words, COUNTERS);
-        // A page that says it has them, and is too short, has none.
-        let has_gauges = version >= VERSION && words.word_count() >= WORDS;
-        let gauges = has_gauges.then(|| load(words, GAUGES));
+        // A page that says it has something, and is too short for it, has not.
+        let has = |since: u32, end: usize| version >= since && words.word_count() >= end;
+        let gauges = has(WITH_GAUGES, SATURATION).then(|| load(words, GAUGES));
+        let saturation = has(WITH_SATURATION, WORDS).then(|| load(words, SATURATION));
         // Pairs with the writer's Release fence.
         fence(Ordering::Acquire);
         let after = words.load(SEQUENCE, Ordering::Relaxed);
         if before == after && before.is_multiple_of(2) {
-            return Ok(Snapshot { is_busy, counters, gauges });
+            return Ok(Snapshot { is_busy, counters, gauges, saturation });
         }
         spin_loop();
     }
@@ -223,32 +282,81 @@ mod tests {
         assert_eq!(read(&&page(40)[..]), Err(foreign));
         let page = page(WORDS);
         let mut writer = Writer::new(&page[..]).unwrap();
-        let gauges = Some(Gauges::default());
-        assert_eq!(read(writer.words()), Ok(Snapshot { gauges, ..Snapshot::default() }));
+        let (gauges, saturation) = (Some(Gauges::default()), Some(Saturation::default()));
+        let empty = Snapshot { gauges, saturation, ..Snapshot::default() };
+        assert_eq!(read(writer.words()), Ok(empty));
         writer.show(&Snapshot { is_busy: true, ..Snapshot::default() });
         assert!(read(writer.words()).unwrap().is_busy);
         page[SEQUENCE].store(7, Ordering::Relaxed);
         assert_eq!(read(&&page[..]), Err(TelemetryError::Changing), "its writer is gone");
     }
 
+    /// The pages of the golden files, one a layout: what all have, and what came later.
+    fn golden() -> Snapshot {
+        let mut value = 0_u64;
+        let mut next = || {
+            value += 1;
+            value << 32 | value
+        };
+        let mut counters = Counters::default();
+        let mut gauges = Gauges::default();
+        let mut saturation = Saturation::default();
+        for bytes in [counters.as_mut_bytes(), gauges.as_mut_bytes(), saturation.as_mut_bytes()] {
+            for word in bytes.as_chunks_mut::<8>().0 {
+                *word = next().to_le_bytes();
+            }
+        }
+        let (gauges, saturation) = (Some(gauges), Some(saturation));
+        Snapshot { is_busy: true, counters, gauges, saturation }
+    }
+
+    fn words_of(file: &str) -> Vec<AtomicU32> {
+        let read = |word| u32::from_str_radix(word, 16).expect("the file holds hex words");
+        let words = file.split_whitespace().map(read);
+        words.map(AtomicU32::new).collect()
+    }
+
     #[test]
-    fn a_page_of_layout_1_is_read_without_what_layout_2_added() {
-        let words = page(LEAST_WORDS);
-        words[0].store(MAGIC, Ordering::Relaxed);
-        words[1].store(OLDEST, Ordering::Relaxed);
-        words[COUNTERS].store(7, Ordering::Relaxed);
-        let seen = read(&&words[..]).unwrap();
-        assert_eq!((seen.counters.cycles, seen.gauges, seen.power_mw()), (7, None, None));
-        // One that claims more than it has is read as far as it goes.
-        words[1].store(VERSION + 1, Ordering::Relaxed);
-        assert_eq!(read(&&words[..]).unwrap(), seen);
-        let whole = page(WORDS);
-        let mut writer = Writer::new(&whole[..]).unwrap();
-        let mut gauges = Gauges { clock_khz: 1000, busy_ns: 5, ..Gauges::default() };
-        gauges.depths[DEPTHS - 1] = 9;
-        writer.show(&Snapshot { gauges: Some(gauges), ..Snapshot::default() });
-        let seen = read(writer.words()).unwrap();
-        assert_eq!((seen.gauges, seen.power_mw()), (Some(gauges), Some(50)));
+    fn pages_of_every_layout_are_read_as_far_as_they_go() {
+        let files = [
+            include_str!("telemetry/layout-1.txt"),
+            include_str!("telemetry/layout-2.txt"),
+            include_str!("telemetry/layout-3.txt"),
+        ];
+        let all = golden();
+        let seen = [
+            Snapshot { gauges: None, saturation: None, ..all },
+            Snapshot { saturation: None, ..all },
+            all,
+        ];
+        assert_eq!(u32::try_from(files.len()), Ok(VERSION), "each layout has a file");
+        for (file, seen) in files.into_iter().zip(seen) {
+            let words = words_of(file);
+            assert_eq!(read(&&words[..]), Ok(seen));
+            // One that claims more than it has is read as far as it goes.
+            words[1].store(VERSION + 1, Ordering::Relaxed);
+            assert_eq!(read(&&words[..]), Ok(seen));
+        }
+    }
+
+    #[test]
+    fn a_page_is_written_as_the_golden_file_of_its_layout_has_it() {
+        let page = page(WORDS);
+        Writer::new(&page[..]).unwrap().show(&golden());
+        let word = |word: &AtomicU32| word.load(Ordering::Relaxed);
+        let written: Vec<u32> = page.iter().map(word).collect();
+        let lines = written.chunks(8).map(|line| {
+            let words: Vec<_> = line.iter().map(|word| std::format!("{word:08x}")).collect();
+            words.join(" ") + "\n"
+        });
+        assert_eq!(lines.collect::<std::string::String>(), include_str!("telemetry/layout-3.txt"));
+    }
+
+    #[test]
+    fn power_is_told_where_the_clock_is() {
+        let gauges = Some(Gauges { clock_khz: 1000, ..Gauges::default() });
+        assert_eq!(Snapshot { gauges, ..Snapshot::default() }.power_mw(), Some(50));
+        assert_eq!(Snapshot::default().power_mw(), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use super::{Memory, Space};
 use crate::lower::{OpKind, Ops, TensorId};
+use crate::schedule::Schedule;
 use std::ops::Range;
 
 /// A placement that would lose a tensor: a fault of the compiler.
@@ -18,28 +19,30 @@ pub struct Overlap {
     pub step: usize,
 }
 
-/// Runs the placement; the memories hold names instead of bytes.
-pub(super) fn check(ops: &Ops, order: &[usize], memory: &Memory) -> Result<(), Overlap> {
-    let mut holds: Vec<(Bytes, TensorId)> = Vec::new();
-    for (step, &index) in order.iter().enumerate() {
-        let op = &ops.ops[index];
+/// Runs the placement; the memories hold names instead of bytes: of each tensor, or of each image of those
+/// that images pass one by one.
+pub(super) fn check(ops: &Ops, schedule: &Schedule, memory: &Memory) -> Result<(), Overlap> {
+    let pieces = Pieces::new(ops, schedule);
+    let mut holds: Vec<(Bytes, Held)> = Vec::new();
+    for (step, image) in schedule.steps() {
+        let image = image.map(|(image, _)| image);
+        let op = &ops.ops[schedule.order[step]];
         let lost = |tensor: TensorId| {
             let tensor = ops.tensor(tensor).name.clone();
             Err(Overlap { tensor, step })
         };
         for &read in &op.reads {
-            if let Some(bytes) = memory.range(ops, read)
-                && !holds.contains(&(bytes, read))
-            {
+            let mut read_pieces = pieces.of(memory.range(ops, read), read, image);
+            if !read_pieces.all(|piece| holds.contains(&piece)) {
                 return lost(read);
             }
         }
-        let Some(written) = memory.range(ops, op.writes) else { continue };
-        let size = match written.0 {
+        let Some(whole) = memory.range(ops, op.writes) else { continue };
+        let size = match whole.0 {
             Space::Sram => memory.sram_bytes,
             Space::Scratch => memory.scratch_bytes,
         };
-        if written.1.end > size || written.1.start % 64 != 0 {
+        if whole.1.end > size || whole.1.start % 64 != 0 {
             return lost(op.writes);
         }
         for &read in &op.reads {
@@ -52,15 +55,75 @@ pub(super) fn check(ops: &Ops, order: &[usize], memory: &Memory) -> Result<(), O
                     | OpKind::Table(_)
                     | OpKind::Channels(_)
             ) && ops.tensor(read).form == ops.tensor(op.writes).form
-                && bytes == written;
-            if !are_apart(&bytes, &written) && !over {
+                && bytes == whole;
+            if !are_apart(&bytes, &whole) && !over {
                 return lost(read);
             }
         }
-        holds.retain(|(bytes, _)| are_apart(bytes, &written));
-        holds.push((written, op.writes));
+        for written in pieces.of(Some(whole), op.writes, image) {
+            holds.retain(|(bytes, _)| are_apart(bytes, &written.0));
+            holds.push(written);
+        }
     }
     Ok(())
+}
+
+/// What bytes hold: a tensor, or the part of it that is of one image.
+type Held = (TensorId, Option<u32>);
+
+/// Which tensors are touched image by image.
+struct Pieces(Vec<Touched>);
+
+#[derive(Clone, Copy)]
+enum Touched {
+    /// By all images at once.
+    Whole,
+    /// By each of so many images, which it has.
+    Shared(u32),
+    /// By each image, for which alone it has room.
+    InTurn,
+}
+
+impl Pieces {
+    fn new(ops: &Ops, schedule: &Schedule) -> Self {
+        let mut pieces = vec![Touched::Whole; ops.tensors.len()];
+        for run in &schedule.runs {
+            for &index in &schedule.order[run.steps.clone()] {
+                let op = &ops.ops[index];
+                for tensor in op.reads.iter().chain([&op.writes]) {
+                    let all = ops.tensor(*tensor).form.dims().n == run.images;
+                    pieces[tensor.0] =
+                        if all { Touched::Shared(run.images) } else { Touched::InTurn };
+                }
+            }
+        }
+        Self(pieces)
+    }
+
+    /// The parts of `tensor`, which lies at `whole`, that are touched for `image`, or for all of them.
+    fn of(
+        &self,
+        whole: Option<Bytes>,
+        tensor: TensorId,
+        image: Option<u32>,
+    ) -> impl Iterator<Item = (Bytes, Held)> {
+        let (count, touched) = match (self.0[tensor.0], image) {
+            (Touched::Whole, _) => (1, vec![(0, None)]),
+            (Touched::InTurn, image) => (1, vec![(0, image)]),
+            (Touched::Shared(images), Some(image)) => (images, vec![(image, Some(image))]),
+            (Touched::Shared(images), None) => {
+                (images, (0..images).map(|image| (image, Some(image))).collect())
+            }
+        };
+        whole.into_iter().flat_map(move |(space, bytes)| {
+            let len = (bytes.end - bytes.start) / u64::from(count);
+            let piece = move |(index, image): (u32, Option<u32>)| {
+                let start = bytes.start + u64::from(index) * len;
+                ((space, start..start + len), (tensor, image))
+            };
+            touched.clone().into_iter().map(piece)
+        })
+    }
 }
 
 type Bytes = (Space, Range<u64>);
@@ -75,6 +138,7 @@ mod tests {
     use crate::allocate::{Place, memory};
     use crate::graph::NodeId;
     use crate::lower::{Form, Home, Op, Tensor};
+    use crate::schedule::Run;
     use npu_uapi::command::Dims;
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -96,6 +160,10 @@ mod tests {
         ops
     }
 
+    fn all_at_once(ops: &Ops) -> Schedule {
+        Schedule { order: (0..ops.ops.len()).collect(), runs: Vec::new() }
+    }
+
     proptest! {
         #[test]
         fn placements_pass_and_a_moved_tensor_does_not(
@@ -103,8 +171,8 @@ mod tests {
             sram in 0_u64..4000,
         ) {
             let ops = chain(&steps);
-            let order: Vec<usize> = (0..ops.ops.len()).collect();
-            let good = memory(&ops, &order, sram).unwrap();
+            let schedule = all_at_once(&ops);
+            let good = memory(&ops, &schedule, sram).unwrap();
             prop_assert!(good.sram_bytes <= sram);
             // Whatever is read and written in one step must not come to lie in one place.
             let Some(op) = ops.ops.iter().find(|op| op.reads[0].0 > 0) else { return Ok(()) };
@@ -113,7 +181,7 @@ mod tests {
             bad.places[op.writes.0] = Some(Place { offset: from.offset + 64, ..from });
             bad.sram_bytes += 64;
             bad.scratch_bytes += 64;
-            prop_assert!(check(&ops, &order, &bad).is_err());
+            prop_assert!(check(&ops, &schedule, &bad).is_err());
         }
     }
 
@@ -121,12 +189,33 @@ mod tests {
     fn a_tensor_overwritten_before_its_last_reader_is_found() {
         // The second and third both read the first; the second lies on the first.
         let ops = chain(&[(2, 0, false), (2, 0, false), (2, 1, false)]);
-        let order = [0, 1, 2];
-        let mut memory = memory(&ops, &order, 0).unwrap();
-        assert_eq!(check(&ops, &order, &memory), Ok(()));
+        let schedule = all_at_once(&ops);
+        let mut memory = memory(&ops, &schedule, 0).unwrap();
+        assert_eq!(check(&ops, &schedule, &memory), Ok(()));
         memory.places[2] = Some(Place { space: Space::Scratch, offset: 0 });
         memory.places[1] = Some(Place { space: Space::Scratch, offset: 0 });
-        let lost = check(&ops, &order, &memory).unwrap_err();
+        let lost = check(&ops, &schedule, &memory).unwrap_err();
         assert_eq!(lost.step, 1);
+    }
+
+    #[test]
+    fn what_images_pass_one_by_one_must_keep_all_of_what_comes_from_outside() {
+        // The first tensor has three images, the second one; the third has three again.
+        let mut ops = chain(&[(2, 0, false), (2, 0, false), (2, 0, false), (2, 0, false)]);
+        let three = Form::map(Dims { n: 3, h: 2, w: 3, c: 20 });
+        for tensor in [0, 1, 3, 4] {
+            ops.tensors[tensor].form = three;
+        }
+        let runs = vec![Run { steps: 1..3, images: 3 }];
+        let schedule = Schedule { order: (0..4).collect(), runs };
+        let good = memory(&ops, &schedule, 0).unwrap();
+        assert_eq!(good.scratch_bytes, 2 * three.len_bytes() + three.len_bytes() / 3);
+        // Written for the first image where the first tensor still has the second.
+        let mut bad = good.clone();
+        bad.places[3] = good.places[1];
+        assert!(check(&ops, &schedule, &bad).is_err());
+        bad.places[3] = Some(Place { space: Space::Scratch, offset: 64 * 64 });
+        bad.scratch_bytes = 1 << 20;
+        assert_eq!(check(&ops, &schedule, &bad), Ok(()));
     }
 }

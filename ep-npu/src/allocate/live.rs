@@ -1,6 +1,10 @@
 //! When each tensor is needed, and which tensors can lie on one another.
+//!
+//! What a run of images shares with others is needed from its first step to its last: each of its steps
+//! comes once for every image.
 
 use crate::lower::{Home, OpKind, Ops, TensorId};
+use crate::schedule::Schedule;
 
 /// Tensors that share one place, from the step that writes the first to the step that reads the last.
 #[derive(Clone, Debug)]
@@ -12,11 +16,12 @@ pub(super) struct Block {
 }
 
 /// Blocks of the scratch tensors that some operation writes, in the order of writing.
-pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
+pub(super) fn blocks(ops: &Ops, schedule: &Schedule) -> Vec<Block> {
+    let order = &schedule.order;
     let mut last_read = vec![None; ops.tensors.len()];
     for (step, &index) in order.iter().enumerate() {
         for read in &ops.ops[index].reads {
-            last_read[read.0] = Some(step);
+            last_read[read.0] = Some(schedule.around(ops, *read, step).end - 1);
         }
     }
     let mut blocks: Vec<Block> = Vec::new();
@@ -28,7 +33,8 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
         if written.home != Home::Scratch {
             continue;
         }
-        let last = last_read[op.writes.0].unwrap_or(step);
+        let steps = schedule.around(ops, op.writes, step);
+        let last = last_read[op.writes.0].unwrap_or(step).max(steps.end - 1);
         // ADD, MUL and TABLE may write over an operand that lies the same way and ends here.
         let in_place = matches!(
             op.kind,
@@ -38,6 +44,7 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
                 | OpKind::Table(_)
                 | OpKind::Channels(_)
         );
+        let in_place = in_place && steps.len() == 1;
         let may_be_over = |read: &&TensorId| in_place && ops.tensor(**read).form == written.form;
         let over = op.reads.iter().filter(may_be_over).filter_map(|read| ends[read.0]);
         let over = over.filter(|&block| blocks[block].last == step).min();
@@ -52,7 +59,7 @@ pub(super) fn blocks(ops: &Ops, order: &[usize]) -> Vec<Block> {
             }
             None => blocks.push(Block {
                 tensors: vec![op.writes],
-                first: step,
+                first: steps.start,
                 last,
                 len_bytes: written.form.len_bytes(),
             }),

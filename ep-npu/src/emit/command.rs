@@ -469,10 +469,6 @@ impl Operands<'_> {
             ..command::Layout::default()
         }
     }
-
-    pub(super) fn form(&self, tensor: TensorId) -> Form {
-        self.ops.tensor(tensor).form
-    }
 }
 
 /// Whether a convolution is a product of matrices: one tap, and one pixel in and out, or pixels in

@@ -56,7 +56,7 @@ impl Lowering<'_> {
     pub(super) fn last_shape_of(&self, value: ValueId) -> ValueId {
         let mut last = value;
         while !self.part.outputs.contains(&last) {
-            let mut readers = self.part.units.iter().filter(|unit| unit.inputs.contains(&last));
+            let mut readers = self.part.flow.readers(last);
             match (readers.next(), readers.next()) {
                 (Some(unit), None) if self.is_other_shape(unit) => last = unit.output,
                 _ => break,
@@ -88,7 +88,7 @@ impl Lowering<'_> {
     /// The part's input that `value` comes from, and what is done with it on the way.
     fn path(&self, value: ValueId) -> (ValueId, Vec<(ValueId, Vec<Step>)>) {
         let (mut source, mut path) = (value, Vec::new());
-        let writer = |value| self.part.units.iter().find(move |unit| unit.writes(value));
+        let writer = |value| self.part.flow.writer(value);
         while let Some((unit, Kind::Carry(how))) = writer(source).map(|unit| (unit, &unit.kind)) {
             let before = unit.inputs[0];
             let node = self.part.graph.node(unit.target);

@@ -58,17 +58,14 @@ impl Lowering<'_> {
     /// Whether a unit of the part reads `value` by rows.
     pub(super) fn is_read_by_rows(&self, value: ValueId) -> bool {
         let rank = self.part.shapes[&value].len();
-        self.part.units.iter().any(|unit| {
-            let by_rows = match &unit.kind {
-                Kind::Product(_) => rank > 2,
-                Kind::MatMul { .. } => true,
-                Kind::Softmax { axis, .. } => axis_of(*axis, rank) == rank.checked_sub(1),
-                Kind::Norm(Norm { how: How::Layer { axis, .. }, .. }) => {
-                    axis_of(*axis, rank) == rank.checked_sub(1)
-                }
-                _ => false,
-            };
-            by_rows && unit.inputs.contains(&value)
+        self.part.flow.readers(value).any(|unit| match &unit.kind {
+            Kind::Product(_) => rank > 2,
+            Kind::MatMul { .. } => true,
+            Kind::Softmax { axis, .. } => axis_of(*axis, rank) == rank.checked_sub(1),
+            Kind::Norm(Norm { how: How::Layer { axis, .. }, .. }) => {
+                axis_of(*axis, rank) == rank.checked_sub(1)
+            }
+            _ => false,
         })
     }
 
@@ -192,7 +189,7 @@ impl Lowering<'_> {
 
     /// Where the result of a product of two tensors goes: its tensor, and how it lies in it.
     fn result_of(&self, unit: &Unit, shape: &[usize]) -> (Form, View) {
-        let mut readers = self.part.units.iter().filter(|u| u.inputs.contains(&unit.output));
+        let mut readers = self.part.flow.readers(unit.output);
         let beside = match (readers.next().map(|u| &u.kind), readers.next(), shape) {
             (
                 Some(Kind::Rearrange { how: Rearrange::Transpose(Some(order)), .. }),

@@ -37,7 +37,7 @@ impl Taps {
 impl Lowering<'_> {
     /// Whether all who read `value` read it so.
     pub(super) fn is_read_with_neighbours(&self, value: ValueId) -> bool {
-        let mut readers = self.part.units.iter().filter(|unit| unit.inputs.contains(&value));
+        let mut readers = self.part.flow.readers(value);
         !self.part.outputs.contains(&value) && readers.all(|unit| self.taps(unit).is_some())
     }
 

@@ -338,11 +338,6 @@ impl Ops {
     pub fn tensor(&self, id: TensorId) -> &Tensor {
         &self.tensors[id.0]
     }
-
-    /// How often `id` is read.
-    pub fn readers(&self, id: TensorId) -> usize {
-        self.ops.iter().flat_map(|op| &op.reads).filter(|&&read| read == id).count()
-    }
 }
 
 impl Form {
@@ -356,6 +351,15 @@ impl Form {
         match *self {
             Self::Map { dims, .. } | Self::Host { dims, .. } => dims,
         }
+    }
+
+    /// The same for one image instead of all of them.
+    #[must_use]
+    pub fn of_one_image(mut self) -> Self {
+        match &mut self {
+            Self::Map { dims, .. } | Self::Host { dims, .. } => dims.n = 1,
+        }
+        self
     }
 
     /// Bytes of an element.

@@ -5,7 +5,8 @@ use super::matrix::row_dims;
 use super::{Conv, FloatStage, Form, Function, Held, Home, Lowering, OpKind, Pool, TensorId};
 use crate::graph::{NodeId, ValueId};
 use crate::quantize::{
-    Between, Codes, Floats, Kind, Linear, Products, Step, Table, Unit, WindowSpec, is_turned,
+    Between, Codes, Floats, Kind, Linear, Products, Step, Table, Unit, Weights, WindowSpec,
+    is_turned,
 };
 use crate::shape::{bounded, summed_over};
 use npu_uapi::command::{Dims, Tap, Window};
@@ -132,21 +133,7 @@ impl Lowering<'_> {
             taps.unwrap_or_else(|| (map, products.weights.clone(), window));
         let out = Form::map(self.dims(unit.output));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
-        let conv = Conv {
-            weights,
-            bias: products.bias.clone(),
-            multipliers: products.multipliers.clone(),
-            groups,
-            strips: None,
-            window,
-            input_zero_point: products.input.zero_point,
-            zero_point: products.output.zero_point,
-            range: products.arithmetic.floats().map_or([0, 255], |floats| floats.range),
-            floats,
-            table_0: None,
-            addition: None,
-            table_1: None,
-        };
+        let conv = convolution(products, weights, groups, window, floats);
         self.push(unit.target, vec![map], out, OpKind::Conv(Box::new(conv)));
         self.hold(unit.output, out);
     }
@@ -190,21 +177,7 @@ impl Lowering<'_> {
             let summed = bounded::product(graph, graph.node(node), products, m);
             float_stage(products, floats, summed.expect("`shape` has found the order").order)
         });
-        let conv = Conv {
-            weights,
-            bias: products.bias.clone(),
-            multipliers: products.multipliers.clone(),
-            groups: 1,
-            strips: None,
-            window,
-            input_zero_point: products.input.zero_point,
-            zero_point: products.output.zero_point,
-            range: products.arithmetic.floats().map_or([0, 255], |floats| floats.range),
-            floats,
-            table_0: None,
-            addition: None,
-            table_1: None,
-        };
+        let conv = convolution(products, weights, 1, window, floats);
         let out = Form::map(row_dims(&self.part.shapes[&unit.output]));
         let out = self.tensor_of(unit.output, Home::Scratch, out);
         self.push(node, vec![map], out, OpKind::Conv(Box::new(conv)));
@@ -270,6 +243,31 @@ impl Lowering<'_> {
         };
         let placed = window.place(self.part.graph.node(node), size);
         placed.expect("`shape` has placed this window before")
+    }
+}
+
+/// The command of `products`, before anything behind it joins it.
+fn convolution(
+    products: &Products,
+    weights: Weights,
+    groups: usize,
+    window: Window,
+    floats: Option<FloatStage>,
+) -> Conv {
+    Conv {
+        weights,
+        bias: products.bias.clone(),
+        multipliers: products.multipliers.clone(),
+        groups,
+        strips: None,
+        window,
+        input_zero_point: products.input.zero_point,
+        zero_point: products.output.zero_point,
+        range: products.arithmetic.floats().map_or([0, 255], |floats| floats.range),
+        floats,
+        table_0: None,
+        addition: None,
+        table_1: None,
     }
 }
 

@@ -7,8 +7,8 @@ use crate::partition::{self, Plan, PlanOptions};
 use super::api::{Severity, call};
 use ort_sys::OrtNode;
 
+use super::borrowed;
 use super::ep_context;
-use super::import;
 use super::provider::Provider;
 use super::status::Failure;
 use super::sys::{OrtEpGraphSupportInfo, OrtNodeFusionOptions};
@@ -33,16 +33,17 @@ pub(crate) fn claim(
     if claim_compiled(provider, &nodes, claims)? {
         return Ok(());
     }
-    let mut imported = import::whole(graph)?;
-    imported.set_exactness(provider.options.exactness);
-    let mut options = PlanOptions::default();
-    options.min_gain = provider.options.min_gain;
-    let plan = partition::plan_with(&imported, provider.device.limits(), options);
-    for group in &plan.groups {
-        add(provider, &nodes, group, claims)?;
-    }
-    report(provider, &imported, &plan);
-    Ok(())
+    borrowed::seen(graph, |imported| {
+        imported.set_exactness(provider.options.exactness);
+        let mut options = PlanOptions::default();
+        options.min_gain = provider.options.min_gain;
+        let plan = partition::plan_with(imported, provider.device.limits(), options);
+        for group in &plan.groups {
+            add(provider, &nodes, group, claims)?;
+        }
+        report(provider, imported, &plan);
+        Ok(())
+    })
 }
 
 /// Claims each node that holds what this provider compiled before; false when there is none. In such a

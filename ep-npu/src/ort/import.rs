@@ -11,10 +11,11 @@ use super::status::{Failure, Kind};
 use super::view;
 
 /// A whole graph, as GetCapability shows it. Node `i` of the result is node `i` of `graph.nodes()`.
-pub(crate) fn whole(graph: view::Graph<'_>) -> Result<Graph, Failure> {
+/// `hold` is how the bytes of its constants are kept.
+pub(crate) fn whole(graph: view::Graph<'_>, hold: Hold<'_>) -> Result<Graph, Failure> {
     let inputs = graph.inputs()?;
     let outputs = graph.outputs()?;
-    import(graph, &inputs, &outputs, &|bytes| Bytes::copy_from_slice(bytes))
+    import(graph, &inputs, &outputs, hold)
 }
 
 /// The nodes of one claim, as Compile shows them: inputs and outputs are those of the node that

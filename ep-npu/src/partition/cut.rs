@@ -2,7 +2,7 @@
 //! computes around them, and with it what is to be equalled.
 
 use super::bounds::{Assigned, Parted};
-use super::group::Group;
+use super::group::{self, Group};
 use super::refuse_unit;
 use crate::exactness::Exactness;
 use crate::graph::{Graph, Node, NodeId, ValueId};
@@ -44,10 +44,7 @@ pub(super) fn borders(
     groups: &[Group],
     shapes: Assigned<'_>,
 ) -> Borders {
-    let mut group_of = vec![None; units.units.len()];
-    for (at, group) in groups.iter().enumerate() {
-        group.units.iter().for_each(|&unit| group_of[unit] = Some(at));
-    }
+    let group_of = group::of_units(groups, units.units.len());
     let owner = |node: NodeId| {
         let unit = units.of_node[node.0 as usize].as_ref().ok()?;
         group_of[*unit]
@@ -74,7 +71,7 @@ pub(super) fn borders(
             if graph.exactness() == Exactness::Require {
                 return false;
             }
-            let whole = units.units.iter().find(|unit| unit.target == *operator);
+            let whole = units.around(*operator);
             let parted = parted.get_or_insert_with(|| Parted::new(graph, &values));
             whole.is_some_and(|whole| parted.is_within_a_code(whole, shapes))
         };

@@ -4,7 +4,7 @@ use super::bounds::Assigned;
 use super::price::{PROGRAM_NS, Work};
 use super::{PlanOptions, cut, no_work, refuse_unit};
 use crate::graph::{Graph, NodeId, ValueId};
-use crate::lower::Part;
+use crate::lower::{Flow, Part};
 use crate::program::{self, CompileError};
 use crate::quantize::{Blocks, Kind, Unit, Units};
 use crate::refusal::{Refusal, refuse, rule};
@@ -19,6 +19,15 @@ pub(super) struct Group {
     pub(super) units: BTreeSet<usize>,
     /// Their nodes, in topological order.
     pub(super) nodes: Vec<NodeId>,
+}
+
+/// For each of `count` units, the place of its group among `groups`.
+pub(super) fn of_units(groups: &[Group], count: usize) -> Vec<Option<usize>> {
+    let mut group_of = vec![None; count];
+    for (at, group) in groups.iter().enumerate() {
+        group.units.iter().for_each(|&unit| group_of[unit] = Some(at));
+    }
+    group_of
 }
 
 /// Groups the units that are left; groups that are not worth it are refused, and the rest regrouped.
@@ -295,8 +304,10 @@ fn check(
             "the group has {edges} inputs and outputs; the device has {slots} slots"
         );
     }
-    let part = Part { graph, units: &members, inputs: &inputs, outputs: &outputs, shapes };
-    match program::compile_part(part, limits) {
+    let flow = Flow::of(&members);
+    let (inputs, outputs) = (&inputs, &outputs);
+    let part = Part { graph, units: &members, flow, inputs, outputs, shapes };
+    match program::compile_part(&part, limits) {
         Ok(_) => Ok(()),
         Err(CompileError::Refused(refusal)) => Err(refusal),
         Err(other) => refuse!(SIZE, "{other}"),

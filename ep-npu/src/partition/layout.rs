@@ -1,8 +1,8 @@
 //! Operators that stay with the CPU and compute other values in another layout.
 //!
 //! The CPU provider turns its 8-bit convolutions to channels-last and then moves transpositions through the
-//! graph, as far as they meet others: a cubic Resize computes other values there, and a float sum adds in
-//! another order. It does so only when it has such a convolution, or what lets transpositions pass on the
+//! graph, as far as they meet others: a cubic Resize computes other values there, and a linear one that keeps
+//! rows; and a float sum adds in another order. It does so only when it has such a convolution, or what lets transpositions pass on the
 //! CPU alone, and each node that is taken bars the way. So what may change such an operator stays beside it.
 
 use super::refuse_unit;
@@ -23,8 +23,14 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units, shapes: &Shapes) -> bool 
         .map(|(id, _)| id)
         .collect();
     let mut any = false;
+    let mut known: BTreeSet<NodeId> = BTreeSet::new();
     for id in found {
+        // What is around one is around all that are around it.
+        if known.contains(&id) {
+            continue;
+        }
         let near = around(graph, id);
+        known.extend(&near);
         // Without any of these, nothing is moved behind the stage at which nodes are taken.
         if !has_turned && !near.iter().any(|&id| lets_transpositions_pass(graph.node(id))) {
             continue;
@@ -37,9 +43,9 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units, shapes: &Shapes) -> bool 
             way_out(node)
         );
         let refusal = Refusal::new(rule::FLOAT_ORDER, reason);
-        for (other, node) in graph.nodes() {
-            let decides = near.contains(&other) || (!keeps_turning && is_turned(node));
-            if let (true, Ok(unit)) = (decides, units.of_node[other.0 as usize].clone()) {
+        let turned = graph.nodes().filter(|(_, node)| !keeps_turning && is_turned(node));
+        for other in turned.map(|(id, _)| id).chain(near) {
+            if let &Ok(unit) = &units.of_node[other.0 as usize] {
                 refuse_unit(units, unit, &refusal);
                 any = true;
             }
@@ -62,7 +68,7 @@ fn is_sensitive(graph: &Graph, node: &Node) -> bool {
         "ReduceProd",
     ];
     let (Some(source), Some(result)) = (node.input(0), node.output(0)) else { return false };
-    if is_cubic(node) {
+    if is_cubic(node) || quantize::keeps_rows_only(graph, node) {
         // A pool of codes has channels last, too, where it may.
         return quantize::comes_from_one(graph, source)
             && (quantize::leads_to_one(graph, result) || leads_to_a_pool(graph, result));
@@ -92,8 +98,7 @@ fn leads_to_a_pool(graph: &Graph, result: ValueId) -> bool {
 
 /// Whether `id` is a sum that is left for another reason, and comes to the same codes in any order.
 fn adds_in_any_order(units: &Units, id: NodeId, node: &Node, shapes: &Shapes) -> bool {
-    let unit = units.units.iter().find(|unit| unit.target == id);
-    unit.is_some_and(|unit| match &unit.kind {
+    units.around(id).is_some_and(|unit| match &unit.kind {
         Kind::Sum(sum) => {
             let exposed = Sum { is_exposed: true, ..sum.clone() };
             let shape = shapes.get(&unit.inputs[0]);
@@ -115,10 +120,8 @@ fn lets_transpositions_pass(node: &Node) -> bool {
 
 /// Whether `id` is of a convolution that the CPU provider computes on codes.
 fn is_surely_turned(units: &Units, id: NodeId) -> bool {
-    units.units.iter().any(|unit| match &unit.kind {
-        Kind::Conv { products, .. } => {
-            unit.target == id && matches!(products.arithmetic, Arithmetic::Integer)
-        }
+    units.around(id).is_some_and(|unit| match &unit.kind {
+        Kind::Conv { products, .. } => matches!(products.arithmetic, Arithmetic::Integer),
         _ => false,
     })
 }
@@ -157,6 +160,8 @@ fn reached(
 fn way_out(node: &Node) -> &'static str {
     if is_cubic(node) {
         "make it linear or nearest"
+    } else if node.is("Resize") {
+        "resize rows as well as columns, or make it nearest"
     } else {
         "quantise what it reads and what it writes, or use a GlobalAveragePool"
     }

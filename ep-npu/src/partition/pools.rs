@@ -1,24 +1,29 @@
-//! Pools on the CPU of whose result ONNX Runtime infers another shape than its kernel makes, and reductions
+//! Pools of whose result ONNX Runtime infers another shape than its kernel makes, and reductions on the CPU
 //! of an empty tensor, which keep the dimensions that they are to drop.
 //!
 //! It plans memory by what it inferred: tensors that shall have the same size get the same buffer, and one
-//! behind such a pool has another size than one that is not. Which of them meet depends on which nodes are
-//! the CPU provider's, so a model that runs whole may fail when it is divided.
+//! behind such a pool has another size than one that is not. It also infers anew for each node that a
+//! provider leaves, and what reads a group has the shapes that were inferred for its tensors. Which of them
+//! meet depends on which nodes are the CPU provider's, so a model that runs whole may fail when it is divided.
 
+use super::group::Group;
 use super::refuse_unit;
 use crate::graph::{Dim, Graph, Node};
 use crate::quantize::Units;
 use crate::refusal::{Refusal, rule};
 
-/// Refuses all units when such a pool is left. Gives whether there were any.
-pub(super) fn refuse(graph: &Graph, units: &mut Units) -> bool {
+/// Refuses all units when the model is divided and has such a pool, or leaves such a reduction. Gives
+/// whether there were any.
+pub(super) fn refuse(graph: &Graph, units: &mut Units, groups: &[Group]) -> bool {
     let is_left = |id: usize| units.of_node[id].is_err();
+    let is_divided = groups.len() > 1 || units.of_node.iter().any(Result::is_err);
     let mut nodes = graph.nodes();
     let found = nodes.find_map(|(id, node)| {
         let remedy = match node {
-            _ if !is_left(id.0 as usize) => return None,
-            _ if is_misjudged(graph, node) => "give explicit pads, and ceil_mode 0",
-            _ if drops_nothing(graph, node) => "give the tensor that it reads some elements",
+            _ if is_divided && is_misjudged(graph, node) => "give explicit pads, and ceil_mode 0",
+            _ if is_left(id.0 as usize) && drops_nothing(graph, node) => {
+                "give the tensor that it reads some elements"
+            }
             _ => return None,
         };
         Some((node, remedy))
@@ -27,8 +32,8 @@ pub(super) fn refuse(graph: &Graph, units: &mut Units) -> bool {
     let refusal = Refusal::new(
         rule::SHAPE,
         format!(
-            "{node} stays on the CPU, and ONNX Runtime infers another shape of its result than it makes: its memory \
-             plan may then fail for a model that is divided, which therefore stays whole; {remedy}"
+            "ONNX Runtime infers another shape of what {node} gives than it makes, and some nodes stay on the CPU: a \
+             model that is divided may then fail, so this one stays whole; {remedy}"
         ),
     );
     let mut any = false;

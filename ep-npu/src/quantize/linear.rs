@@ -6,8 +6,9 @@
 use super::codes::Codes;
 use super::form::Former;
 use super::resize::Scaling;
+use super::sums::{comes_from_one, leads_to_one};
 use super::unit::{Kind, Unit};
-use crate::graph::Node;
+use crate::graph::{Dim, Graph, Node, Tensor};
 use crate::refusal::{Refusal, refuse};
 use npu_uapi::command::MOST_TAPS;
 
@@ -97,9 +98,45 @@ fn is_one(scale: f32) -> bool {
     scale.to_bits() == 1.0_f32.to_bits()
 }
 
+/// Whether `node` is a Resize by linear interpolation of columns only, or may be.
+///
+/// Where it has channels last, the CPU provider finds factors of 1 for the first two dimensions, and takes
+/// columns for rows and channels for columns: the last channel has the weights of an end then, and not the
+/// last row.
+pub(crate) fn keeps_rows_only(graph: &Graph, node: &Node) -> bool {
+    if !node.is("Resize") || node.string("mode") != Some("linear") {
+        return false;
+    }
+    if let Some(sizes) = graph.constant(node, 3).and_then(Tensor::as_i64) {
+        let ty = node.input(0).and_then(|input| graph.value(input).ty.as_ref());
+        let shape = ty.and_then(|ty| ty.shape.as_deref()).unwrap_or_default();
+        let keeps = |axis: usize| match shape.get(axis) {
+            Some(Dim::Known(len)) => Some(i64::try_from(*len) == Ok(*sizes.get(axis)?)),
+            _ => None,
+        };
+        return keeps(2) != Some(false) && keeps(3) != Some(true);
+    }
+    let scales = graph.constant(node, 2).and_then(Tensor::as_f32);
+    scales.is_some_and(|scales| match scales.as_slice() {
+        &[_, _, y, x] => is_one(y) && !is_one(x),
+        _ => false,
+    })
+}
+
 /// The unit of a Resize by linear interpolation.
 pub(super) fn linear(mut unit: Former<'_>) -> Result<Unit, Refusal> {
     let scaling = Scaling::read(&unit)?;
+    let node = unit.node();
+    let ends = node.input(0).zip(node.output(0));
+    let may_be_turned =
+        |(source, result)| comes_from_one(unit.graph, source) && leads_to_one(unit.graph, result);
+    if keeps_rows_only(unit.graph, node) && ends.is_some_and(may_be_turned) {
+        return refuse!(
+            FLOAT_ORDER,
+            "{node} makes more or fewer columns of as many rows between operators whose transpositions the CPU provider \
+             may move through it, which changes its values; resize rows as well, or make it nearest"
+        );
+    }
     let input = unit.activation(0)?;
     let (value, output) = unit.result()?;
     Ok(unit.finish(value, Kind::Linear(Linear { scaling, input, output })))

@@ -5,7 +5,8 @@
 //! x -> DQ -> Relu -> Q -> y     y is x, where y's codes hold nothing below zero
 //! ```
 //!
-//! That counts for int8 tensors, whose type follows from who writes and who reads them.
+//! That counts for int8 tensors, whose type follows from who writes and who reads them. An output of the
+//! graph is written by a QuantizeLinear of its own, so that y is not x where the graph shows y.
 
 use super::codes::Codes;
 use super::form::{is_dequantize, is_quantize, is_taken_away};
@@ -16,6 +17,9 @@ const MOST: usize = 64;
 
 /// The tensor whose codes `value`, an int8 tensor, has without a change, if it is written from one.
 fn source(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    if graph.is_output(value) {
+        return None;
+    }
     let writer = graph.node(graph.value(value).producer?);
     let mut floats = writer.input(0).filter(|_| is_quantize(writer))?;
     let mut before = graph.node(graph.value(floats).producer?);

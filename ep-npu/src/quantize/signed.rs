@@ -161,7 +161,10 @@ pub(crate) fn way(graph: &Graph, id: NodeId, is_cut: &dyn Fn(ValueId) -> bool) -
     let first = || node.input(0).and_then(source).map(of);
     if is_one_of(&["Conv", "MatMul", "Gemm", "GlobalAveragePool"]) {
         let edges: Vec<Edge> = first().into_iter().chain(result).collect();
-        let takes_both = is_one_of(&["Gemm", "GlobalAveragePool"]);
+        // With uint8 weights, a Gemm takes uint8 only.
+        let weights = node.input(1).and_then(source).and_then(|weights| element(graph, weights));
+        let takes_both =
+            is_one_of(&["Gemm", "GlobalAveragePool"]) && weights != Some(ElementType::U8);
         return Some(Way::of(&edges, takes_both));
     }
     if is_one_of(&["Add", "Mul", "AveragePool", "Softmax"]) {

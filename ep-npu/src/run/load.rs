@@ -110,7 +110,7 @@ impl Executable {
         }
         let name = |&index: &usize| graph.node(compiled.ops.ops[index].node).name.as_str();
         let names = Names::new((0..).zip(compiled.emitted.op_ids.iter().map(name)));
-        let program = self.context.load_named(&compiled.emitted.image.to_bytes(), &names)?;
+        let program = self.put(&compiled.emitted.image.to_bytes(), &names)?;
         let constants = self.constants(&compiled)?;
         let node = |&index: &usize| compiled.ops.ops[index].node;
         let nodes = compiled.emitted.op_ids.iter().map(node).collect();
@@ -125,9 +125,15 @@ impl Executable {
         Ok((loaded, compiled))
     }
 
+    /// The program of `image`, on the device.
+    fn put(&self, image: &[u8], names: &Names) -> Result<libnpu::Program, CompileError> {
+        let loaded = self.context.load_named(image, names);
+        loaded.map_err(|error| CompileError::unloaded(error, names))
+    }
+
     /// A program of a bundle, on the device.
     fn load_ready(&self, ready: &Ready) -> Result<Loaded, CompileError> {
-        let program = self.context.load_named(&ready.image(), &ready.names())?;
+        let program = self.put(&ready.image(), &ready.names())?;
         let constants = match &ready.constants {
             None => None,
             Some(bytes) => {

@@ -116,8 +116,12 @@ pub(super) fn replace(model: &mut proto::Model, groups: &[Group]) {
     let domain = DOMAIN.to_string_lossy().into_owned();
     model.opset_import.push(proto::OperatorSet { domain: Some(domain.clone()), version: Some(1) });
     let Some(graph) = &mut model.graph else { return };
+    let mut group_of: HashMap<&str, usize> = HashMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        group_of.extend(group.inside.iter().map(|name| (name.as_str(), index)));
+    }
     let is_taken = |node: &proto::Node| {
-        groups.iter().position(|group| node.output.iter().any(|name| group.inside.contains(name)))
+        node.output.iter().find_map(|name| group_of.get(name.as_str()).copied())
     };
     // A group stands where its first node stood, if that is behind all that it reads.
     let mut stands: BTreeMap<usize, proto::Node> = BTreeMap::new();

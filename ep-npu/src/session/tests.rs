@@ -4,6 +4,7 @@ use super::*;
 use crate::program;
 use crate::reference::Value;
 use crate::testing;
+use crate::{import, partition};
 use ndarray::ArrayD;
 
 const DIGITS: &[u8] = include_bytes!("../../../tests/models/digits.qdq.onnx");

@@ -3,7 +3,7 @@
 
 use super::exact::{int, ints};
 use crate::graph::{Dim, ElementType, Graph, TensorType, ValueId};
-use crate::lower::{Form, OpKind, Ops};
+use crate::lower::{Form, OpKind, Ops, Pool};
 use crate::partition;
 use crate::program;
 use crate::quantize::Codes;
@@ -180,6 +180,36 @@ fn a_maximum_of_a_float_expression_is_one_unit() {
         let value = model.quantize(value, codes);
         model.code_output(&Flow { value, codes, shape: vec![1, 20, 4, 6] });
         checked(&model.finish(), &shape, seed);
+    }
+}
+
+#[test]
+fn wide_maxima_are_made_of_narrower_ones() {
+    for (sizes, shape, seed) in [
+        ([5, 9, 13], [1, 20, 13, 13], 1),
+        ([3, 3, 5], [1, 7, 2, 30], 2),
+        ([9, 3, 7], [1, 70, 11, 4], 3),
+    ] {
+        let mut model = Model::new(seed);
+        let flow = model.code_input(&shape, CODES);
+        let flow = model.unit("LeakyRelu", &[&flow], &[], (CODES, &shape));
+        for size in sizes {
+            let pad = (size - 1) / 2;
+            let window = [("kernel_shape", ints(&[size, size])), ("pads", ints(&[pad; 4]))];
+            let pooled = model.unit("MaxPool", &[&flow], &window, (CODES, &shape));
+            model.code_output(&pooled);
+        }
+        let ops = checked(&model.finish(), &shape, seed);
+        let windows = ops.ops.iter().filter_map(|op| match &op.kind {
+            OpKind::Pool { kind: Pool::Max(window), .. } => Some(window.kernel_h),
+            _ => None,
+        });
+        let want = match sizes {
+            [5, ..] => vec![5, 5, 5],
+            [3, ..] => vec![3, 1, 3],
+            _ => vec![9, 3, 5],
+        };
+        assert_eq!(windows.collect::<Vec<_>>(), want);
     }
 }
 

@@ -83,6 +83,38 @@ fn convolutions_around_a_cubic_resize_stay_with_it() {
     assert!(!plan(&linear).verdicts.iter().any(|verdict| verdict.reason.contains("may move")));
 }
 
+/// A linear Resize by these factors of rows and columns.
+fn stretched(model: &mut Model, input: &Flow, [rows, columns]: [u8; 2]) -> Flow {
+    let factors = [1, 1, rows, columns].map(f32::from);
+    let bytes = factors.into_iter().flat_map(f32::to_le_bytes).collect();
+    let scales = model.constant(ElementType::F32, &[4], bytes);
+    let read = model.dequantize(input);
+    let linear = [("mode", Attribute::String("linear".to_owned()))];
+    let result = model.node("Resize", &[read, scales, scales], &linear);
+    let shape = vec![1, 8, 4 * usize::from(rows), 4 * usize::from(columns)];
+    let value = model.quantize(result, CODES);
+    declared(model, Flow { value, codes: CODES, shape })
+}
+
+#[test]
+fn a_linear_resize_of_columns_alone_is_taken_where_no_transposition_comes_through() {
+    let resize = |size, with_convolutions: bool| {
+        let graph = graph(|model, input| {
+            let first = if with_convolutions { convolution(model, input) } else { input.clone() };
+            let middle = stretched(model, &first, size);
+            let last = if with_convolutions { moved(model, &middle) } else { middle };
+            model.code_output(&last);
+        });
+        let verdicts = plan(&graph).verdicts;
+        verdicts.into_iter().find(|verdict| graph.node(verdict.node).is("Resize")).unwrap()
+    };
+    assert!(resize([1, 2], false).taken.is_some() && resize([2, 2], true).taken.is_some());
+    assert!(resize([2, 1], true).taken.is_some());
+    let refused = resize([1, 2], true);
+    assert_eq!((refused.taken, refused.rule), (None, rule::FLOAT_ORDER));
+    assert!(refused.reason.contains("columns of as many rows"), "{}", refused.reason);
+}
+
 #[test]
 fn what_else_reads_the_convolution_stays_too() {
     let graph = graph(|model, input| {

@@ -206,6 +206,35 @@ fn a_model_around_a_pool_whose_shape_is_misjudged() {
 }
 
 #[test]
+fn a_divided_model_with_a_pool_whose_shape_is_misjudged() {
+    let followed_by = |op: &str, ceil: i64| {
+        model(|model, input| {
+            let pair = |name, lengths: [i64; 2]| (name, Attribute::Ints(lengths.to_vec()));
+            let ceil = ("ceil_mode", Attribute::Int(ceil));
+            // A second window would begin in row 4, of 4.
+            let apart = [pair("kernel_shape", [2, 2]), pair("strides", [4, 4]), ceil];
+            let read = model.dequantize(input);
+            let pool = model.node("MaxPool", &[read], &apart);
+            let shape = vec![1, 8, 1, 1];
+            let pool = Flow { value: model.quantize(pool, CODES), codes: CODES, shape };
+            for (value, element) in [(read, ElementType::F32), (pool.value, ElementType::U8)] {
+                let shape = if value == read { &SHAPE } else { &[1, 8, 1, 1] };
+                let shape = shape.iter().map(|&len| Dim::Known(len)).collect();
+                model.set_type(value, TensorType { element, shape: Some(shape) });
+            }
+            model.unit(op, &[&pool], &[], (CODES, &[1, 8, 1, 1]))
+        })
+    };
+    assert_refused(&followed_by("Det", 1), "MaxPool", rule::SHAPE, "infers another shape");
+    let is_taken = |graph: &Graph| {
+        let pool = graph.nodes().position(|(_, node)| node.is("MaxPool")).unwrap();
+        plan(graph).verdicts[pool].taken.is_some()
+    };
+    assert!(is_taken(&followed_by("GlobalMaxPool", 1)), "the model is not divided");
+    assert!(is_taken(&followed_by("GlobalMaxPool", 0)));
+}
+
+#[test]
 fn a_product_of_int8_that_some_batch_would_have_refused() {
     // Wider than a block, narrower, and of one column.
     for (inputs, outputs) in [(383, 57), (40, 57), (700, 20), (512, 2)] {

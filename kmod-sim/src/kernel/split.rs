@@ -153,6 +153,12 @@ impl Budget<'_> {
         if self.left > 0 {
             return Ok(());
         }
+        self.look()
+    }
+
+    /// Shows that there is progress, and looks whether it is to end. Apart, so that the count is in its loop.
+    #[cold]
+    fn look(&mut self) -> Result<(), Aborted> {
         self.left = LOOK_MACS;
         self.control.engine.beat();
         self.control.look();

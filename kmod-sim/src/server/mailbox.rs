@@ -11,6 +11,7 @@ use npu_uapi::mailbox::{
 use npu_uapi::regs::pci::BAR0_BYTES;
 use npu_uapi::telemetry::PAGE_BYTES;
 use npu_uapi::vfio_user::{MAX_TRANSFER_BYTES, RegionAccess, errno, region};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The mailbox of one client.
@@ -22,6 +23,8 @@ pub(crate) struct Mailbox {
     /// Byte of the reply at which its window begins.
     at: u32,
     has_reply: bool,
+    /// Pages of BAR4 as they were when their first word was read, by number.
+    taken: BTreeMap<u32, Vec<u32>>,
 }
 
 fn index(offset: u32) -> usize {
@@ -31,11 +34,13 @@ fn index(offset: u32) -> usize {
 impl Mailbox {
     pub(crate) fn new(roster: Arc<Roster>) -> Self {
         let request = vec![0; index(REQUEST_BYTES)];
-        Self { roster, request, reply: Vec::new(), at: 0, has_reply: false }
+        let (reply, taken) = (Vec::new(), BTreeMap::new());
+        Self { roster, request, reply, at: 0, has_reply: false, taken }
     }
 
-    /// Forgets the reply.
+    /// Forgets the reply, and what was taken of BAR4.
     pub(crate) fn reset(&mut self) {
+        self.taken.clear();
         (self.reply, self.at, self.has_reply) = (Vec::new(), 0, false);
         self.request.fill(0);
     }
@@ -58,17 +63,26 @@ impl Mailbox {
     }
 
     /// REGION_READ: the bytes.
-    pub(crate) fn read(&self, access: &RegionAccess) -> Result<Vec<u8>, Refusal> {
+    pub(crate) fn read(&mut self, access: &RegionAccess) -> Result<Vec<u8>, Refusal> {
         let (start, count) = Self::check(access)?;
         let words = (start..start + count).step_by(4);
-        if access.region == region::BAR0 {
-            return Ok(words.flat_map(|at| self.word(at).to_le_bytes()).collect());
-        }
-        let pages = self.roster.pages();
-        let word = |at: u32| {
-            pages.get(index(at / PAGE_BYTES)).map_or(0, |page| page.read(at % PAGE_BYTES))
+        let word = |at| match access.region {
+            region::BAR0 => self.word(at),
+            _ => self.telemetry(at),
         };
-        Ok(words.flat_map(|at| word(at).to_le_bytes()).collect())
+        Ok(words.map(word).flat_map(u32::to_le_bytes).collect())
+    }
+
+    /// The word at byte `at` of BAR4.
+    fn telemetry(&mut self, at: u32) -> u32 {
+        let (page, at) = (at / PAGE_BYTES, at % PAGE_BYTES);
+        if at == 0 {
+            let pages = self.roster.pages();
+            let words = pages.get(index(page)).map(|page| page.snapshot());
+            self.taken.insert(page, words.unwrap_or_default());
+        }
+        let taken = self.taken.get(&page);
+        taken.and_then(|words| words.get(index(at / 4))).copied().unwrap_or(0)
     }
 
     fn word(&self, at: u32) -> u32 {
@@ -155,7 +169,7 @@ mod tests {
         RegionAccess { offset: offset.into(), region, count: u32::try_from(count).unwrap() }
     }
 
-    fn word(mailbox: &Mailbox, offset: u32) -> u32 {
+    fn word(mailbox: &mut Mailbox, offset: u32) -> u32 {
         let bytes = mailbox.read(&at(region::BAR0, offset, 4)).unwrap();
         u32::from_le_bytes(bytes.try_into().unwrap())
     }
@@ -177,16 +191,19 @@ mod tests {
     #[test]
     fn requests_are_answered_as_on_the_socket_until_a_reset_forgets_the_reply() {
         let mut mailbox = mailbox();
-        assert_eq!(word(&mailbox, register::MAGIC), MAGIC);
-        assert_eq!(word(&mailbox, register::STATE), state::IDLE);
+        assert_eq!(word(&mut mailbox, register::MAGIC), MAGIC);
+        assert_eq!(word(&mut mailbox, register::STATE), state::IDLE);
         let reply = ask(&mut mailbox, r#"{"command":"list"}"#);
-        assert_eq!(reply, r#"{"functions":[],"minor":1,"schema":1}"#);
+        assert_eq!(reply, r#"{"functions":[],"minor":2,"schema":1}"#);
         assert!(ask(&mut mailbox, "garbage").contains("error"));
         mailbox.write(&at(region::BAR0, register::REPLY_AT, 4), &[4, 0, 0, 0]).unwrap();
         let shifted = mailbox.read(&at(region::BAR0, REPLY_AT, 4)).unwrap();
         assert_ne!(shifted, b"{\"er");
         mailbox.reset();
-        assert_eq!([register::STATE, register::REPLY_BYTES].map(|at| word(&mailbox, at)), [0, 0]);
+        assert_eq!(
+            [register::STATE, register::REPLY_BYTES].map(|at| word(&mut mailbox, at)),
+            [0, 0]
+        );
     }
 
     #[test]
@@ -210,6 +227,6 @@ mod tests {
             let refused = mailbox.write(&at(region::BAR0, register, 4), &bytes[..4]);
             assert!(refused.is_err(), "{register:#x}");
         }
-        assert_eq!(word(&mailbox, register::STATE), state::IDLE);
+        assert_eq!(word(&mut mailbox, register::STATE), state::IDLE);
     }
 }

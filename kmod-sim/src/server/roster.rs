@@ -50,6 +50,8 @@ struct State {
     counts: Counts,
     /// Faults that clients to come are given.
     plan: Plan,
+    /// Whether codes at the ends of their range are counted for them, where somebody has said so.
+    counts_saturation: Option<bool>,
     /// Faults of clients that have left, oldest first.
     past: VecDeque<(Owner, Logged)>,
 }
@@ -199,6 +201,14 @@ impl Roster {
         state.plan = plan;
         state.functions(None)
     }
+
+    /// Counts codes at the ends of their range, or no longer, for clients to come; returns those that are
+    /// there, of which it is not changed.
+    pub(crate) fn count_saturation(&self, is_on: bool) -> Vec<Seen> {
+        let mut state = self.lock();
+        state.counts_saturation = Some(is_on);
+        state.functions(None)
+    }
 }
 
 impl State {
@@ -232,6 +242,9 @@ impl Place<'_> {
         // Locked, so that a plan reaches each client once: here, or as one that is there.
         let state = self.roster.lock();
         let armed = function.injector().arm(&state.plan);
+        if let Some(is_on) = state.counts_saturation {
+            function.count_saturation(is_on);
+        }
         // It has none yet: a client is served once.
         let _ = self.client().function.set(Arc::clone(function));
         if let Some(seen) = self.client().seen() {

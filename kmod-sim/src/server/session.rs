@@ -127,7 +127,7 @@ impl Session {
             }
             command::REGION_READ => {
                 let access: RegionAccess = exact(body)?;
-                let bytes = match &self.mailbox {
+                let bytes = match &mut self.mailbox {
                     Some(mailbox) if Mailbox::has(&access) => mailbox.read(&access)?,
                     _ => regions::read(&self.function, &self.page, &access)?,
                 };

@@ -42,6 +42,13 @@ impl TelemetryPage {
         self.file.as_fd()
     }
 
+    /// All words, as they were at one moment.
+    pub(crate) fn snapshot(&self) -> Vec<u32> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = writer.words();
+        (0..words.word_count()).map(|index| words.load(index, Ordering::Relaxed)).collect()
+    }
+
     /// The word at byte `offset`, for a client that does not map it.
     pub(crate) fn read(&self, offset: u32) -> u32 {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);

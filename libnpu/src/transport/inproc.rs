@@ -6,11 +6,16 @@ use kmod_sim::inject::Injector;
 use kmod_sim::pci::{self, offset};
 use kmod_sim::{Config, Function, MapError};
 use npu_uapi::addr::Iova;
+use npu_uapi::telemetry::{PAGE_BYTES, Writer};
 use npu_uapi::workers::Workers;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+
+/// Words of its telemetry page.
+const PAGE_WORDS: usize = PAGE_BYTES as usize / 4;
 
 /// A virtual device that lives as long as this value.
 #[derive(Debug)]
@@ -19,6 +24,8 @@ pub struct InProcess {
     function: Function,
     /// Keeps mapped memory alive, by IOVA.
     mapped: Mutex<HashMap<u64, Arc<DmaMemory>>>,
+    /// The telemetry page as it was when its first word was read.
+    telemetry: Mutex<Option<Writer<Arc<[AtomicU32]>>>>,
 }
 
 impl InProcess {
@@ -27,7 +34,7 @@ impl InProcess {
         let start = |why: String| TransportError::Start { why };
         let config = Config::parse(options).map_err(|error| start(error.to_string()))?;
         let function = Function::new(config).map_err(|error| start(error.to_string()))?;
-        let device = Self { function, mapped: Mutex::new(HashMap::new()) };
+        let device = Self { function, mapped: Mutex::default(), telemetry: Mutex::default() };
         device.set_up();
         Ok(device)
     }
@@ -75,6 +82,29 @@ impl Transport for InProcess {
     fn config_write(&self, offset: u32, value: u32) -> Result<(), TransportError> {
         self.function.config_write(offset, value);
         Ok(())
+    }
+
+    fn telemetry_read(&self, offset: u32) -> Result<u32, TransportError> {
+        let mut page = self.telemetry.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset == 0 {
+            if page.is_none() {
+                let words = (0..PAGE_WORDS).map(|_| AtomicU32::new(0)).collect::<Arc<[_]>>();
+                *page = Writer::new(words).ok();
+            }
+            if let Some(writer) = page.as_mut() {
+                writer.show(&self.function.snapshot());
+            }
+        }
+        let index = usize::try_from(offset / 4).unwrap_or(usize::MAX);
+        let word = page.as_ref().and_then(|page| page.words().get(index));
+        let word = word.map(|word| word.load(Ordering::Relaxed));
+        word.ok_or_else(|| TransportError::Refused {
+            device: self.describe(),
+            command: "a telemetry read",
+            why: format!(
+                "there is no word {offset:#x} of BAR4, or the first was not read before it"
+            ),
+        })
     }
 
     fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {

@@ -78,6 +78,8 @@ pub struct Pci {
     group: u32,
     registers: Registers,
     config: Registers,
+    /// BAR4, where it is long enough for a page.
+    telemetry: Option<Registers>,
     vectors: Vectors,
     /// The kernel writes it when it wants the device back.
     request: EventFd,
@@ -105,6 +107,7 @@ impl Pci {
         let (opened, group) = Opened::new(address).map_err(blocked)?;
         let registers = opened.registers(BAR0_BYTES).map_err(blocked)?;
         let config = opened.config().map_err(blocked)?;
+        let telemetry = opened.telemetry().map_err(blocked)?;
         // Of the vendor: nobody answers for a device that is gone.
         if config.read(0).is_ok_and(|ids| ids == u32::MAX) {
             return Err(TransportError::Gone { device, why: SILENT.to_owned() });
@@ -131,6 +134,7 @@ impl Pci {
             group,
             registers,
             config,
+            telemetry,
             vectors,
             request,
             msix,
@@ -277,6 +281,13 @@ impl Transport for Pci {
         let kept = if offset == COMMAND { MEMORY_SPACE } else { 0 };
         let written = self.config.write(offset, value | kept);
         written.map_err(|why| self.refused("a configuration write", why))
+    }
+
+    fn telemetry_read(&self, offset: u32) -> Result<u32, TransportError> {
+        self.check_process()?;
+        let refused = |why: &dyn ToString| self.refused("a telemetry read", why.to_string());
+        let telemetry = self.telemetry.as_ref().ok_or_else(|| refused(&"it has no BAR4"))?;
+        telemetry.read(offset).map_err(|why| refused(&why))
     }
 
     fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {

@@ -312,6 +312,10 @@ impl Transport for VfioUser {
         write(&self.connection, region::CONFIG, offset, value)
     }
 
+    fn telemetry_read(&self, offset: u32) -> Result<u32, TransportError> {
+        read(&self.connection, region::BAR4, offset)
+    }
+
     fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {
         let why = || "another process can only map memory that is a file".to_owned();
         let file = memory.file().ok_or_else(|| TransportError::Map { why: why() })?;

@@ -42,6 +42,11 @@ def has_resize(mode: bytes) -> Callable[[onnx.ModelProto], bool]:
     return has
 
 
+def has_prelu(model: onnx.ModelProto) -> bool:
+    """ONNX Runtime infers that its result has the shape of the first input, also where the slopes are more."""
+    return any(node.op_type == "PRelu" for node in nodes(model.graph))
+
+
 def has_reshape(model: onnx.ModelProto) -> bool:
     return any(node.op_type == "Reshape" for node in nodes(model.graph))
 
@@ -59,12 +64,13 @@ class Fault:
 
 FAULTS = (
     # It plans memory by the shape that it inferred.
-    Fault("Shape mismatch attempting to re-use buffer", has_pool_of_doubtful_shape),
+    Fault("Shape mismatch attempting to re-use buffer", lambda model: has_pool_of_doubtful_shape(model) or has_prelu(model)),
     # Its own operators between codes look at the shapes of both.
     *(
-        Fault(rf"\({op}\) \[ShapeInferenceError\] Incompatible dimensions", has_pool_of_doubtful_shape)
+        Fault(rf"\({op}\) \[ShapeInferenceError\] (Incompatible dimensions|Can't merge shape info)", has_pool_of_doubtful_shape)
         for op in ("QLinearAdd", "QLinearConcat", "QLinearMul", "QLinearWhere")
     ),
+    Fault(r"\(Reshape\) \[ShapeInferenceError\] Dimension could not be inferred", has_pool_of_doubtful_shape),
     # Its own layout change made the Resize what it does not take.
     Fault("'Cubic' mode only supports", has_resize(b"cubic")),
     Fault("'Linear' mode only supports", has_resize(b"linear")),
@@ -86,28 +92,59 @@ def is_of_cpu(message: str, model: onnx.ModelProto, feeds: dict[str, np.ndarray]
 
 
 def reads_none(model: onnx.ModelProto, op: str, feeds: dict[str, np.ndarray]) -> bool:
-    """Whether some `op` reads an empty tensor: what all of them read, computed by the CPU provider without the rest."""
+    """Whether some `op` reads an empty tensor, in its first input."""
+    return any(read and is_empty(read[0]) for _, read in inputs(model, lambda node: node.op_type == op, feeds))
+
+
+def is_empty(value: np.ndarray | None) -> bool:
+    return value is None or value.size == 0
+
+
+def is_unsteady(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> bool:
+    """Whether what the CPU provider answers to `feeds` hangs on how it has changed the model, or on what its memory held."""
+
+    def drops_or_skips(node: onnx.NodeProto, read: list[np.ndarray | None]) -> bool:
+        if node.op_type == "Concat":
+            # An empty tensor beside others counts for the length of the result, and nothing is written for it.
+            lengths = [value is not None and value.shape[attributes(node)["axis"]] for value in read]
+            return any(map(is_empty, read)) and not all(map(is_empty, read)) and any(n for n, v in zip(lengths, read, strict=True) if is_empty(v))
+        # An axis that is counted from the end is kept of an empty tensor, and no such axis is left after a change of layout.
+        given = attributes(node)
+        axes = read[1] if len(read) > 1 else given.get("axes", [given.get("axis", 0)])
+        return is_empty(read[0]) and axes is not None and any(axis < 0 for axis in axes)
+
+    def may(node: onnx.NodeProto) -> bool:
+        return node.op_type == "Concat" or node.op_type.startswith(("Reduce", "ArgM"))
+
+    return any(read and drops_or_skips(node, read) for node, read in inputs(model, may, feeds))
+
+
+def inputs(
+    model: onnx.ModelProto, wanted: Callable[[onnx.NodeProto], bool], feeds: dict[str, np.ndarray]
+) -> list[tuple[onnx.NodeProto, list[np.ndarray | None]]]:
+    """What each node that is `wanted` reads, computed by the CPU provider without the rest; nothing where that stops."""
     part = onnx.ModelProto()
     part.CopyFrom(model)
-    wanted = {node.input[0] for node in model.graph.node if node.op_type == op}
-    names, kept = set(wanted), []
+    found = [node for node in model.graph.node if wanted(node)]
+    read = {name for node in found for name in node.input if name}
+    names, kept = set(read), []
     for node in reversed(model.graph.node):
         if names.intersection(node.output):
             kept.append(node)
             names.update(node.input)
     del part.graph.node[:], part.graph.output[:]
     part.graph.node.extend(reversed(kept))
-    made = {name for node in kept for name in node.output}
-    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted & made)
-    if any(feeds[name].size == 0 for name in wanted & feeds.keys()):
-        return True
-    if not wanted & made:
-        return False
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        read = session.run(None, {given.name: feeds[given.name] for given in session.get_inputs()})
-    except Exception:  # stopped before, by what else is wrong
-        return False
-    return any(value is None or value.size == 0 for value in read)
+    made = sorted(read & {name for node in kept for name in node.output})
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer} | feeds
+    if made:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        try:
+            session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            given = {given.name: feeds[given.name] for given in session.get_inputs()}
+            values |= zip(made, session.run(made, given), strict=True)
+        except Exception:  # stopped before, by what else is wrong
+            return []
+    return [(node, [values.get(name) for name in node.input]) for node in found]

@@ -100,7 +100,7 @@ def choice(b: Builder) -> Tensor:
 
 
 def softmax(b: Builder) -> Tensor:
-    x = b.pick()
+    x = b.pick(lambda shape: len(shape) > 0)
     axis = b.one(-1, -1, b.whole(-len(x.shape), len(x.shape) - 1))
     return b.give(b.node("LogSoftmax" if b.any(0.1) else "Softmax", [b.dequantise(x)], axis=axis))
 

@@ -60,7 +60,7 @@ def judge(case: Case) -> Verdict:
     for index, feeds in enumerate(case.feeds):
         text, values = compare(wanted, found, feeds, case)
         verdict.values += values
-        if text == CPU_FAULT:
+        if text == CPU_FAULT or (text and faults.is_unsteady(case.proto, feeds)):
             verdict.kind, verdict.text = CPU_FAULT, f"feed {index}"
         elif text and all(compare(wanted, open_cpu(case), feeds, case)[0] in (None, CPU_FAULT) for _ in range(2)):
             verdict.kind, verdict.text = DIFFERENT, f"feed {index}: {text}"

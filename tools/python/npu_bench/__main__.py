@@ -11,6 +11,7 @@ from pathlib import Path
 
 from npu_models import bench
 
+from . import small
 from .rounds import Result, differing, measure, ratio
 from .subject import NAMES, NPU, Absent, Subject
 
@@ -43,9 +44,10 @@ def main() -> int:
             print(_row(result), flush=True)
     for kind, why in absent.items():
         print(f"\n{NAMES[kind]}: {why}")
-    wrong = sum(result.differing.get("npu", 0) for result in results)
+    one_node, wrong = small.compare(threads, arguments.plugin.resolve())
+    wrong += sum(result.differing.get("npu", 0) for result in results)
     print(f"\nvalues of the NPU that differ from the CPU provider's: {wrong}; load {_load()}")
-    document = {"load": os.getloadavg(), "results": [asdict(result) for result in results]}
+    document = {"load": os.getloadavg(), "results": [asdict(result) for result in results], "one_node": one_node}
     arguments.json.write_text(json.dumps(document, indent=1))
     return 1 if wrong else 0
 

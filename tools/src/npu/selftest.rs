@@ -5,6 +5,8 @@
 //! programs built by hand                  programs.rs, compared with scalar.rs
 //! latency, bandwidth                      speed.rs
 //! ```
+//! A device that does not answer, or loses its interrupts, ends the run as well: each wait has a limit, and
+//! all of them together have one.
 
 #[path = "selftest/bus.rs"]
 mod bus;
@@ -15,17 +17,41 @@ mod scalar;
 #[path = "selftest/speed.rs"]
 mod speed;
 
-use anyhow::{Context as _, Result};
-use libnpu::{Context, Device};
+use anyhow::{Context as _, Result, anyhow};
+use libnpu::{Context, Device, Done, Error, Job, Workers};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How long any one step may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest that one job may take: the largest takes a second where plain code computes.
+const JOB: Duration = Duration::from_secs(20);
+/// Longest that an interrupt may take: microseconds, or a second on a machine that is overloaded.
+const ARRIVAL: Duration = Duration::from_secs(4);
+/// Longest that all tests together wait for the device. What they compute themselves does not count, so
+/// that a slow machine has its time.
+const RUN: Duration = Duration::from_secs(60);
 
 /// What a test has of the device.
 struct Bench {
     device: Device,
     context: Context,
+    /// What is left of [`RUN`].
+    left: Cell<Duration>,
+}
+
+impl Bench {
+    /// What `wait` gives, which is told how long it may take: `most`, and no longer than the run has left.
+    fn wait<T>(&self, most: Duration, wait: impl FnOnce(Duration) -> T) -> T {
+        let left = self.left.get();
+        let started = Instant::now();
+        let given = wait(most.min(left));
+        self.left.set(left.saturating_sub(started.elapsed()));
+        given
+    }
+
+    /// Waits for the end of `job`; a device in this process computes it meanwhile, with `workers`.
+    fn finish(&self, job: &Job, workers: &dyn Workers) -> Result<Done, Error> {
+        self.wait(JOB, |most| job.wait(workers, most))
+    }
 }
 
 /// What a test that passed reports.
@@ -90,7 +116,7 @@ impl Subject {
         let device = Device::open_private(device)
             .with_context(|| format!("cannot open device `{device}`"))?;
         let context = device.create_context().context("cannot create a context")?;
-        Ok(Self { bench: Bench { device, context } })
+        Ok(Self { bench: Bench { device, context, left: Cell::new(RUN) } })
     }
 
     /// What it is, in a line.
@@ -110,11 +136,21 @@ impl Subject {
         )
     }
 
+    fn is_out_of_time(&self) -> bool {
+        self.bench.left.get().is_zero()
+    }
+
     /// Runs every test, one at each step.
     pub(crate) fn outcomes(&self) -> impl Iterator<Item = Outcome> {
         TESTS.iter().map(|&(name, test)| {
             let started = Instant::now();
-            let result = test(&self.bench);
+            let result = match self.is_out_of_time() {
+                true => Err(anyhow!("not run: {}", out_of_time())),
+                false => test(&self.bench).map_err(|error| match self.is_out_of_time() {
+                    true => anyhow!("{error:#}; {}", out_of_time()),
+                    false => error,
+                }),
+            };
             let elapsed = started.elapsed();
             match result {
                 Ok(Figures { cycles, time, detail }) => {
@@ -128,6 +164,11 @@ impl Subject {
             }
         })
     }
+}
+
+/// Why no test waits any longer.
+fn out_of_time() -> String {
+    format!("the tests have waited {} s for the device, all that they may", RUN.as_secs())
 }
 
 impl Outcome {

@@ -6,6 +6,7 @@ use super::error::SmiError;
 use super::output;
 use super::place::Target;
 use libnpu::manage::{ManageError, Manager};
+use libnpu::{Error, TransportError};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
@@ -53,11 +54,7 @@ impl Connection {
                 (Way::Socket(open_socket(path, patience)?), path.display().to_string())
             }
             Target::Function(device) => {
-                let opened = Manager::open(device).map_err(|error| SmiError::Unopened {
-                    device: device.clone(),
-                    why: error.to_string(),
-                })?;
-                (Way::Function(opened), device.clone())
+                (Way::Function(open_function(device, patience)?), device.clone())
             }
         };
         Ok(Self { way, place, patience })
@@ -86,7 +83,10 @@ impl Connection {
             Way::Socket(stream) => exchange(stream, line.as_bytes(), deadline),
             Way::Function(manager) => match manager.request(line.trim_end(), self.patience) {
                 Ok(reply) => Ok(reply.into_bytes()),
-                Err(ManageError::Silent { .. }) => Err(End::Late),
+                Err(
+                    ManageError::Silent { .. }
+                    | ManageError::Transport(TransportError::Silent { .. }),
+                ) => Err(End::Late),
                 Err(error) => Err(End::Failed(std::io::Error::other(error))),
             },
         };
@@ -204,6 +204,23 @@ fn exchange(stream: &mut UnixStream, line: &[u8], deadline: Instant) -> Result<V
             return Err(End::Endless);
         }
     }
+}
+
+/// Opens a management function; over a socket, each answer may take `patience`.
+fn open_function(device: &str, patience: Duration) -> Result<Manager, SmiError> {
+    let name = match device.strip_prefix("vfio-user:") {
+        Some(path) => format!("vfio-user,patience_ms={}:{path}", patience.as_millis()),
+        None => device.to_owned(),
+    };
+    Manager::open(&name).map_err(|error| match error {
+        ManageError::Open(Error::Transport(TransportError::Silent { .. }))
+        | ManageError::Transport(TransportError::Silent { .. }) => SmiError::Stalled {
+            place: device.to_owned(),
+            command: "a connection".into(),
+            waited: patience,
+        },
+        error => SmiError::Unopened { device: device.to_owned(), why: error.to_string() },
+    })
 }
 
 fn open_socket(path: &Path, patience: Duration) -> Result<UnixStream, SmiError> {

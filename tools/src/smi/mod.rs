@@ -20,6 +20,7 @@ mod prometheus;
 mod reply;
 mod reset;
 mod sample;
+mod saturation;
 mod selftest;
 mod show;
 mod table;
@@ -38,7 +39,7 @@ use std::time::Duration;
 ///
 /// Talks to the management socket of a server (`npu-sim --manage PATH`): the one that --socket or NPU_MANAGE
 /// names, the one beside the device that --device or NPU_DEVICE names, else `npu.manage` in $XDG_RUNTIME_DIR,
-/// /run or the folder for temporary files.
+/// /run or the folder for temporary files. In a guest, which has none, to the management function on its bus.
 #[derive(Debug, Parser)]
 #[command(name = "npu-smi", version, after_help = error::EXIT_CODES, propagate_version = true)]
 pub(crate) struct Arguments {
@@ -77,6 +78,8 @@ enum Command {
     Selftest(selftest::Args),
     /// Arm faults that the device then has
     Inject(inject::Args),
+    /// Have output codes at the ends of their range counted, for `show`
+    Saturation(saturation::Args),
 }
 
 /// What every command is given.
@@ -108,6 +111,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Reset(args) => reset::run(&tool, &args),
         Command::Selftest(args) => selftest::run(&tool, &args),
         Command::Inject(args) => inject::run(&tool, &args),
+        Command::Saturation(args) => saturation::run(&tool, &args),
     };
     match done {
         Ok(code) => code,

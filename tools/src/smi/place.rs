@@ -1,9 +1,11 @@
 //! Where the server is that a command is for.
 //!
 //! `--socket`, else the socket that goes with `--device`, else `NPU_MANAGE`, else what `NPU_DEVICE` goes
-//! with, else the first of a few places that has one.
+//! with, else the first of a few places that has one, else the management function on the PCI bus.
 
 use super::error::SmiError;
+use libnpu::pci::{self, Found};
+use npu_uapi::regs::pci::MANAGER;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -22,8 +24,8 @@ pub(crate) enum Target {
 /// What the command line says about the server.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Place {
-    /// The management socket, as behind `npu-sim --manage`; in a guest the management function, as
-    /// `pci:0000:00:03.0`
+    /// The management socket, as behind `npu-sim --manage`; or a management function, in a guest as
+    /// `pci:0000:00:03.0`, else as `vfio-user:PATH`
     #[arg(long, global = true, value_name = "PATH", env = "NPU_MANAGE")]
     socket: Option<PathBuf>,
 
@@ -57,7 +59,7 @@ impl Place {
         let looked = usual_places();
         match looked.iter().find(|path| is_socket(path)) {
             Some(path) => trusted(path).map(Target::Socket),
-            None => Err(SmiError::Nowhere { looked }),
+            None => on_the_bus(pci::list().unwrap_or_default(), looked),
         }
     }
 }
@@ -65,11 +67,24 @@ impl Place {
 /// A path, or the device string of a management function where no file is called so.
 fn named(path: &Path) -> Target {
     let text = path.to_str().unwrap_or_default();
-    let is_device = text.starts_with("pci:") || text.starts_with("vfio-user:");
+    let is_device = ["pci:", "vfio-user:", "vfio-user,"].iter().any(|kind| text.starts_with(kind));
     match is_device && !path.exists() {
         true => Target::Function(text.to_owned()),
         false => Target::Socket(path.to_owned()),
     }
+}
+
+/// The management function among what the PCI bus has: what a guest has instead of a socket.
+fn on_the_bus(found: Vec<Found>, looked: Vec<PathBuf>) -> Result<Target, SmiError> {
+    let managers = || found.iter().filter(|found| found.device == MANAGER);
+    let device = Found::device_string;
+    if let Some(free) = managers().find(|found| found.obstacle.is_none()) {
+        return Ok(Target::Function(device(free)));
+    }
+    Err(match managers().find_map(|found| Some((found, found.obstacle.as_ref()?))) {
+        Some((found, why)) => SmiError::Unopened { device: device(found), why: why.to_string() },
+        None => SmiError::Nowhere { looked },
+    })
 }
 
 /// Where a server may listen without being named.
@@ -104,6 +119,9 @@ fn of_device(device: &str) -> Result<PathBuf, SmiError> {
         Some("sim") => Err(unmanaged(
             "`sim` is in the process that uses it; give devices a process of their own with `npu-sim`",
         )),
+        Some("pci") => Err(unmanaged(
+            "name the management function beside it with --socket pci:ADDRESS, or name nothing",
+        )),
         _ => Err(unmanaged("only vfio-user:PATH has one")),
     }
 }
@@ -111,13 +129,20 @@ fn of_device(device: &str) -> Result<PathBuf, SmiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use libnpu::pci::Obstacle;
+    use npu_uapi::regs::pci::{DEVICE, VENDOR};
 
     #[test]
     fn a_device_string_leads_to_the_socket_beside_it() {
         for name in ["vfio-user:/run/npu.sock", "vfio-user,patience_ms=5:/run/npu.sock"] {
             assert_eq!(of_device(name).unwrap(), Path::new("/run/npu.manage"));
         }
-        for (name, why) in [("sim:macs=256", "process"), ("vfio-user", "PATH"), ("pci:0", "only")] {
+        for (name, why) in [
+            ("sim:macs=256", "process"),
+            ("vfio-user", "PATH"),
+            ("pci:0000:00:02.0", "--socket pci:"),
+            ("other", "only"),
+        ] {
             let error = of_device(name).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
@@ -125,9 +150,31 @@ mod tests {
 
     #[test]
     fn a_management_function_is_named_as_a_device() {
-        let function = "pci:0000:00:03.0";
-        assert_eq!(named(Path::new(function)), Target::Function(function.into()));
+        for function in ["pci:0000:00:03.0", "vfio-user:/run/m", "vfio-user,patience_ms=5:/run/m"] {
+            assert_eq!(named(Path::new(function)), Target::Function(function.into()));
+        }
         assert_eq!(named(Path::new("/run/npu.manage")), Target::Socket("/run/npu.manage".into()));
+    }
+
+    #[test]
+    fn where_there_is_no_socket_the_bus_is_looked_at() {
+        let found = |device, obstacle| Found {
+            address: "0000:00:03.0".into(),
+            vendor: VENDOR,
+            device,
+            driver: Some("vfio-pci".into()),
+            group: Some(3),
+            obstacle,
+        };
+        let function = "pci:0000:00:03.0";
+        let looked = || vec![PathBuf::from("/run/npu.manage")];
+        let target = on_the_bus(vec![found(DEVICE, None), found(MANAGER, None)], looked());
+        assert_eq!(target.unwrap(), Target::Function(function.into()));
+        let blocked = vec![found(MANAGER, Some(Obstacle::NoIommu))];
+        let error = on_the_bus(blocked, looked()).unwrap_err().to_string();
+        assert!(error.contains(function) && !error.contains("/run/npu.manage"), "{error}");
+        let error = on_the_bus(vec![found(DEVICE, None)], looked()).unwrap_err().to_string();
+        assert!(error.contains("/run/npu.manage"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! client that has left is no longer told.
 
 use super::figure::real;
-use super::reply::{Function, Queue};
+use super::reply::{EndCodes, Function, Queue};
 use super::sample::Sample;
 use serde_json::Value;
 
@@ -39,6 +39,13 @@ const OF_CLIENT: &[OfClient] = &[
     ("interrupts_total", "counter", "Interrupts raised.", 1.0, |f| Some(f.interrupts)),
     ("faults_total", "counter", "Faults recorded.", 1.0, |f| Some(f.faults)),
     ("resets_total", "counter", "Resets.", 1.0, |f| f.resets),
+    (
+        "saturation_counted",
+        "gauge",
+        "Whether output codes at the ends of their range are counted.",
+        1.0,
+        |f| f.saturation.map(|saturation| saturation.is_counted.into()),
+    ),
     ("mapped_bytes", "gauge", "Memory that the device may reach.", 1.0, |f| f.mapped_bytes),
     ("in_flight", "gauge", "Queue entries submitted and not answered.", 1.0, |f| {
         Some(f.client.in_flight)
@@ -90,6 +97,7 @@ pub(crate) fn text(now: &Sample, identity: Option<&Value>) -> String {
         });
         family(&mut out, &format!("npu_client_{name}"), kind, help, values);
     }
+    end_codes(&mut out, &now.stats.functions);
     let queues = |value: fn(&Queue) -> u64| {
         now.stats.functions.iter().flat_map(move |function| {
             function.queues.iter().flatten().map(move |queue| {
@@ -112,6 +120,31 @@ pub(crate) fn text(now: &Sample, identity: Option<&Value>) -> String {
     });
     family(&mut out, "npu_client_injected_total", "counter", "Injected faults.", injected);
     out
+}
+
+/// Output codes that were looked at, and those at an end; nothing of a client where none ever were, since
+/// zeros would say that none saturate.
+fn end_codes(out: &mut String, functions: &[Function]) {
+    let engines = functions.iter().flat_map(|function| {
+        let saturation = function.saturation.unwrap_or_default();
+        let engines = [("array", saturation.array), ("vector", saturation.vector)];
+        let is_told = saturation.is_counted || engines.iter().any(|(_, of)| of.codes > 0);
+        engines.map(|(engine, of)| (function, engine, of)).into_iter().filter(move |_| is_told)
+    });
+    let engines: Vec<_> = engines.collect();
+    let counted = engines.iter().map(|&(function, engine, EndCodes { codes, .. })| {
+        (client_labels(function, &[("engine", engine)]), real(codes))
+    });
+    let help = "Output codes that were looked at for saturation.";
+    family(out, "npu_client_counted_codes_total", "counter", help, counted);
+    let at_ends =
+        engines.iter().flat_map(|&(function, engine, EndCodes { lowest, highest, .. })| {
+            [("lowest", lowest), ("highest", highest)].map(|(end, count)| {
+                (client_labels(function, &[("engine", engine), ("end", end)]), real(count))
+            })
+        });
+    let help = "Of these, codes at an end of their range.";
+    family(out, "npu_client_saturated_codes_total", "counter", help, at_ends);
 }
 
 /// A metric and its values; nothing where it has none.
@@ -155,7 +188,25 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::smi::reply::Saturation;
     use crate::smi::sample::tests::{function, sample};
+
+    #[test]
+    fn saturation_is_told_by_engine_and_end_where_it_is_counted() {
+        let mut one = function(3, 0, 1);
+        one.saturation = Some(Saturation::default());
+        let off = text(&sample(1, vec![one.clone()]), None);
+        assert!(
+            off.contains("npu_client_saturation_counted{client=\"3\",pid=\"\",process=\"\"} 0\n")
+        );
+        assert!(!off.contains("saturated_codes"), "{off}");
+        let array = EndCodes { codes: 9, lowest: 4, highest: 2 };
+        one.saturation = Some(Saturation { is_counted: true, array, ..Saturation::default() });
+        let on = text(&sample(1, vec![one]), None);
+        let line = r#"npu_client_saturated_codes_total{client="3",pid="",process="",engine="array",end="highest"} 2"#;
+        assert!(on.contains(line), "{on}");
+        assert_eq!(on.matches("npu_client_counted_codes_total{").count(), 2);
+    }
 
     #[test]
     fn counters_are_in_base_units_with_labels_that_cannot_break_out() {

@@ -59,6 +59,29 @@ pub(crate) struct Function {
     pub(crate) injected: BTreeMap<String, u64>,
     pub(crate) armed: Vec<String>,
     pub(crate) is_traced: Option<bool>,
+    pub(crate) saturation: Option<Saturation>,
+}
+
+/// Output codes of a function at the ends of their range.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(crate) struct Saturation {
+    /// Whether they are counted; else the counts stand still.
+    pub(crate) is_counted: bool,
+    pub(crate) array: EndCodes,
+    pub(crate) vector: EndCodes,
+}
+
+/// Of one engine.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(crate) struct EndCodes {
+    /// Codes that were looked at.
+    pub(crate) codes: u64,
+    /// Of these, 0, or -128 of a signed tensor.
+    pub(crate) lowest: u64,
+    /// Of these, 255, or 127.
+    pub(crate) highest: u64,
 }
 
 /// A queue of a function.

@@ -8,7 +8,7 @@ use super::identity::Identity;
 use super::list::{age, pid};
 use super::output::{self, Paper};
 use super::prometheus;
-use super::reply::{Counts, Function};
+use super::reply::{Counts, EndCodes, Function, Saturation};
 use super::sample::{Rates, Sample, Use};
 use super::table::{Column, cut, pairs, table};
 use super::watch::{self, Watch};
@@ -259,6 +259,7 @@ pub(crate) fn client_text(function: &Function, rates: &Rates, paper: Paper) -> S
         ),
         ("signals", format!("{} kicks, {} interrupts", function.kicks, function.interrupts)),
         ("faults", format!("{}, {} resets", function.faults, count(function.resets))),
+        ("saturated", saturation(function.saturation.as_ref())),
         ("traced", function.is_traced.map_or(UNKNOWN, |on| if on { "yes" } else { "no" }).into()),
     ];
     if !function.injected.is_empty() || !function.armed.is_empty() {
@@ -293,6 +294,23 @@ pub(crate) fn client_text(function: &Function, rates: &Rates, paper: Paper) -> S
         );
     }
     out.lines().map(|line| cut(line, paper.columns) + "\n").collect()
+}
+
+/// How many codes are at an end, or that nobody counts them: none would look the same.
+fn saturation(saturation: Option<&Saturation>) -> String {
+    let Some(Saturation { is_counted, array, vector }) = saturation else { return UNKNOWN.into() };
+    let of = |name: &str, of: &EndCodes| {
+        let EndCodes { codes, lowest, highest } = *of;
+        let share = |part: u64| percent(100.0 * real(part) / real(codes.max(1)));
+        let [lowest, highest] = [lowest, highest].map(|n| format!("{n} ({} %)", share(n)));
+        format!("{name} {lowest} lowest, {highest} highest of {codes} codes")
+    };
+    let counts = format!("{}; {}", of("array", array), of("vector", vector));
+    match (is_counted, array.codes.saturating_add(vector.codes)) {
+        (true, _) => counts,
+        (false, 0) => "not counted; see `npu-smi saturation`".into(),
+        (false, _) => format!("no longer counted; {counts}"),
+    }
 }
 
 fn words(words: &[String]) -> String {
@@ -337,5 +355,19 @@ mod tests {
             (&9.into(), &7.into())
         );
         assert_eq!(value["identity"], Value::Null);
+    }
+
+    #[test]
+    fn codes_that_nobody_counts_are_not_told_as_none() {
+        let told = |saturation: Saturation| super::saturation(Some(&saturation));
+        let off = Saturation::default();
+        assert_eq!(told(off), "not counted; see `npu-smi saturation`");
+        let array = EndCodes { codes: 200, lowest: 100, highest: 1 };
+        let counts = "array 100 (50 %) lowest, 1 (0.5 %) highest of 200 codes; \
+                      vector 0 (0 %) lowest, 0 (0 %) highest of 0 codes";
+        assert_eq!(told(Saturation { is_counted: true, array, ..off }), counts);
+        let stopped = told(Saturation { array, ..off });
+        assert_eq!(stopped, format!("no longer counted; {counts}"));
+        assert_eq!(super::saturation(None), UNKNOWN, "an older server does not tell");
     }
 }

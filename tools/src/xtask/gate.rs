@@ -11,6 +11,8 @@
 
 #[path = "gate/cases.rs"]
 mod cases;
+#[path = "gate/chain.rs"]
+mod chain;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -34,6 +36,8 @@ const LIMIT: Duration = Duration::from_secs(10 * 60);
 const STORED: &str = "tests/instructions.txt";
 /// A change that is none: hash tables begin with another number each time.
 const SAME: f64 = 0.05;
+/// Times the instructions for twenty times the nodes; some are for sorting.
+const MOST_GROWTH: f64 = 22.0;
 /// What another compiler or C library may change.
 const SAME_ELSEWHERE: f64 = 0.25;
 
@@ -42,6 +46,7 @@ const SAME_ELSEWHERE: f64 = 0.25;
 pub(crate) fn run(store: bool) -> Result<usize> {
     models::run(Set::Demo)?;
     let found = count()?;
+    check_growth(&found)?;
     let path = setup::root().join(STORED);
     let compiler = compiler()?;
     if store {
@@ -78,6 +83,24 @@ pub(crate) fn run(store: bool) -> Result<usize> {
         wrong.join(", ")
     );
     Ok(found.len())
+}
+
+/// Holds the compiler to work that grows as a model does: twenty times the nodes cost no more than that.
+fn check_growth(found: &[(String, u64)]) -> Result<()> {
+    let count = |nodes: usize| {
+        let name = cases::chain_name(nodes);
+        let case = found.iter().find(|(found, _)| *found == name);
+        case.map(|&(_, count)| count).with_context(|| format!("`{name}` was not counted"))
+    };
+    let [few, many] = cases::CHAINS;
+    let times = change(count(few)?, count(many)?) + 1.0;
+    println!("a chain of {many} nodes takes {times:.1} times the instructions of one of {few}");
+    ensure!(
+        times < MOST_GROWTH,
+        "that is more than {MOST_GROWTH}: a stage of the compiler looks at all nodes for each; \
+         `callgrind_annotate` on the profiles in target/gate shows which"
+    );
+    Ok(())
 }
 
 /// What `tests/instructions.txt` holds.

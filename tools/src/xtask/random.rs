@@ -12,7 +12,7 @@ use crate::setup::{self, Python};
 use crate::tally::Tally;
 
 /// The seeds of the test: a count, so that each run tests the same; about a minute on two cores.
-const FIXED: &str = "0..1000";
+const FIXED: &str = "0..6000";
 
 /// Far above what the fixed set takes.
 const FIXED_LIMIT: Duration = Duration::from_secs(20 * 60);

@@ -21,6 +21,7 @@ pub(crate) struct Simulator {
     child: Child,
     socket: PathBuf,
     manage: PathBuf,
+    function: PathBuf,
 }
 
 impl Simulator {
@@ -40,18 +41,21 @@ impl Simulator {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("npu-sim-{}-{number}", std::process::id());
         let socket = std::env::temp_dir().join(&name).with_extension("sock");
-        let manage = socket.with_extension("manage");
+        let (manage, function) =
+            (socket.with_extension("manage"), socket.with_extension("function"));
         let mut child = Command::new(program)
             .arg("--socket")
             .arg(&socket)
             .arg("--manage")
             .arg(&manage)
+            .arg("--manage-function")
+            .arg(&function)
             .args(["--device", options])
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let output = child.stdout.take();
-        let simulator = Self { child, socket, manage };
+        let simulator = Self { child, socket, manage, function };
         let output = output.context("the server's output is piped")?;
         let (ready, is_ready) = mpsc::channel();
         // Ends with the line or with the server, whichever is first.
@@ -71,6 +75,11 @@ impl Simulator {
     /// Where it listens.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where its management function listens.
+    pub(crate) fn function(&self) -> &Path {
+        &self.function
     }
 
     /// What it answers to `request`, a JSON object, where it is managed.
@@ -103,5 +112,6 @@ impl Drop for Simulator {
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
         let _ = std::fs::remove_file(&self.manage);
+        let _ = std::fs::remove_file(&self.function);
     }
 }

@@ -17,6 +17,7 @@ use crate::random;
 use crate::setup::{self, Python, cargo};
 use crate::simulator::Simulator;
 use crate::tally::Tally;
+use crate::vm;
 
 /// One stage: what it is called, what kind of test it holds, and how to run it.
 struct Stage {
@@ -50,6 +51,8 @@ fn stages(all: bool) -> Vec<Stage> {
         Stage::new("loom --weaken", "model check", || loom::run(true).map(Tally::of)),
         Stage::new("npu selftest", "device", selftest),
         Stage::new("plugin build", "build", || setup::plugin().map(|_| Tally::ONE)),
+        Stage::new("npu-smi", "tool", smi),
+        Stage::new("vm", "guest", vm::run),
         Stage::new("models", "build", move || models::run(models).map(|()| Tally::ONE)),
         Stage::new("instructions", "gate", || gate::run(false).map(Tally::of)),
         Stage::new("plugin tests", "plugin", move || plugin_tests(&PluginTests::new(all))),
@@ -71,8 +74,6 @@ fn stages(all: bool) -> Vec<Stage> {
                 plugin_tests(&tests.only(OF_EACH_ISA))
             })
         }));
-        // Not among the gate's yet: its self-test of a device that loses interrupts takes minutes on a quiet machine.
-        stages.push(Stage::new("npu-smi", "tool", smi));
         stages.push(Stage::new("  new ones", "plugin", random::new_ones));
         stages.push(Stage::new("pages", "browser", pages));
     }
@@ -214,6 +215,8 @@ fn plugin_tests(tests: &PluginTests) -> Result<Tally> {
 fn smi() -> Result<Tally> {
     let mut command = Python::for_smi()?.command();
     command.env("NPU_TOOL", setup::plugin()?.with_file_name("npu"));
+    // An application of ONNX Runtime, which the environment of these tests does not have.
+    command.env("NPU_PYTHON", Python::ready()?.command().get_program());
     command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/smi"]);
     let finished = child::run(&mut command, minutes(15))?;
     some(Tally::of_pytest(&finished.stdout).unless_failed(finished.success))

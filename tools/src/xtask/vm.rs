@@ -5,6 +5,7 @@
 //! tools.rs       QEMU and a kernel, fetched once       machine.rs  QEMU as a child, its console
 //! programs.rs    what runs in the guest                guest.rs    steps in the guest, read off the console
 //! classifier.rs  a model, with what the host makes of it
+//! crashes.rs     machines that are reset or killed, or whose device is
 //! archive.rs     the guest's first file system
 //! ```
 //!
@@ -16,6 +17,8 @@
 mod archive;
 #[path = "vm/classifier.rs"]
 mod classifier;
+#[path = "vm/crashes.rs"]
+mod crashes;
 #[path = "vm/guest.rs"]
 mod guest;
 #[path = "vm/machine.rs"]
@@ -37,25 +40,26 @@ use crate::setup;
 use crate::simulator::Simulator;
 use crate::tally::Tally;
 use guest::{Ended, Guest, Step};
-use machine::{Machine, Parts};
+use machine::Parts;
 use programs::Programs;
 use tools::Tools;
 
-/// What the devices in the guest are made of: as the tests over each transport have them, and for faults.
-const OPTIONS: [&str; 3] = ["", "strict=1,macs=256,sram=512K", "hang_ms=300"];
-/// How many devices of each there are: two for the tests, which open another beside; one for faults.
-const DEVICES: [usize; 3] = [2, 2, 1];
+/// What the devices in the guest are made of: as the tests over each transport have them, for faults, and of
+/// another ABI than the guest's, newer and older.
+const OPTIONS: [&str; 5] =
+    ["", "strict=1,macs=256,sram=512K,saturation=1", "hang_ms=300", "abi=2.0-3.1", "abi=1.0-1.0"];
+/// How many devices of each there are: two for the tests, which open another beside; one for faults, and of
+/// each ABI.
+const DEVICES: [usize; 5] = [2, 2, 1, 1, 1];
+/// Which of them is for faults, and ends in `crashes.rs`.
+const FOR_FAULTS: usize = 2;
 /// The step that runs the tests of each transport.
 const STACK: &str = "stack over pci";
-/// The tests under which a server ends.
+/// The tests under which a server ends, and those of `npu-smi`, each with a step of its own.
 const TROUBLE: &str = "trouble::";
+const SMI: &str = "smi::";
 /// How long a step of the guest may take; of all its tests the longest waits two minutes for a device.
 const STEP_LIMIT: Duration = Duration::from_secs(5 * 60);
-/// From power to a job that runs, and from a crash to what the server sees of it.
-const BUSY_LIMIT: Duration = Duration::from_secs(2 * 60);
-const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
-/// The signal of a broken assertion.
-const ABORT: i32 = 6;
 
 /// Runs all; the tests that passed.
 pub(crate) fn run() -> Result<Tally> {
@@ -71,8 +75,7 @@ pub(crate) fn run() -> Result<Tally> {
     outcome
 }
 
-/// The machines: one in which all is as it should be, one that is reset and then killed, one under which a
-/// server is.
+/// The machines: one in which all is as it should be, and those of `crashes.rs`.
 fn machines(tools: &Tools, programs: &Programs, folder: &Path) -> Result<Tally> {
     let servers = OPTIONS.map(|options| Simulator::run(&programs.server, options));
     let mut servers: Vec<Simulator> = servers.into_iter().collect::<Result<_>>()?;
@@ -80,8 +83,8 @@ fn machines(tools: &Tools, programs: &Programs, folder: &Path) -> Result<Tally> 
     let ((ended, crashed), rounds) = with_client(&client, || -> Result<_> {
         let ended = tests(tools, programs, folder, &mut servers)?;
         let server = servers.first().context("there are servers")?;
-        let mut crashed = crashes(tools, programs, folder, server)?;
-        crashed += killed_server(tools, programs, folder, &mut servers)?;
+        let mut crashed = crashes::of_the_guest(tools, programs, folder, server)?;
+        crashed += crashes::of_a_server(tools, programs, folder, &mut servers)?;
         Ok((ended, crashed))
     })?;
     println!("a client on the host finished {rounds} jobs meanwhile, each with the right bytes");
@@ -100,21 +103,26 @@ fn tests(
     folder: &Path,
     servers: &mut [Simulator],
 ) -> Result<Vec<Ended>> {
-    let (sockets, functions) = functions(servers);
+    let (mut sockets, functions) = functions(servers);
+    let managed = servers.get(FOR_FAULTS).context("there are servers")?;
+    let manager = format!("NPU_TEST_MANAGER=pci:{}", machine::address(sockets.len()));
+    sockets.push(managed.function().to_owned());
+    let tests =
+        |name, run: &[&str]| Step::new(name, STEP_LIMIT, run).with(&functions).with(&manager);
     let first = format!("pci:{}", machine::address(0));
+    let others = ["/bin/guest", "--test-threads=1", "--skip", TROUBLE, "--skip", SMI];
     let steps = [
-        Step::new("npu selftest", STEP_LIMIT, ["/bin/npu", "selftest", "--device", &first]),
-        Step::new(STACK, STEP_LIMIT, ["/bin/stack", "::pci::"]).with(&functions),
-        // `npu-smi` has its place here once there is a management function for it to open.
-        Step::new("guest only", STEP_LIMIT, ["/bin/guest", "--test-threads=1", "--skip", TROUBLE])
-            .with(&functions),
+        Step::new("npu selftest", STEP_LIMIT, &["/bin/npu", "selftest", "--device", &first]),
+        tests(STACK, &["/bin/stack", "::pci::"]),
+        tests("npu-smi", &["/bin/guest", "--test-threads=1", SMI]),
+        tests("guest only", &others),
     ];
     let archive = folder.join("tests.cpio");
     std::fs::write(&archive, programs.archive(tools, &steps)?)?;
     let control = control("tests");
     let parts = Parts { archive: &archive, sockets: &sockets, control: &control, may_reset: false };
     let guest = Guest::start(tools, &parts, &steps)?;
-    guest.run(&mut |order, machine| serve(order, servers, machine))
+    guest.run(&mut |order| serve(order, servers))
 }
 
 /// The socket behind each device, and the variable that tells the tests of them.
@@ -131,88 +139,13 @@ fn control(machine: &str) -> PathBuf {
     std::env::temp_dir().join(format!("npu-vm-{}-{machine}.sock", std::process::id()))
 }
 
-/// The machine under which a server is killed. It is turned off when the guest has been told, for its kernel
-/// takes minutes to let go of what does not answer; or QEMU (11.1) finds an assertion of its own broken and
-/// ends, which nobody in the guest can do anything about.
-fn killed_server(
-    tools: &Tools,
-    programs: &Programs,
-    folder: &Path,
-    servers: &mut [Simulator],
-) -> Result<Tally> {
-    let (sockets, functions) = functions(servers);
-    let steps = [Step::new("killed server", BUSY_LIMIT, ["/bin/guest", TROUBLE]).with(&functions)];
-    let archive = folder.join("killed.cpio");
-    std::fs::write(&archive, programs.archive(tools, &steps)?)?;
-    let control = control("killed");
-    let parts = Parts { archive: &archive, sockets: &sockets, control: &control, may_reset: false };
-    let mut guest = Guest::start(tools, &parts, &steps)?;
-    let deadline = Instant::now() + BUSY_LIMIT;
-    let mut killed = None;
-    loop {
-        let order = match guest.order(deadline) {
-            Ok(order) => order,
-            Err(error) if killed.is_some() && error.to_string() == guest::ENDED => {
-                let signal = guest.machine().ended_by()?;
-                ensure!(signal == Some(ABORT), "the guest ended with the server, by {signal:?}");
-                println!("QEMU aborted with the server, so the guest could not be told");
-                return Ok(Tally::ONE);
-            }
-            Err(error) => return Err(error.context("the machine whose server is killed")),
-        };
-        if order.starts_with("kill") {
-            killed = Some(Instant::now());
-        }
-        if let (Some(killed), true) = (killed, order.starts_with("told")) {
-            println!("the guest was told {:.0?} after the kill", killed.elapsed());
-            return Ok(Tally::ONE);
-        }
-        serve(&order, servers, guest.machine())?;
-    }
-}
-
-/// The machine that is reset while a job of its runs, and killed while the next one does.
-fn crashes(tools: &Tools, programs: &Programs, folder: &Path, server: &Simulator) -> Result<Tally> {
-    let device = format!("pci:{}", machine::address(0));
-    let steps = [Step::new("a long job", STEP_LIMIT, ["/bin/npu-victim", &device])];
-    let archive = folder.join("crashes.cpio");
-    std::fs::write(&archive, programs.archive(tools, &steps)?)?;
-    let (control, sockets) = (control("crashes"), [server.socket().to_owned()]);
-    let parts = Parts { archive: &archive, sockets: &sockets, control: &control, may_reset: true };
-    let before = clients(server)?;
-    let mut guest = Guest::start(tools, &parts, &steps)?;
-    guest.until("busy", BUSY_LIMIT).context("the first job")?;
-    println!("resetting the machine in the middle of a job");
-    guest.machine().reset()?;
-    guest.until("busy", BUSY_LIMIT).context("the job after the machine was reset")?;
-    println!("killing QEMU in the middle of a job");
-    guest.machine().kill()?;
-    let deadline = Instant::now() + CLEANUP_LIMIT;
-    while clients(server)? != before {
-        ensure!(
-            Instant::now() < deadline,
-            "the server still has the client of a QEMU that is gone"
-        );
-        std::thread::yield_now();
-    }
-    Ok(Tally::of(2))
-}
-
-/// How many clients a server has.
-fn clients(server: &Simulator) -> Result<usize> {
-    let reply = server.ask(r#"{"command":"list"}"#)?;
-    reply["functions"].as_array().map(Vec::len).with_context(|| format!("it answered {reply}"))
-}
-
 /// Does what the guest asks of the host.
-fn serve(order: &str, servers: &mut [Simulator], machine: &mut Machine) -> Result<()> {
-    let (word, rest) = order.split_once(' ').unwrap_or((order, ""));
-    let (index, request) = rest.split_once(' ').unwrap_or((rest, ""));
+fn serve(order: &str, servers: &mut [Simulator]) -> Result<()> {
+    let (word, index) = order.split_once(' ').unwrap_or((order, ""));
     let server = index.parse().ok().and_then(|index: usize| servers.get_mut(index));
     match (word, server) {
         // Only for whoever reads along.
         ("table" | "note", _) => Ok(()),
-        ("manage", Some(server)) => machine.type_line(&server.ask(request)?.to_string()),
         ("kill", Some(server)) => server.kill(),
         _ => bail!("the guest asks for `{order}`, which is not known here"),
     }

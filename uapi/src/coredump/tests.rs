@@ -7,6 +7,7 @@ use crate::event::kind;
 use crate::fuzz::{check_dump, seeds};
 use crate::image::slot_kind;
 use crate::queue::{Binding, Completion, EntryHeader, Exec};
+use crate::sealed::rehash;
 use crate::status::Status;
 use alloc::string::ToString;
 use alloc::{format, vec};
@@ -91,12 +92,6 @@ fn dump() -> Dump {
 }
 
 /// `bytes` with their hash made right again.
-fn rehash(mut bytes: Vec<u8>) -> Vec<u8> {
-    let hash = hash(&bytes);
-    bytes[HASH..HASH + 32].copy_from_slice(&hash);
-    bytes
-}
-
 #[test]
 fn a_dump_reads_back() {
     let bytes = dump().to_bytes();

@@ -268,6 +268,7 @@ impl Plan {
         // All tiles pass by before the next weights are fetched, which are the larger part of a deep
         // layer's memory.
         let first_panel = chunk / self.chunks_of_tiles() * self.panels_a_chunk;
+        let end_panel = (first_panel + self.panels_a_chunk).min(self.panels);
         let first_tile = chunk % self.chunks_of_tiles() * self.tiles_a_chunk;
         let stage = Stage::new(&job.problem.stage, channels);
         let (mut addresses, mut window) = (Room::new(), Room::new());
@@ -276,7 +277,7 @@ impl Plan {
             let mut pixels = Pixels::new(job, start, count);
             let mut runs = pixels.runs(job, &mut addresses, &mut window);
             let mut summed = None;
-            for panel in first_panel..(first_panel + self.panels_a_chunk).min(self.panels) {
+            for panel in first_panel..end_panel {
                 let group = panel / self.panels_a_group;
                 if let Some(counted) = job.counted.as_ref().filter(|_| summed != Some(group)) {
                     let first_input = isize_of(group * job.problem.group_inputs);
@@ -289,7 +290,8 @@ impl Plan {
                 let mut block = panel % self.panels_a_group * self.blocks_a_panel;
                 let end = (block + self.blocks_a_panel).min(job.blocks);
                 // Each tile asks for a block of the weights that follow when all tiles have passed by.
-                let next = block + self.panels_a_chunk * self.blocks_a_panel;
+                // Behind the last are those of the next command.
+                let next = block + (end_panel - first_panel) * self.blocks_a_panel;
                 let next = group * job.blocks + next + tile % self.blocks_a_panel;
                 runs.next = job.weights.wrapping_offset(isize_of(next * job.block_bytes));
                 while block < end {

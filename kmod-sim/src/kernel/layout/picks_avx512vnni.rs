@@ -59,21 +59,44 @@ impl Picks {
         count: i64,
         table: Option<Lookup>,
     ) {
-        let mut done = 0;
-        while done < count {
-            let turns = (count - done).min(self.at_once);
-            let reach = |step: i64| mask_64((turns - 1) * step + self.run);
-            let from = src.wrapping_offset(isize_of(done * self.src));
-            // SAFETY: from the first byte of a run to the last of another.
-            let mut codes = unsafe { load_masked_64(reach(self.src), from) };
-            codes = _mm512_permutexvar_epi8(self.places, codes);
-            if let Some(table) = table {
-                codes = table.bytes(codes);
-            }
-            let to = dst.wrapping_offset(isize_of(done * self.dst));
-            // SAFETY: bytes of these runs alone.
-            unsafe { store_64(to, self.written & reach(self.dst), codes) };
-            done += turns;
+        let reach = |turns: i64, step: i64| mask_64((turns - 1) * step + self.run);
+        let [read, written] = [self.src, self.dst].map(|step| reach(self.at_once, step));
+        let (mut from, mut to) = (src, dst);
+        let [source_step, result_step] = [self.src, self.dst].map(|step| self.at_once * step);
+        for _ in 0..count / self.at_once {
+            // SAFETY: from the first byte of a run to the last of another, and bytes of these runs alone.
+            unsafe { self.pick(from, to, [read, self.written & written], table) };
+            from = from.wrapping_offset(isize_of(source_step));
+            to = to.wrapping_offset(isize_of(result_step));
         }
+        let left = count % self.at_once;
+        if left > 0 {
+            let masks = [reach(left, self.src), self.written & reach(left, self.dst)];
+            // SAFETY: as above.
+            unsafe { self.pick(from, to, masks, table) };
+        }
+    }
+
+    /// As many runs as the masks, of what is read and of what is written, have bytes of.
+    ///
+    /// # Safety
+    /// As of [`Self::run`], for these bytes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn pick(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        [read, written]: [u64; 2],
+        table: Option<Lookup>,
+    ) {
+        // SAFETY: the caller's promise.
+        let mut codes = unsafe { load_masked_64(read, from) };
+        codes = _mm512_permutexvar_epi8(self.places, codes);
+        if let Some(table) = table {
+            codes = table.bytes(codes);
+        }
+        // SAFETY: as above.
+        unsafe { store_64(to, written, codes) };
     }
 }

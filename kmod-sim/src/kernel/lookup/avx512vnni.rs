@@ -1,5 +1,5 @@
-//! PAIR_TABLE and CHANNEL_TABLE on AVX-512: lookups gathered 16 at a time; take every problem. Of many
-//! pixels, CHANNEL_TABLE has another kernel for all but the last.
+//! PAIR_TABLE and CHANNEL_TABLE on AVX-512; take every problem. Of many pixels, CHANNEL_TABLE has another
+//! kernel for all but the last, which are gathered 16 at a time.
 //!
 //! A gather reads words of four bytes, so it fetches the aligned word of the table that an entry lies
 //! in and shifts the entry down: no word reaches past a table, whose length is a multiple of four.
@@ -8,13 +8,14 @@ use super::channels_avx512vnni as tiles;
 use crate::kernel::Stop;
 use crate::kernel::lookup::{Channels, Pairs};
 use crate::kernel::split::Split;
-use crate::kernel::vector::{load_masked_64, mask_64, pack_64, runs, store_64, unpack_64};
+use crate::kernel::vector::{load_64, load_masked_64, mask_64, pack_64, runs, store_64, unpack_64};
 use crate::memory::isize_of;
 use npu_uapi::command::PAIR_TABLE_BYTES;
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_i32gather_epi32, _mm512_min_epi32,
-    _mm512_or_si512, _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_slli_epi32,
-    _mm512_srli_epi32, _mm512_srlv_epi32,
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256, _mm512_cvtepu8_epi16,
+    _mm512_extracti64x4_epi64, _mm512_i32gather_epi32, _mm512_min_epi32, _mm512_or_si512,
+    _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_slli_epi16,
+    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512,
 };
 
 /// Runs a PAIR_TABLE.
@@ -72,22 +73,46 @@ pub(crate) unsafe fn channels(p: &Channels, split: &Split<'_>) -> Result<(), Sto
 unsafe fn piece_of_pairs(p: &Pairs, [a, b, out]: [i64; 3], len: i64) {
     let table = p.table.memory.pointer(p.table.start, PAIR_TABLE_BYTES);
     let (a, b, out) = (p.a.pointer(a), p.b.pointer(b), p.out.pointer(out));
+    let mut some = [0; 64];
     for done in (0..len).step_by(64) {
         let (mask, at) = (mask_64(len - done), isize_of(done));
         // SAFETY: the elements of `mask` lie in the run.
-        let first = unpack_64(unsafe { load_masked_64(mask, a.wrapping_offset(at)) });
+        let first = unsafe { load_masked_64(mask, a.wrapping_offset(at)) };
         // SAFETY: as above.
-        let second = unpack_64(unsafe { load_masked_64(mask, b.wrapping_offset(at)) });
-        let mut codes = first;
-        for j in 0..4 {
-            let entries = _mm512_or_si512(_mm512_slli_epi32::<8>(first[j]), second[j]);
+        let second = unsafe { load_masked_64(mask, b.wrapping_offset(at)) };
+        // A load for each is faster than a gather, which makes as many and more besides.
+        let entries = entries_of(first, second);
+        let out = out.wrapping_offset(at);
+        // One by one to where they belong: read back as a vector, they would be waited for.
+        let to = if mask == u64::MAX { out } else { some.as_mut_ptr() };
+        for (i, entry) in entries.as_flattened().iter().enumerate() {
             // SAFETY: two codes make an entry below 2^16, the length of the table.
-            codes[j] = unsafe { gather_16(table, entries) };
+            let code = unsafe { *table.wrapping_add(usize::from(*entry)) };
+            // SAFETY: 64 bytes of the result or of an array.
+            unsafe { *to.wrapping_add(i) = code };
         }
-        let codes = pack_64(codes);
-        // SAFETY: as above, of the result.
-        unsafe { store_64(out.wrapping_offset(at), mask, codes) };
+        if mask != u64::MAX {
+            // SAFETY: 64 bytes of an array.
+            let codes = unsafe { load_64(some.as_ptr()) };
+            // SAFETY: as above, of the result.
+            unsafe { store_64(out, mask, codes) };
+        }
     }
+}
+
+/// The entries of 64 pairs of codes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn entries_of(first: __m512i, second: __m512i) -> [[u16; 32]; 2] {
+    let halves = |codes| [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
+    let mut entries = [[0; 32]; 2];
+    for ((a, b), to) in halves(first).into_iter().zip(halves(second)).zip(&mut entries) {
+        let upper = _mm512_slli_epi16::<8>(_mm512_cvtepu8_epi16(a));
+        let words = _mm512_or_si512(upper, _mm512_cvtepu8_epi16(b));
+        // SAFETY: 64 bytes of an array.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
+    }
+    entries
 }
 
 /// # Safety

@@ -1,8 +1,9 @@
 //! The output stage of CONV and MATMUL in registers: [`OutputStage`] on 16 or 64 lanes.
 
+use super::lanes::saturate_lanes;
 use super::{
     Addition, Channels, Lookup, Requantise, in_order, load_codes, load_masked_64, pack_64,
-    saturate_lanes, unpack_64,
+    unpack_64,
 };
 use crate::kernel::stage::OutputStage;
 use std::arch::x86_64::{

@@ -6,9 +6,10 @@ use crate::report::{QueueReport, Report};
 use crate::server::roster::{Facts, Roster, Seen};
 use npu_uapi::queue::{power, priority_name};
 use npu_uapi::reg::Register;
-use npu_uapi::regs::{ABI, Status, pci, state};
+use npu_uapi::regs::{Status, pci, state};
+use npu_uapi::telemetry::{EndCodes, Saturation};
 use serde_json::{Map, Value, json};
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
 /// `list`.
 pub(super) fn list(roster: &Roster) -> Value {
@@ -34,7 +35,10 @@ fn about(seen: &Seen, report: &Report) -> Map<String, Value> {
 /// `stats`.
 pub(super) fn stats(roster: &Roster) -> Value {
     let seen = roster.functions(None);
-    let functions: Vec<Value> = seen.iter().map(|seen| Value::Object(function(seen))).collect();
+    // Of one moment: what comes between two looks at the clock would be use that there was not, or lacked.
+    let now = Instant::now();
+    let functions = seen.iter().map(|seen| Value::Object(function(seen, now)));
+    let functions: Vec<Value> = functions.collect();
     let (clients, counts) = roster.counts();
     json!({
         "clients": clients,
@@ -43,13 +47,13 @@ pub(super) fn stats(roster: &Roster) -> Value {
         "ended": counts.ended,
         "ended_in_flight": counts.ended_in_flight,
         "threads": threads(),
-        "time_us": uptime_us(&roster.facts),
+        "time_us": uptime_us(&roster.facts, now),
         "functions": functions,
     })
 }
 
-fn function(seen: &Seen) -> Map<String, Value> {
-    let report = seen.function.report();
+fn function(seen: &Seen, now: Instant) -> Map<String, Value> {
+    let report = seen.function.report_at(now);
     let mut about = about(seen, &report);
     let c = &report.counters;
     let clock_khz = seen.function.limits().clock_khz;
@@ -91,7 +95,17 @@ fn function(seen: &Seen) -> Map<String, Value> {
     about.insert("injected".into(), Value::Object(happened));
     about.insert("armed".into(), json!(injector.armed()));
     about.insert("is_traced".into(), json!(report.is_traced));
+    about.insert("saturation".into(), saturation(&report.saturation));
     about
+}
+
+fn saturation(saturation: &Saturation) -> Value {
+    let end_codes = |EndCodes { codes, lowest, highest }: EndCodes| json!({ "codes": codes, "lowest": lowest, "highest": highest });
+    json!({
+        "is_counted": saturation.is_counted != 0,
+        "array": end_codes(saturation.array),
+        "vector": end_codes(saturation.vector),
+    })
 }
 
 fn queue(queue: &QueueReport) -> Value {
@@ -112,8 +126,9 @@ fn threads() -> Option<u64> {
     status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok())
 }
 
-fn uptime_us(facts: &Facts) -> u64 {
-    u64::try_from(facts.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+fn uptime_us(facts: &Facts, now: Instant) -> u64 {
+    let uptime = now.saturating_duration_since(facts.started);
+    u64::try_from(uptime.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// `show`.
@@ -129,7 +144,7 @@ pub(super) fn show(roster: &Roster) -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "process": comm.as_deref().map(str::trim_end),
-            "uptime_us": uptime_us(facts),
+            "uptime_us": uptime_us(facts, Instant::now()),
             "clients": roster.len(),
             "max_clients": facts.max_clients,
         },
@@ -141,7 +156,7 @@ pub(super) fn show(roster: &Roster) -> Value {
             "subsystem_vendor": subsystem_vendor,
             "subsystem_device": subsystem_device,
         },
-        "abi": { "low": version(ABI.0), "high": version(ABI.1) },
+        "abi": { "low": version(facts.config.abi.0), "high": version(facts.config.abi.1) },
         "isa": format!("{}.{}", isa >> 16, isa & 0xffff),
         "firmware": { "version": env!("CARGO_PKG_VERSION"), "slot": 0, "slots": 1 },
         "platform": "emulator",

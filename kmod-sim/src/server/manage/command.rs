@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 /// The version of requests and replies: another is refused.
 pub(super) const SCHEMA: u64 = 1;
 /// Its minor version, which only adds.
-const MINOR: u64 = 1;
+const MINOR: u64 = 2;
 
-const COMMANDS: &str = "list, stats, show, log, dump, trace, coredump, inject, reset";
+const COMMANDS: &str = "list, stats, show, log, dump, trace, coredump, inject, saturation, reset";
 
 /// What cannot be done, and what can.
 pub(super) fn refusal(why: &str) -> Value {
@@ -123,6 +123,11 @@ fn perform(line: &[u8], roster: &Roster) -> Result<Map<String, Value>, String> {
             request.done(command)?;
             inject(roster, client.as_ref(), fault.as_ref())?
         }
+        "saturation" => {
+            let (client, count) = (request.take("client"), request.take("count"));
+            request.done(command)?;
+            count_saturation(roster, client.as_ref(), count.as_ref())?
+        }
         "reset" => {
             let client = request.take("client");
             request.done(command)?;
@@ -186,6 +191,21 @@ fn inject(roster: &Roster, client: Option<&Value>, fault: Option<&Value>) -> Rep
         armed.push(seen.id);
     }
     Ok(json!({ "clients": armed }))
+}
+
+fn count_saturation(roster: &Roster, client: Option<&Value>, count: Option<&Value>) -> Reply {
+    let wanted = "`saturation` needs `count`: true to count from now on, false to stop";
+    let is_on = count.and_then(Value::as_bool).ok_or(wanted)?;
+    let found = match meant(client)? {
+        None => roster.count_saturation(is_on),
+        only => find(roster, only)?,
+    };
+    let mut reached = Vec::new();
+    for seen in found {
+        seen.function.count_saturation(is_on);
+        reached.push(seen.id);
+    }
+    Ok(json!({ "clients": reached }))
 }
 
 fn reset(roster: &Roster, client: &Value) -> Reply {

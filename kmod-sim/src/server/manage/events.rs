@@ -60,6 +60,9 @@ pub(super) fn event(event: &Event, node: Option<&str>) -> Value {
             add("node", json!(node));
             if event.kind == kind::OP_END {
                 add("took_cycles", json!(value));
+                if let Some(at_ends) = event.at_ends.checked_sub(1) {
+                    add("saturated", json!(at_ends));
+                }
             }
         }
         kind::DMA_BEGIN | kind::DMA_END => {

@@ -5,6 +5,8 @@ use super::list::{Roots, cannot_open};
 use super::registers::Registers;
 use super::{Obstacle, kernel};
 use nix::errno::Errno;
+use npu_uapi::mailbox::BAR4_BYTES;
+use npu_uapi::telemetry::PAGE_BYTES;
 use std::fmt;
 use std::fs::File;
 use std::mem::ManuallyDrop;
@@ -25,6 +27,7 @@ pub(super) mod irq {
 /// Regions, likewise.
 mod region {
     pub(super) const BAR0: u32 = 0;
+    pub(super) const BAR4: u32 = 4;
     pub(super) const CONFIG: u32 = 7;
 }
 
@@ -100,6 +103,17 @@ impl Opened {
         self.region(region::BAR0, len, flags & VFIO_REGION_INFO_FLAG_MMAP != 0)
     }
 
+    /// BAR4: a page of telemetry, or those of a management function; `None` for a device without.
+    pub(super) fn telemetry(&self) -> Result<Option<Registers>, Obstacle> {
+        let size = self.device.get_region_size(region::BAR4).min(BAR4_BYTES.into());
+        let len = u32::try_from(size).unwrap_or(0);
+        if len < PAGE_BYTES {
+            return Ok(None);
+        }
+        let flags = self.device.get_region_flags(region::BAR4);
+        self.words(region::BAR4, len, flags & VFIO_REGION_INFO_FLAG_MMAP != 0).map(Some)
+    }
+
     /// Configuration space.
     pub(super) fn config(&self) -> Result<Registers, Obstacle> {
         self.region(region::CONFIG, CONFIG_BYTES, false)
@@ -113,6 +127,10 @@ impl Opened {
             let found = format!("region {index} has {size} bytes, to write: {is_writable}");
             return Err(Obstacle::Shape { expected, found });
         }
+        self.words(index, len, is_mapped)
+    }
+
+    fn words(&self, index: u32, len: u32, is_mapped: bool) -> Result<Registers, Obstacle> {
         let refused = |error: std::io::Error| Obstacle::Kernel {
             what: "give access to a region",
             why: error.to_string(),

@@ -1,6 +1,6 @@
 //! What every bus device has: registers, interrupts, memory transfers, and faults when misused.
 
-use super::{Bench, Figures, TIMEOUT};
+use super::{ARRIVAL, Bench, Figures};
 use anyhow::{Context as _, Result, bail, ensure};
 use libnpu::{Access, Caller, Error, Fault, Memory, Transport, TransportExt};
 use npu_uapi::queue::{EntryHeader, FillEntry, Nop, opcode};
@@ -67,14 +67,26 @@ fn msix_capability(transport: &dyn Transport) -> Result<u32> {
     bail!("the device has no MSI-X capability")
 }
 
-/// How many interrupts came since `before`, once those that are `expected` had the time to.
-fn arrived(transport: &dyn Transport, before: u64, expected: u64) -> Result<u64> {
-    let deadline = Instant::now() + TIMEOUT;
+/// Makes sure that as many interrupts came since `before` as are `expected` of `what`; those that are not yet
+/// here have the time to come.
+fn arrive(bench: &Bench, before: u64, expected: u64, what: &str) -> Result<()> {
+    let transport = bench.device.transport();
     let mut count = transport.interrupts(0);
-    while count - before < expected && Instant::now() < deadline {
-        count = transport.wait(0, count, deadline, &Caller)?;
-    }
-    Ok(count - before)
+    bench.wait(ARRIVAL, |most| -> Result<()> {
+        let deadline = Instant::now() + most;
+        while count - before < expected && Instant::now() < deadline {
+            count = transport.wait(0, count, deadline, &Caller)?;
+        }
+        Ok(())
+    })?;
+    let raised = count - before;
+    ensure!(
+        raised >= expected,
+        "{what}: the cause is pending, but its interrupt did not come within {} s",
+        ARRIVAL.as_secs()
+    );
+    ensure!(raised == expected, "{what}: {raised} interrupts, not {expected}");
+    Ok(())
 }
 
 /// A cause raises vector 0 once; not while its mask, or the vectors', is closed.
@@ -86,11 +98,9 @@ pub(super) fn interrupt(bench: &Bench) -> Result<Figures> {
         transport.write(IrqStatus::from_raw(IrqStatus::DEFINED))?;
         let before = transport.interrupts(0);
         transport.write32(hole, 0)?;
-        let raised = arrived(transport, before, expected)?;
-        ensure!(raised == expected, "{what}: {raised} interrupts, not {expected}");
         let pending = transport.read::<IrqStatus>()?.get(IrqStatus::FAULT);
         ensure!(pending, "{what}: the cause is not pending");
-        Ok(())
+        arrive(bench, before, expected, what)
     };
     transport.write(mask.with(IrqMask::FAULT, false))?;
     count_one(0, "cause masked")?;
@@ -102,8 +112,7 @@ pub(super) fn interrupt(bench: &Bench) -> Result<Figures> {
     count_one(0, "vectors masked")?;
     let before = transport.interrupts(0);
     transport.config_write(msix, control)?;
-    let late = arrived(transport, before, 1)?;
-    ensure!(late == 1, "a pending vector was delivered {late} times when it was unmasked");
+    arrive(bench, before, 1, "vectors open again")?;
     transport.write(mask)?;
     transport.write(IrqStatus::from_raw(IrqStatus::DEFINED))?;
     bench.device.faults()?;
@@ -133,7 +142,7 @@ pub(super) fn fill(bench: &Bench) -> Result<Figures> {
     let (mut want, mut cycles, mut bytes) = (vec![0; ROOM], 0, 0);
     for (value, &(_, at, len)) in (1..).zip(TRANSFERS) {
         let job = bench.context.fill(&memory(&buffer, at, len, Access::Write)?, value)?;
-        cycles += job.wait(&Caller, TIMEOUT)?.cycles;
+        cycles += bench.finish(&job, &Caller)?.cycles;
         bytes += len;
         want[at..at + len].fill(value);
         ensure!(buffer.to_vec() == want, "{len} bytes at {at}: wrong content");
@@ -152,7 +161,7 @@ pub(super) fn copy(bench: &Bench) -> Result<Figures> {
         let source = memory(&source, from, len, Access::Read)?;
         let target_bytes = memory(&target, to, len, Access::Write)?;
         let job = bench.context.copy(&source, &target_bytes)?;
-        cycles += job.wait(&Caller, TIMEOUT)?.cycles;
+        cycles += bench.finish(&job, &Caller)?.cycles;
         bytes += len;
         want[to..to + len].copy_from_slice(&pattern[from..from + len]);
         ensure!(target.to_vec() == want, "{len} bytes from {from} to {to}: wrong content");
@@ -168,7 +177,7 @@ fn fault(
     want: Status,
 ) -> Result<(Fault, FaultRecord)> {
     let job = bench.context.submit_words(entry)?;
-    let fault = match job.wait(&Caller, TIMEOUT) {
+    let fault = match bench.finish(&job, &Caller) {
         Ok(_) => bail!("the entry completed, {want:?} was expected"),
         Err(Error::Fault(fault)) => *fault,
         Err(error) => return Err(error.into()),
@@ -177,7 +186,7 @@ fn fault(
     let record = fault.record.context("the device left no fault record")?;
     ensure!(record.job == job.number(), "the record names job {}", record.job);
     ensure!(record.queue == bench.context.queue_id(), "the record names queue {}", record.queue);
-    bench.context.nop()?.wait(&Caller, TIMEOUT).context("the device does not go on")?;
+    bench.finish(&bench.context.nop()?, &Caller).context("the device does not go on")?;
     Ok((fault, record))
 }
 

@@ -1,7 +1,7 @@
 //! Programs built by hand from commands: packed, loaded, verified, executed, unpacked, compared.
 
 use super::scalar::{self, Map};
-use super::{Bench, Figures, TIMEOUT};
+use super::{Bench, Figures};
 use anyhow::{Context as _, Result, bail, ensure};
 use libnpu::{Access, Buffer, Memory};
 use npu_uapi::addr::{Operand, SlotId};
@@ -50,7 +50,7 @@ fn execute(
     let overlay = overlay.collect::<Result<Vec<_>>>()?;
     let started = Instant::now();
     let job = bench.context.exec(&program, Some(&table), overlay)?;
-    let done = job.wait(bench.device.pool(), TIMEOUT)?;
+    let done = bench.finish(&job, bench.device.pool())?;
     let time = Some(started.elapsed());
     Ok(Figures { cycles: done.cycles, time, ..Figures::default() })
 }

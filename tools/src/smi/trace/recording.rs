@@ -56,6 +56,7 @@ pub(super) struct Event {
     pub(super) op: Option<String>,
     pub(super) node: Option<String>,
     pub(super) took_cycles: Option<u64>,
+    pub(super) saturated: Option<u64>,
     pub(super) direction: Option<String>,
     pub(super) bytes: Option<u64>,
     pub(super) status: Option<String>,

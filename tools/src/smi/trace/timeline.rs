@@ -3,7 +3,7 @@
 //! | track | slices | annotations |
 //! |---|---|---|
 //! | `client N queue Q` | jobs, category `job` | `job`, `entry`, `program`; at the end `status`, `took_cycles` |
-//! | `client N operations` | commands, category `op`, named by their ONNX node | `op`, `op_id`, `command`, `program`, `job`; at the end `took_cycles` |
+//! | `client N operations` | commands, category `op`, named by their ONNX node | `op`, `op_id`, `command`, `program`, `job`; at the end `took_cycles`, and `saturated` where codes are counted |
 //! | `client N transfers` | copies of slots, category `dma` | `job`, `bytes` |
 //! | `client N signals` | kicks, interrupts, loads, resets, faults, as moments | |
 //! | `client N queue Q in flight` | a counter | |
@@ -98,7 +98,7 @@ impl Writer<'_> {
             }
             "op_end" => {
                 let took = number("took_cycles", event.took_cycles);
-                self.end(at, Track::Operations, [took]);
+                self.end(at, Track::Operations, [took, number("saturated", event.saturated)]);
             }
             "op_rest" => self.end(at, Track::Operations, [text("rests", &Some("yes".into()))]),
             "dma_begin" => {

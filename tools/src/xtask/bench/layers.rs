@@ -127,8 +127,14 @@ mod tests {
                 layer("moves", Class::Other, 0, 10.0),
             ],
         };
-        let limit =
-            Reached { avx512_vnni: Some(100.0), avx_vnni: None, avx2: None, l2: 1.0, memory: 1.0 };
+        let limit = Reached {
+            avx512_vnni: Some(100.0),
+            avx_vnni: None,
+            avx2: None,
+            avx2_exact: None,
+            l2: 1.0,
+            memory: 1.0,
+        };
         let text = lost(&layers, &limit);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].contains("dense 260 us at 73 % of the limit"), "{text}");

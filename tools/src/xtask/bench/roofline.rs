@@ -229,6 +229,7 @@ mod tests {
             avx512_vnni: Some(440.0),
             avx_vnni: None,
             avx2: None,
+            avx2_exact: None,
             l2: 100.0,
             memory: 20.0,
         };

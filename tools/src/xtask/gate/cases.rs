@@ -1,13 +1,15 @@
 //! The cases that are counted: kernels as jobs of one command, an empty job, and a small model from its
 //! file to its result. Everything runs on this thread, and once before it is counted.
 
+use std::env;
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use ep_npu::{Device, Session, TensorRef};
+use kmod_sim::kernel::Isa;
 use libnpu::{Access, Buffer, Context, Memory};
 use npu_uapi::addr::{Operand, SlotId};
 use npu_uapi::command::{
@@ -18,6 +20,8 @@ use npu_uapi::extent::accesses;
 use npu_uapi::image::{Image, SlotDecl, slot_kind};
 use npu_uapi::workers::Caller;
 
+use super::chain;
+
 /// The function after which valgrind writes what was executed since the last time.
 pub(super) const MARK: &str = "gate_mark";
 /// Begins the line that names a case once it was counted.
@@ -27,6 +31,8 @@ pub(super) const PREFIX: &str = "counted: ";
 const HANG: Duration = Duration::from_secs(300);
 const SIDE: u32 = 10;
 const CHANNELS: u32 = 32;
+/// Nodes of the chains that are compiled.
+pub(super) const CHAINS: [usize; 2] = [100, 2000];
 /// Codes of inputs, weights and tables.
 const CODES: [u8; 16] = [3, 250, 17, 128, 90, 7, 201, 64, 33, 150, 12, 99, 180, 2, 77, 240];
 
@@ -44,10 +50,35 @@ pub(crate) fn run(model: &Path) -> Result<()> {
         Session::builder(&device).threads(threads).load(model).context("cannot load the model")
     };
     case("digits: from file to session", || load().map(drop))?;
+    // The compiler is the same whatever the kernels are.
+    if env::var("NPU_ISA").is_ok_and(|isa| isa == Isa::Scalar.name()) {
+        for nodes in CHAINS {
+            compile_chain(&device, nodes)?;
+        }
+    }
     let session = load()?;
     let image = [0.5_f32; 28 * 28];
     case("digits: one image", || {
         session.run(&[TensorRef::from_f32(&[1, 1, 28, 28], &image)]).map(drop).context("cannot run")
+    })
+}
+
+/// What the case of a chain of so many nodes is called.
+pub(super) fn chain_name(nodes: usize) -> String {
+    format!("chain of {nodes} nodes: to session")
+}
+
+fn compile_chain(device: &Device, nodes: usize) -> Result<()> {
+    let bytes = chain::model(nodes);
+    case(&chain_name(nodes), || {
+        let builder = Session::builder(device).threads(NonZeroUsize::MIN);
+        let session = builder.load_bytes(bytes.clone()).context("cannot load the chain")?;
+        ensure!(
+            session.plan().groups.len() == 1,
+            "the chain is not one group: {:?}",
+            session.plan()
+        );
+        Ok(())
     })
 }
 

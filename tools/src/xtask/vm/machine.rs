@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,7 +20,8 @@ const CONTROL_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Parts<'a> {
     /// The first file system.
     pub(crate) archive: &'a Path,
-    /// The socket behind each NPU; the first is at slot [`FIRST_SLOT`], the others follow.
+    /// The socket behind each NPU, and behind management functions after them; the first is at slot
+    /// [`FIRST_SLOT`], the others follow.
     pub(crate) sockets: &'a [PathBuf],
     /// Where QEMU is to listen for [`Machine::reset`].
     pub(crate) control: &'a Path,
@@ -31,7 +32,7 @@ pub(crate) struct Parts<'a> {
 /// Where on the bus the first NPU is.
 pub(crate) const FIRST_SLOT: usize = 4;
 
-/// The address of NPU `index`.
+/// The address of what is behind socket `index`.
 pub(crate) fn address(index: usize) -> String {
     format!("0000:00:{:02x}.0", FIRST_SLOT + index)
 }
@@ -39,7 +40,6 @@ pub(crate) fn address(index: usize) -> String {
 /// A running machine. It ends when this is dropped.
 pub(crate) struct Machine {
     child: Child,
-    keyboard: ChildStdin,
     lines: Receiver<String>,
     control: PathBuf,
     /// The console's last lines, for whoever asks what went wrong.
@@ -52,9 +52,13 @@ impl Machine {
         let mut command = tools.qemu();
         arrange(&mut command, parts);
         command.arg("-kernel").arg(tools.kernel()).arg("-initrd").arg(parts.archive);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::run(command, parts.control)
+    }
+
+    /// Runs `command`, which is QEMU but in tests of what is made of its end.
+    pub(crate) fn run(mut command: Command, control: &Path) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start QEMU")?;
-        let keyboard = child.stdin.take().context("QEMU's input is piped")?;
         let console = child.stdout.take().context("QEMU's output is piped")?;
         let errors = child.stderr.take().context("QEMU's errors are piped")?;
         let (sender, lines) = channel();
@@ -72,8 +76,8 @@ impl Machine {
                 let _ = of_errors.send(format!("qemu: {line}"));
             }
         });
-        let control = parts.control.to_owned();
-        Ok(Self { child, keyboard, lines, control, last: Vec::new() })
+        let control = control.to_owned();
+        Ok(Self { child, lines, control, last: Vec::new() })
     }
 
     /// The console's next line; `None` when the machine is off.
@@ -98,11 +102,6 @@ impl Machine {
                 )
             }
         }
-    }
-
-    /// Types a line.
-    pub(crate) fn type_line(&mut self, line: &str) -> Result<()> {
-        writeln!(self.keyboard, "{line}").context("cannot type to the virtual machine")
     }
 
     /// Presses its reset button.

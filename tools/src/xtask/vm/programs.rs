@@ -38,12 +38,14 @@ impl Programs {
         if is_release {
             setup::plugin()?;
         } else {
-            let packages =
-                ["-p", "npu-tools", "-p", "kmod-sim", "--bin", "npu", "--bin", "npu-sim"];
-            child::check(cargo().arg("build").args(packages), BUILD_LIMIT)?;
+            let packages = ["-p", "npu-tools", "-p", "kmod-sim"];
+            let programs = ["--bin", "npu", "--bin", "npu-smi", "--bin", "npu-sim"];
+            child::check(cargo().arg("build").args(packages).args(programs), BUILD_LIMIT)?;
         }
         let mut inside = tests()?;
-        inside.insert("npu", beside.with_file_name("npu"));
+        for name in ["npu", "npu-smi"] {
+            inside.insert(name, beside.with_file_name(name));
+        }
         Ok(Self { server: beside.with_file_name("npu-sim"), inside })
     }
 
@@ -75,10 +77,7 @@ impl Programs {
         let stack = self.inside.get("stack").context("there are no tests")?;
         let listed = Command::new(stack).arg("--list").output().context("cannot list the tests")?;
         let listed = String::from_utf8_lossy(&listed.stdout);
-        // What `observe` looks at is on the host's side.
-        let is_here = |line: &&str| !line.starts_with("observe::");
-        let lines = || listed.lines().filter(is_here);
-        let count = |part: &str| lines().filter(|line| line.contains(part)).count();
+        let count = |part: &str| listed.lines().filter(|line| line.contains(part)).count();
         let ways = [("sim", "::sim::"), ("vfio-user", "::vfio_user::"), ("pci", "::pci::")];
         let counts = ways.map(|(name, part)| Ok((name, u32::try_from(count(part))?)));
         counts.into_iter().collect()
@@ -89,7 +88,7 @@ impl Programs {
 fn tests() -> Result<BTreeMap<&'static str, PathBuf>> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--features", "ep-npu/rten,npu-tests/guest"]);
-    command.args(["--test", "stack", "--test", "guest", "--no-run", "--quiet"]);
+    command.args(["--test", "stack", "--test", "guest", "--no-run"]);
     command.arg("--message-format=json-render-diagnostics");
     println!("building the guest's programs");
     let built = child::quietly(&mut command, BUILD_LIMIT)?;

@@ -31,7 +31,7 @@ use std::arch::x86_64::{
 use strip::{Input, Strip, Windows};
 
 /// Fewest steps of a sum: with fewer, the weights are not worth a pass of their own.
-const FEWEST_STEPS: i64 = 16;
+const FEWEST_STEPS: i64 = 6;
 
 /// Most bytes of the weights of a panel of four blocks, of two, and of one and a half in pairs.
 const MOST_OF_FOUR: i64 = 32 << 10;
@@ -50,6 +50,12 @@ const MOST_PANELS: usize = 8;
 
 /// Pixels that a chunk should have at least, so that a panel's weights serve many.
 const PIXELS_A_CHUNK: i64 = 96;
+
+/// Fewest bytes of weights for which those of the next command are asked for: fewer come by themselves.
+const FEWEST_ASKED: i64 = 96 << 10;
+
+/// Most bytes of the next command's weights that are asked for: about what it reads first.
+const MOST_BEHIND: i64 = 256 << 10;
 
 /// Whether this kernel takes `job`.
 pub(super) fn takes(job: &Job<'_>, channels: Channels) -> bool {
@@ -107,7 +113,21 @@ struct Plan {
     panels_a_group: i64,
     panels: i64,
     panels_a_chunk: i64,
+    asks: Asks,
 }
+
+/// Which weights are asked for ahead of their use, beside the first tiles of a strip.
+struct Asks {
+    /// What lies behind the job's constants: those of the next command.
+    behind: *const u8,
+    /// Bytes of a panel's weights: one pass of a strip by a panel asks for so many.
+    bytes: i64,
+    /// Of the passes behind the first strip, one in so many asks for what is behind.
+    one_in: i64,
+}
+
+// SAFETY: the pointer is for hints only.
+unsafe impl Sync for Asks {}
 
 impl Plan {
     /// # Safety
@@ -128,6 +148,7 @@ impl Plan {
         let panels_a_chunk = (units / strips_of_pixels).clamp(1, panels.min(most));
         let strips_a_chunk = (units / panels_a_chunk).clamp(1, strips);
         Self {
+            asks: Asks::new(job, blocks_a_panel, strips, panels),
             input,
             blocks_a_panel,
             strips,
@@ -181,7 +202,10 @@ impl Plan {
         for at in first_strip..end_strip {
             // SAFETY: the strip exists.
             let strip = unsafe { self.input.strip(job, at, &mut windows) };
-            for panel in &panels[..count] {
+            for (number, panel) in (first_panel..).zip(&mut panels[..count]) {
+                if let Some(asks) = self.asks.of(panel, at * self.panels + number, self) {
+                    panel.next = asks;
+                }
                 let mut strip = strip.of_group(panel.first_input, panel.lane);
                 let kernels =
                     if in_pairs { &pairs::KERNELS[kind] } else { &kernels[panel.blocks - 1] };
@@ -195,6 +219,38 @@ impl Plan {
                 }
             }
         }
+    }
+}
+
+impl Asks {
+    /// Of a job of panels of so many blocks; nothing where it has few weights.
+    fn new(job: &Job<'_>, blocks: i64, strips: i64, panels: i64) -> Self {
+        let all = job.blocks * job.problem.groups * job.block_bytes;
+        let end = job.weights.wrapping_offset(isize_of(all));
+        let records = if end == job.records { 16 * job.problem.outputs } else { 0 };
+        let many = all >= FEWEST_ASKED && job.problem.taps() == 1;
+        let bytes = blocks * job.block_bytes;
+        let passes = (all.min(MOST_BEHIND) + bytes - 1) / bytes;
+        Self {
+            behind: end.wrapping_offset(isize_of(records)),
+            bytes: if many { bytes } else { 0 },
+            one_in: ((strips - 1) * panels / passes).max(1),
+        }
+    }
+
+    /// What pass number `pass` asks for instead of the panel behind its own. The first strip does that; the
+    /// others, by whose time it is there, ask for the next chunk's and for what is behind.
+    fn of(&self, panel: &Panel, pass: i64, plan: &Plan) -> Option<*const u8> {
+        let pass = pass - plan.panels;
+        if self.bytes == 0 || pass < 0 {
+            return None;
+        }
+        let bytes = isize_of(self.bytes);
+        Some(if pass % self.one_in == 0 {
+            self.behind.wrapping_offset(bytes.wrapping_mul(isize_of(pass / self.one_in)))
+        } else {
+            panel.weights.wrapping_offset(bytes.wrapping_mul(isize_of(plan.panels_a_chunk)))
+        })
     }
 }
 

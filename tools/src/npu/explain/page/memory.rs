@@ -23,7 +23,7 @@ pub(super) fn draw(program: &Program, limits: &Limits) -> String {
     ] {
         let boxes = boxes(program, space);
         if !boxes.is_empty() {
-            out += &map(&boxes, program.compiled.order.len(), what, room);
+            out += &map(&boxes, program.compiled.schedule.order.len(), what, room);
         }
     }
     if out.len() == before {
@@ -41,19 +41,21 @@ struct Held<'p> {
 }
 
 fn boxes(program: &Program, space: Space) -> Vec<Held<'_>> {
-    let (ops, order) = (&program.compiled.ops, &program.compiled.order);
+    let (ops, schedule) = (&program.compiled.ops, &program.compiled.schedule);
     let mut last = vec![None; ops.tensors.len()];
-    for (at, &op) in order.iter().enumerate() {
+    for (at, &op) in schedule.order.iter().enumerate() {
         for read in &ops.ops[op].reads {
-            last[read.0] = Some(at);
+            last[read.0] = Some(schedule.around(ops, *read, at).end - 1);
         }
     }
     let mut held = Vec::new();
-    for (start, &op) in order.iter().enumerate() {
+    for (at, &op) in schedule.order.iter().enumerate() {
         let tensor = ops.ops[op].writes;
         let place = program.compiled.memory.range(ops, tensor);
         if let Some((_, bytes)) = place.filter(|(found, _)| *found == space) {
-            let end = last[tensor.0].unwrap_or(start).max(start);
+            let written = schedule.around(ops, tensor, at);
+            let (start, end) = (written.start, written.end - 1);
+            let end = last[tensor.0].unwrap_or(end).max(end);
             held.push(Held { start, end, bytes, name: &ops.tensor(tensor).name });
         }
     }

@@ -7,10 +7,10 @@
 /// GMAC/s of one thread.
 pub(super) type Rate = fn() -> f64;
 
-/// AVX-512 VNNI, AVX-VNNI, AVX2; `None` where this processor lacks it.
+/// AVX-512 VNNI, AVX-VNNI, AVX2 by bytes and by 16-bit words; `None` where this processor lacks it.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn loops() -> [Option<Rate>; 3] {
-    [None; 3]
+pub(super) fn loops() -> [Option<Rate>; 4] {
+    [None; 4]
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -30,7 +30,7 @@ mod on_x86 {
     /// A few milliseconds.
     const ROUNDS: u32 = 300_000;
 
-    pub(in super::super) fn loops() -> [Option<Rate>; 3] {
+    pub(in super::super) fn loops() -> [Option<Rate>; 4] {
         let has_512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
         let (has_vnni, has_2) =
             (is_x86_feature_detected!("avxvnni"), is_x86_feature_detected!("avx2"));
@@ -40,7 +40,9 @@ mod on_x86 {
             // SAFETY: the processor has what the loop uses.
             has_vnni.then_some((|| unsafe { avx_vnni() }) as Rate),
             // SAFETY: the processor has what the loop uses.
-            has_2.then_some((|| unsafe { avx2() }) as Rate),
+            has_2.then_some((|| unsafe { avx2_bytes() }) as Rate),
+            // SAFETY: the processor has what the loop uses.
+            has_2.then_some((|| unsafe { avx2_words() }) as Rate),
         ]
     }
 
@@ -79,7 +81,7 @@ mod on_x86 {
     }
 
     #[target_feature(enable = "avx2")]
-    fn avx2() -> f64 {
+    fn avx2_bytes() -> f64 {
         let (mut one, two, ones) = (_mm256_set1_epi8(1), _mm256_set1_epi8(2), _mm256_set1_epi16(1));
         let mut sums = [_mm256_setzero_si256(); 8];
         let started = Instant::now();
@@ -94,5 +96,22 @@ mod on_x86 {
             }
         }
         rate(8 * 32, started)
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn avx2_words() -> f64 {
+        let (mut one, two) = (_mm256_set1_epi16(1), _mm256_set1_epi16(2));
+        let mut sums = [_mm256_setzero_si256(); 8];
+        let started = Instant::now();
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                // SAFETY: an empty statement; without it the product would be taken out of the loop.
+                unsafe { asm!("/* {0} */", inout(ymm_reg) one, options(nomem, nostack)) };
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(one, two));
+                // SAFETY: an empty statement.
+                unsafe { asm!("/* {0} */", inout(ymm_reg) * sum, options(nomem, nostack)) };
+            }
+        }
+        rate(8 * 16, started)
     }
 }

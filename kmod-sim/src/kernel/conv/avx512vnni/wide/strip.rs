@@ -38,6 +38,11 @@ const SECOND: usize = (16 << 10) + BEHIND;
 #[derive(Default)]
 pub(super) struct Windows(Room<u8>);
 
+/// A step's weights of a block. On two lines of the cache each would cost two loads.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Line([u8; 64]);
+
 /// How the strips of a job are read.
 pub(super) struct Input {
     /// Most pixels of a strip.
@@ -45,7 +50,7 @@ pub(super) struct Input {
     /// All segments but the last are multiples of so many pixels.
     grain: i64,
     /// Weights for pixels that lie as three bytes in copies.
-    packed: Option<Room<u8>>,
+    packed: Option<Room<Line>>,
     /// Of each step from the first tap of a pixel: in the input, and in a copy.
     steps: Room<isize>,
     copied_steps: Room<isize>,
@@ -178,7 +183,7 @@ impl Input {
     pub(super) fn weights(&self, job: &Job<'_>) -> (*const u8, isize) {
         match &self.packed {
             Some(packed) => {
-                (packed.as_ptr(), isize_of(job.window.kernel_h * packed_steps(job) * 64))
+                (packed.as_ptr().cast(), isize_of(job.window.kernel_h * packed_steps(job) * 64))
             }
             None => (job.weights, isize_of(job.block_bytes)),
         }
@@ -392,7 +397,7 @@ unsafe fn pack_pixels(from: *const u8, count: i64, to: *mut u8) {
 /// # Safety
 /// As of [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn pack(job: &Job<'_>) -> Room<u8> {
+unsafe fn pack(job: &Job<'_>) -> Room<Line> {
     let kernel_w = usize_of(job.window.kernel_w.unsigned_abs());
     let kernel_h = usize_of(job.window.kernel_h.unsigned_abs());
     let steps = usize_of(packed_steps(job).unsigned_abs());
@@ -410,10 +415,10 @@ unsafe fn pack(job: &Job<'_>) -> Room<u8> {
     let orders: Room<_> =
         (0..steps).map(|step| (order(step), exists(step), columns(step))).collect();
     let rows = usize_of(job.blocks.unsigned_abs()) * kernel_h;
-    let mut packed = Room::of(0, rows * steps * 64);
-    for (row, to) in packed.chunks_exact_mut(steps * 64).enumerate() {
+    let mut packed = Room::of(Line([0; 64]), rows * steps);
+    for (row, to) in packed.chunks_exact_mut(steps).enumerate() {
         let tap = |column: usize| job.weights.wrapping_add((row * kernel_w + column) * 64);
-        for (to, (order, exists, (one, other))) in to.chunks_exact_mut(64).zip(&orders) {
+        for (to, (order, exists, (one, other))) in to.iter_mut().zip(&orders) {
             // SAFETY: 64 bytes of an array.
             let order = unsafe { load_64(order.as_ptr()) };
             // SAFETY: the weights of a tap, which is one step.
@@ -421,8 +426,8 @@ unsafe fn pack(job: &Job<'_>) -> Room<u8> {
             // SAFETY: as above.
             let other = unsafe { load_64(tap(*other)) };
             let four = _mm512_maskz_permutex2var_epi8(*exists, one, order, other);
-            // SAFETY: 64 bytes of a slice.
-            unsafe { store_64(to.as_mut_ptr(), u64::MAX, four) };
+            // SAFETY: 64 bytes of an array.
+            unsafe { store_64(to.0.as_mut_ptr(), u64::MAX, four) };
         }
     }
     packed

@@ -1,11 +1,13 @@
 //! Codes that integer sums leave open, summed in floats: sixteen channels of a pixel at a time.
 //!
-//! One step waits for the one before it, in its block of terms alone. So blocks of terms are summed side by
-//! side, of one sum or of several, and added up in order when all are there.
+//! One step waits for the one before it, in its block of terms alone. So pixels are summed side by side for which
+//! the same weights become floats, and where a block of channels is open in one pixel only, blocks of terms,
+//! of one sum or of several; they are added up in order when all are there.
 
-use super::{Block, Ordered, Unsettled};
+use super::Ordered;
+use super::block::Block;
+use crate::kernel::conv::avx512vnni::float::Unsettled;
 use crate::kernel::conv::avx512vnni::float::store;
-use crate::kernel::conv::avx512vnni::pixels::Pixels;
 use crate::kernel::conv::avx512vnni::{isize_of, usize_of};
 use crate::kernel::split::{Aborted, Budget};
 use crate::kernel::vector::stage::Stage;
@@ -16,6 +18,10 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_srai_epi32,
     _mm512_storeu_ps, _mm512_sub_epi32,
 };
+
+/// Most pixels that weights become floats for at a time: as many steps a cycle as two units do in the time
+/// that one step takes.
+const TOGETHER: usize = 8;
 
 /// Blocks of terms side by side.
 const ABREAST: usize = 4;
@@ -46,53 +52,146 @@ impl Ordered<'_> {
     pub(super) unsafe fn settle(
         &self,
         stage: &Stage,
-        unsettled: &[Unsettled],
+        unsettled: &mut [Unsettled],
         budget: &mut Budget<'_>,
     ) -> Result<(), Aborted> {
-        let (job, p) = (self.job, self.job.problem);
-        let room = 4 * self.steps.next_multiple_of(4);
+        unsettled.sort_unstable();
         let blocks = self.steps.div_ceil(self.block_steps);
-        let mut sums = Vec::new();
-        let (mut inputs, mut parts) = (Vec::new(), Vec::new());
-        for some in unsettled.chunks(ABREAST) {
-            budget.spend(4 * 16 * self.terms)?;
-            inputs.resize(room * some.len(), 0f32);
-            sums.clear();
-            for (one, inputs) in some.iter().zip(inputs.chunks_exact_mut(room)) {
-                let index = usize_of(one.block.unsigned_abs());
-                let Some(block) = self.blocks[index].get() else { continue };
-                let (group, within) = (one.block / job.blocks, one.block % job.blocks);
-                let pixels = Pixels::new(job, one.pixel, 1);
-                let row = self.rows(&pixels, group)[0];
-                // SAFETY: as many bytes as the sum has terms.
-                unsafe { self.dequantise(row, inputs) };
-                let to = isize_of(group * p.group_outputs + within * 16);
-                sums.push(Sum {
-                    block,
-                    lanes: one.lanes,
-                    weights: self.weights(one.block),
-                    out: pixels.out[0].wrapping_offset(to),
-                    aux: pixels.aux[0].wrapping_offset(to),
-                });
+        let (mut sums, mut inputs, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut alone = Vec::new();
+        for of_block in unsettled.chunk_by(|a, b| a.block == b.block) {
+            let mut left = of_block;
+            while left.len() > 1 {
+                budget.spend(2 * 16 * self.terms)?;
+                let some;
+                (some, left) = left.split_at(left.len().min(TOGETHER));
+                // SAFETY: the caller's promise.
+                unsafe { self.prepare(some, &mut sums, &mut inputs) };
+                parts.clear();
+                parts.resize(sums.len() * blocks, _mm512_setzero_ps());
+                let kernel = match sums.len() {
+                    ..=2 => Self::together::<2, 2>,
+                    3..=4 => Self::together::<4, 1>,
+                    _ => Self::together::<TOGETHER, 1>,
+                };
+                // SAFETY: the caller's promise; the inputs are of these sums.
+                unsafe { kernel(self, &sums, &inputs, &mut parts) };
+                for (sum, parts) in sums.iter().zip(parts.chunks_exact(blocks)) {
+                    // SAFETY: the lanes exist.
+                    unsafe { self.store(stage, sum, parts) };
+                }
             }
-            parts.clear();
-            for (sum, inputs) in sums.iter().zip(inputs.chunks_exact(room)) {
+            alone.extend_from_slice(left);
+        }
+        for some in alone.chunks(ABREAST) {
+            budget.spend(4 * 16 * self.terms)?;
+            // SAFETY: the caller's promise.
+            unsafe { self.prepare(some, &mut sums, &mut inputs) };
+            let mut streams = Vec::new();
+            for (sum, inputs) in sums.iter().zip(inputs.chunks_exact(self.room())) {
                 // SAFETY: sixteen floats.
                 let scales = unsafe { _mm512_loadu_ps(sum.block.weight_scale.as_ptr()) };
-                parts.extend((0..blocks).map(|block| Stream {
+                streams.extend((0..blocks).map(|block| Stream {
                     inputs: inputs[4 * block * self.block_steps..].as_ptr(),
                     weights: sum.weights.wrapping_add(64 * block * self.block_steps),
                     scales,
                 }));
             }
             // SAFETY: the streams are of the sums.
-            let parts = unsafe { self.parts(&parts, blocks) };
+            let parts = unsafe { self.parts(&streams, blocks) };
             for (sum, parts) in sums.iter().zip(parts.chunks_exact(blocks)) {
                 // SAFETY: the lanes exist.
                 unsafe { self.store(stage, sum, parts) };
             }
         }
         Ok(())
+    }
+
+    /// Floats of a pixel's terms, whole vectors.
+    fn room(&self) -> usize {
+        4 * self.steps.next_multiple_of(4)
+    }
+
+    /// What is to be summed of `some`, and their terms as floats.
+    ///
+    /// # Safety
+    /// As of [`Self::settle`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn prepare<'s>(
+        &'s self,
+        some: &[Unsettled],
+        sums: &mut Vec<Sum<'s>>,
+        inputs: &mut Vec<f32>,
+    ) {
+        let (job, p) = (self.job, self.job.problem);
+        inputs.resize(self.room() * some.len(), 0f32);
+        sums.clear();
+        for (one, inputs) in some.iter().zip(inputs.chunks_exact_mut(self.room())) {
+            let index = usize_of(one.block.unsigned_abs());
+            let Some(block) = self.blocks[index].get() else { continue };
+            let (group, within) = (one.block / job.blocks, one.block % job.blocks);
+            let (row, ox) = (one.pixel / job.ofm_w, one.pixel % job.ofm_w);
+            let (n, oy) = (row / job.ofm_h, row % job.ofm_h);
+            let (y, x) = (job.window.row(oy, 0), job.window.column(ox, 0));
+            let inside = (0..job.ifm_h).contains(&y) && (0..job.ifm_w).contains(&x);
+            let from = if inside { job.ifm.at(n, y, x) } else { job.padding.as_ptr().cast_mut() };
+            let from = from.wrapping_offset(isize_of(group * p.group_inputs));
+            // SAFETY: as many bytes as the sum has terms, of its one tap.
+            unsafe { self.dequantise(from, inputs) };
+            let to = isize_of(group * p.group_outputs + within * 16);
+            let aux = job.aux.map_or(std::ptr::null_mut(), |aux| aux.at(n, oy, ox));
+            sums.push(Sum {
+                block,
+                lanes: one.lanes,
+                weights: self.weights(one.block),
+                out: job.ofm.at(n, oy, ox).wrapping_offset(to),
+                aux: aux.wrapping_offset(to),
+            });
+        }
+    }
+
+    /// The blocks of terms of `sums`, at most `PIXELS` of one block of channels, sum by sum to `parts`;
+    /// `ABREAST` blocks of terms side by side.
+    ///
+    /// # Safety
+    /// Vector instructions present; `inputs` are the terms of the sums.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn together<const PIXELS: usize, const ABREAST: usize>(
+        &self,
+        sums: &[Sum<'_>],
+        inputs: &[f32],
+        parts: &mut [__m512],
+    ) {
+        let Some(first) = sums.first() else { return };
+        // SAFETY: sixteen floats.
+        let scales = unsafe { _mm512_loadu_ps(first.block.weight_scale.as_ptr()) };
+        let each: [*const f32; PIXELS] =
+            std::array::from_fn(|pixel| inputs[pixel.min(sums.len() - 1) * self.room()..].as_ptr());
+        let all = usize_of(self.terms.unsigned_abs());
+        let whole = 4 * self.block_steps;
+        let blocks = parts.len() / sums.len();
+        let mut block = 0;
+        while block < blocks {
+            let inputs = each.map(|inputs| inputs.wrapping_add(whole * block));
+            let weights = first.weights.wrapping_add(16 * whole * block);
+            let are_whole = whole * (block + ABREAST) <= all;
+            let found = if are_whole {
+                // SAFETY: so many whole blocks of terms are left.
+                unsafe { shared::<PIXELS, ABREAST>(inputs, weights, scales, whole, whole) }
+            } else {
+                let terms = whole.min(all - whole * block);
+                // SAFETY: so many terms are left.
+                let [found] = unsafe { shared::<PIXELS, 1>(inputs, weights, scales, terms, whole) };
+                [found; ABREAST]
+            };
+            let abreast = if are_whole { ABREAST } else { 1 };
+            for (block, found) in (block..).zip(&found[..abreast]) {
+                for (parts, part) in parts.chunks_exact_mut(blocks).zip(found) {
+                    parts[block] = *part;
+                }
+            }
+            block += abreast;
+        }
     }
 
     /// The terms of a pixel at `row` as floats.
@@ -201,6 +300,48 @@ unsafe fn side_by_side<const COUNT: usize>(
                 *sum = unsafe { stream.add(*sum, byte, term) };
             }
         }
+    }
+    sums
+}
+
+/// The sums of `terms` terms of several pixels by the same weights, step by step from zero: of `ABREAST`
+/// blocks of terms, `whole` terms from each other.
+///
+/// # Safety
+/// Vector instructions present; so many terms at each of `inputs`, and their weights.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+unsafe fn shared<const PIXELS: usize, const ABREAST: usize>(
+    inputs: [*const f32; PIXELS],
+    weights: *const u8,
+    scales: __m512,
+    terms: usize,
+    whole: usize,
+) -> [[__m512; PIXELS]; ABREAST] {
+    let mut sums = [[_mm512_setzero_ps(); PIXELS]; ABREAST];
+    macro_rules! steps {
+        ($first:expr, $count:expr) => {
+            for (block, sums) in sums.iter_mut().enumerate() {
+                let at = block * whole + $first;
+                // SAFETY: four terms, or the last ones, in a vector of their own.
+                let four = unsafe { load_64(weights.wrapping_add(16 * at)) };
+                for (term, byte) in (at..at + $count).zip(bytes(four)) {
+                    let weights = _mm512_mul_ps(_mm512_cvtepi32_ps(byte), scales);
+                    for (sum, inputs) in sums.iter_mut().zip(&inputs) {
+                        // SAFETY: a term of the pixel.
+                        let input = _mm512_set1_ps(unsafe { *inputs.wrapping_add(term) });
+                        *sum = _mm512_fmadd_ps(input, weights, *sum);
+                    }
+                }
+            }
+        };
+    }
+    let fours = terms / 4 * 4;
+    for first in (0..fours).step_by(4) {
+        steps!(first, 4);
+    }
+    if fours < terms {
+        steps!(fours, terms - fours);
     }
     sums
 }

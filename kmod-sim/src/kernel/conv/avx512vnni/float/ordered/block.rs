@@ -1,0 +1,208 @@
+//! What sums of sixteen output channels need, and what those of a pixel do: beside the terms, what bounds are
+//! made of.
+
+use super::{Norms, Ordered, STEPS};
+use crate::kernel::conv::avx512vnni::float::{FLOOR, SLACK, narrow, sane};
+use crate::kernel::conv::avx512vnni::pixels::Pixels;
+use crate::kernel::conv::avx512vnni::{MOST_PIXELS, ROOM};
+use crate::kernel::conv::float as definition;
+use crate::kernel::split::{Aborted, Budget};
+use crate::kernel::vector::{load_64, load_masked_64, mask_64};
+use crate::memory::usize_of;
+use std::arch::x86_64::{
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_abs_epi8, _mm512_add_epi32, _mm512_dpbusd_epi32,
+    _mm512_dpwssd_epi32, _mm512_mask_blend_epi8, _mm512_min_epu8, _mm512_mullo_epi32,
+    _mm512_or_si512, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_storeu_si512, _mm512_subs_epu8, _mm512_unpackhi_epi8,
+    _mm512_unpacklo_epi8,
+};
+use std::sync::OnceLock;
+
+/// How many bytes ahead weights are asked for: they come from memory here, and to the tiles from a cache.
+const AHEAD: usize = 2 << 10;
+
+/// Sixteen output channels.
+pub(super) struct Block {
+    /// With an input's zero point, what to add before each segment.
+    pub(super) shifts: Vec<[i32; 16]>,
+    /// As the record has them.
+    pub(super) weight_scale: [f32; 16],
+    pub(super) record_bias: [f32; 16],
+    /// In codes.
+    pub(super) multiplier: [f32; 16],
+    pub(super) bias: [f32; 16],
+    pub(super) by_sizes: [f32; 16],
+    pub(super) by_norm: [f32; 16],
+    pub(super) by_bias: [f32; 16],
+}
+
+/// Where the terms of a tile lie.
+pub(super) struct Terms {
+    pub(super) rows: [*const u8; MOST_PIXELS],
+    pub(super) norms: [f32; ROOM],
+}
+
+impl Ordered<'_> {
+    /// `count` blocks from `first` of all groups on.
+    ///
+    /// # Safety
+    /// As of [`super::run`]; the blocks exist.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(super) unsafe fn made(
+        &self,
+        first: i64,
+        count: usize,
+        budget: &mut Budget<'_>,
+    ) -> Result<[Option<&Block>; 4], Aborted> {
+        let mut made = [None; 4];
+        let first = usize_of(first.unsigned_abs());
+        for (made, index) in made.iter_mut().zip(first..first + count) {
+            if self.blocks[index].get().is_none() {
+                budget.spend(16 * self.terms)?;
+                // SAFETY: the caller's promise. Another worker may have been faster.
+                let _ = self.blocks[index].set(unsafe { self.block(index) });
+            }
+            *made = self.blocks[index].get();
+        }
+        Ok(made)
+    }
+
+    /// Sixteen channels: block `index` of all groups.
+    ///
+    /// # Safety
+    /// As of [`super::run`]; the block exists.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn block(&self, index: usize) -> Block {
+        let (job, p) = (self.job, self.job.problem);
+        let index = i64::try_from(index).unwrap_or(i64::MAX);
+        let mut at = self.weights(index);
+        let (mut shifts, mut norm) = (Vec::new(), _mm512_setzero_si512());
+        let (one, most) = (_mm512_set1_epi8(1), _mm512_set1_epi8(127));
+        let less = _mm512_set1_epi32(-i32::from(p.input_zero_point));
+        if p.input_zero_point != 0 {
+            shifts.resize(self.steps.div_ceil(STEPS), [0; 16]);
+        }
+        for first in (0..self.steps).step_by(STEPS) {
+            let mut sum = _mm512_setzero_si512();
+            for _ in first..(first + STEPS).min(self.steps) {
+                // SAFETY: as many fours of weights as the block has.
+                let four = unsafe { load_64(at) };
+                at = at.wrapping_add(64);
+                // A hint, which reads nothing: any address will do.
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                let size = _mm512_min_epu8(_mm512_abs_epi8(four), most);
+                norm = _mm512_dpbusd_epi32(norm, size, size);
+                sum = _mm512_dpbusd_epi32(sum, one, four);
+            }
+            if let Some(shift) = shifts.get_mut(first / STEPS) {
+                *shift = lanes_of(_mm512_mullo_epi32(sum, less));
+            }
+        }
+        let norms = lanes_of(norm);
+        let mut block = Block {
+            shifts,
+            weight_scale: [0.0; 16],
+            record_bias: [0.0; 16],
+            multiplier: [0.0; 16],
+            bias: [0.0; 16],
+            by_sizes: [0.0; 16],
+            by_norm: [0.0; 16],
+            by_bias: [0.0; 16],
+        };
+        let u = 2f64.powi(-24) * SLACK;
+        let first = index / job.blocks * p.group_outputs + index % job.blocks * 16;
+        let count = (p.group_outputs - index % job.blocks * 16).min(16);
+        for (lane, oc) in (first..first + count).enumerate() {
+            let record = definition::record(p, oc);
+            let [sx, sw, sy] =
+                [self.float.input_scale, record.weight_scale, self.float.output_scale]
+                    .map(f64::from);
+            let (multiplier, bias) = (sx * sw / sy, f64::from(record.bias) / sy);
+            block.weight_scale[lane] = record.weight_scale;
+            block.record_bias[lane] = record.bias;
+            block.multiplier[lane] = narrow(multiplier);
+            block.bias[lane] = narrow(bias);
+            block.by_sizes[lane] = narrow(multiplier * self.by_sizes * u);
+            let norm = f64::from(norms[lane]).sqrt();
+            block.by_norm[lane] = narrow(multiplier * self.by_norms * norm * u);
+            let by_bias = (bias.abs() * self.by_bias + self.always) * u + FLOOR;
+            block.by_bias[lane] =
+                if sane(self.float, record) { narrow(by_bias) } else { f32::INFINITY };
+        }
+        block
+    }
+
+    /// Where the terms of `pixels` lie, of one group, and what bounds need of them; `tile` is theirs.
+    ///
+    /// # Safety
+    /// As of [`super::run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(super) unsafe fn terms(
+        &self,
+        pixels: &Pixels,
+        tile: i64,
+        group: i64,
+        kept: &Norms,
+    ) -> Terms {
+        let rows = self.rows(pixels, group);
+        let place = tile.checked_mul(self.job.problem.groups).map(|first| first + group);
+        let kept = place.and_then(|place| kept.get(usize_of(place.unsigned_abs())));
+        if let Some(&norms) = kept.and_then(OnceLock::get) {
+            return Terms { rows, norms };
+        }
+        let mut norms = [0.0; ROOM];
+        for (norm, row) in norms.iter_mut().zip(rows).take(pixels.count) {
+            // SAFETY: as many bytes as the sum has terms.
+            *norm = unsafe { self.norm(row) };
+        }
+        if let Some(kept) = kept {
+            // Another worker may have been faster.
+            let _ = kept.set(norms);
+        }
+        Terms { rows, norms }
+    }
+
+    /// The norm of the terms of a pixel.
+    ///
+    /// # Safety
+    /// As many bytes at `row` as a sum has terms; vector instructions present.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn norm(&self, row: *const u8) -> f32 {
+        let zero = _mm512_set1_epi8(self.job.problem.input_zero_point.cast_signed());
+        let none = _mm512_setzero_si512();
+        let mut sums = [none; 2];
+        let mut add = |codes| {
+            let size =
+                _mm512_or_si512(_mm512_subs_epu8(codes, zero), _mm512_subs_epu8(zero, codes));
+            let (low, high) = (_mm512_unpacklo_epi8(size, none), _mm512_unpackhi_epi8(size, none));
+            sums[0] = _mm512_dpwssd_epi32(sums[0], low, low);
+            sums[1] = _mm512_dpwssd_epi32(sums[1], high, high);
+        };
+        let (whole, left) = (self.terms / 64, self.terms % 64);
+        let mut at = row;
+        for _ in 0..whole {
+            // SAFETY: the caller's promise.
+            add(unsafe { load_64(at) });
+            at = at.wrapping_add(64);
+        }
+        if left > 0 {
+            let mask = mask_64(left);
+            // SAFETY: the caller's promise.
+            let codes = unsafe { load_masked_64(mask, at) };
+            add(_mm512_mask_blend_epi8(mask, zero, codes));
+        }
+        #[expect(clippy::cast_precision_loss, reason = "slack covers the rounding")]
+        let total =
+            _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1])).cast_unsigned() as f32;
+        total.sqrt()
+    }
+}
+
+/// Sixteen lanes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+fn lanes_of(vector: __m512i) -> [i32; 16] {
+    let mut lanes = [0; 16];
+    // SAFETY: sixteen integers.
+    unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), vector) };
+    lanes
+}

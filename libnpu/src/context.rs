@@ -17,7 +17,6 @@ use npu_uapi::queue::{
 use npu_uapi::reg::Register;
 use npu_uapi::regs::Abort;
 use npu_uapi::ring::RingLayout;
-use npu_uapi::status::Status;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
@@ -138,8 +137,8 @@ impl Context {
         if let Some(why) = device.heap.transport.gone() {
             return Err(Error::Lost { queue: 0, why: Loss::Gone(why) });
         }
-        let id = device.new_context_id()?;
-        match open_queue(device, id, options) {
+        let id = device.new_context_id(epoch)?;
+        match open_queue(device, (id, epoch), options) {
             Ok(queue) => {
                 let device = Arc::clone(device);
                 let spare = Spare::new();
@@ -147,7 +146,7 @@ impl Context {
             }
             Err(error) => {
                 // The context would stay, unused, until the next reset.
-                let _ = end(device, opcode::DESTROY_CONTEXT, id);
+                let _ = end(device, epoch, opcode::DESTROY_CONTEXT, id);
                 Err(error)
             }
         }
@@ -217,7 +216,7 @@ impl Context {
             .words()
         };
         let kept = Kept::new((buffer.clone(), named.clone()));
-        let id = inner.device.admin(entry, kept)?.value;
+        let id = inner.device.admin_in(inner.epoch, entry, kept)?.value;
         let (context, end) = (Arc::clone(inner), opcode::UNLOAD_PROGRAM);
         Ok(Program(Arc::new(Object { context, id, end })))
     }
@@ -241,7 +240,7 @@ impl Context {
             }
             .words()
         };
-        let id = inner.device.admin(entry, Kept::new(buffer))?.value;
+        let id = inner.device.admin_in(inner.epoch, entry, Kept::new(buffer))?.value;
         let object = Object { context: Arc::clone(inner), id, end: opcode::UNBIND };
         let memory = slots.iter().map(|(_, memory)| memory.clone()).collect();
         Ok(Table(Arc::new(BoundTable { object, _memory: memory })))
@@ -377,7 +376,7 @@ fn bindings(heap: &Arc<Heap>, slots: &[(SlotId, Memory)]) -> Result<(Option<Buff
 
 fn open_queue(
     device: &Arc<DeviceInner>,
-    context: u32,
+    (context, epoch): (u32, u64),
     options: ContextOptions,
 ) -> Result<Arc<Queue>, Error> {
     let log2 = QUEUE_LOG2.min(u8::try_from(device.limits().ring_log2).unwrap_or(QUEUE_LOG2));
@@ -404,17 +403,17 @@ fn open_queue(
         }
         .words()
     };
-    let id = device.admin(entry, Kept::new(region.clone()))?.value;
+    let id = device.admin_in(epoch, entry, Kept::new(region.clone()))?.value;
     let id = u16::try_from(id).ok().filter(|&id| id != 0).ok_or(Error::Implausible)?;
     let queue = Arc::new(Queue::new(&device.heap, (id, vector), region, layout)?);
     device.register(&queue);
     Ok(queue)
 }
 
-fn end(device: &DeviceInner, opcode: u8, id: u32) -> Result<(), Error> {
+fn end(device: &DeviceInner, epoch: u64, opcode: u8, id: u32) -> Result<(), Error> {
     let entry =
         |job| Destroy { header: EntryHeader::new(opcode, job), id, ..Destroy::default() }.words();
-    device.admin(entry, Kept::new(())).map(drop)
+    device.admin_in(epoch, entry, Kept::new(())).map(drop)
 }
 
 impl Inner {
@@ -448,7 +447,7 @@ impl Inner {
     }
 
     fn destroy(&self, opcode: u8, id: u32) -> Result<(), Error> {
-        end(&self.device, opcode, id)
+        end(&self.device, self.epoch, opcode, id)
     }
 }
 
@@ -462,13 +461,9 @@ impl Drop for Owner {
         // A job that runs notices; the admin entry behind it then finds the queue at rest.
         let _ = inner.abort();
         let ended = inner.destroy(opcode::DESTROY_QUEUE, inner.queue.id.into());
-        // One that was made while the device was reset is unknown to it: at rest as well.
-        let is_unknown =
-            |error: &Error| error.fault().is_some_and(|fault| fault.status == Status::UNKNOWN_ID);
-        let is_ended = ended.as_ref().map_or_else(is_unknown, |()| true);
         inner.queue.poll();
         inner.queue.lose(Loss::Destroyed);
-        if is_ended || inner.device.has_let_go(inner.epoch) {
+        if ended.is_ok() || inner.device.has_let_go(inner.epoch) {
             inner.queue.release();
         } else {
             // The device may still use what is in flight: better never freed than too early.

@@ -49,7 +49,7 @@ pub(crate) struct Inner {
     name: String,
     limits: Limits,
     pub(crate) heap: Arc<Heap>,
-    admin: RwLock<Arc<Queue>>,
+    admin: RwLock<Admin>,
     pub(crate) faults: Faults,
     /// Counts resets: what was created before one is gone after it.
     epoch: AtomicU64,
@@ -62,6 +62,13 @@ pub(crate) struct Inner {
     resetting: Mutex<()>,
     /// Highest version of the ABI that the device speaks.
     abi: u32,
+}
+
+/// The admin queue of one epoch. What is made through it is of that epoch, whatever comes meanwhile.
+#[derive(Clone, Debug)]
+struct Admin {
+    epoch: u64,
+    queue: Arc<Queue>,
 }
 
 /// The open devices of this process, by name.
@@ -293,7 +300,7 @@ impl Inner {
             name: name.to_owned(),
             limits: Limits::REFERENCE,
             heap,
-            admin: RwLock::new(Arc::new(admin)),
+            admin: RwLock::new(Admin { epoch: 0, queue: Arc::new(admin) }),
             faults,
             epoch: AtomicU64::new(0),
             quieted: AtomicU64::new(0),
@@ -325,8 +332,34 @@ impl Inner {
         entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
         kept: crate::queue::Kept,
     ) -> Result<Completion, Error> {
+        self.ask(&self.current().queue, entry, kept)
+    }
+
+    /// The same, of the device as it was in `epoch`: an error where it was reset since, or is being reset.
+    pub(crate) fn admin_in(
+        &self,
+        epoch: u64,
+        entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
+        kept: crate::queue::Kept,
+    ) -> Result<Completion, Error> {
+        let admin = self.current();
+        if admin.epoch != epoch {
+            return Err(Error::Lost { queue: 0, why: Loss::Reset });
+        }
+        self.ask(&admin.queue, entry, kept)
+    }
+
+    fn current(&self) -> Admin {
+        self.admin.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ask(
+        &self,
+        queue: &Arc<Queue>,
+        entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
+        kept: crate::queue::Kept,
+    ) -> Result<Completion, Error> {
         self.heap.check_process()?;
-        let queue = Arc::clone(&self.admin.read().unwrap_or_else(PoisonError::into_inner));
         let ticket = queue.submit(entry, kept)?;
         // Admin entries compute nothing; while it waits this thread may go on with a job, alone.
         let completion = queue.wait(&ticket, &Caller, ADMIN_TIMEOUT)?;
@@ -366,8 +399,9 @@ impl Inner {
         Ok(Some(bytes).filter(|bytes| !bytes.is_empty()))
     }
 
-    pub(crate) fn new_context_id(&self) -> Result<u32, Error> {
-        let completion = self.admin(
+    pub(crate) fn new_context_id(&self, epoch: u64) -> Result<u32, Error> {
+        let completion = self.admin_in(
+            epoch,
             |job| {
                 let header = EntryHeader::new(opcode::CREATE_CONTEXT, job);
                 CreateContext { header, ..CreateContext::default() }.words()
@@ -411,7 +445,7 @@ impl Inner {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         let queues: Vec<Arc<Queue>> =
             lock(&self.queues).drain(..).filter_map(|queue| queue.upgrade()).collect();
-        let old = Arc::clone(&self.admin.read().unwrap_or_else(PoisonError::into_inner));
+        let old = self.current().queue;
         let all = || queues.iter().chain(std::iter::once(&old));
         all().for_each(|queue| queue.lose(Loss::Reset));
         quiet(self.heap.transport.as_ref())?;
@@ -419,7 +453,8 @@ impl Inner {
         // The device has made its last access to what was in flight.
         all().for_each(|queue| queue.release());
         let admin = bring_up(&self.heap, &self.faults)?;
-        *self.admin.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(admin);
+        let admin = Admin { epoch: self.epoch(), queue: Arc::new(admin) };
+        *self.admin.write().unwrap_or_else(PoisonError::into_inner) = admin;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use crate::smi::error::SmiError;
 use crate::smi::reply;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 /// What a client did.
 #[derive(Debug, Default, Serialize)]
@@ -22,6 +23,9 @@ pub(super) struct Recording {
     pub(super) has_left: bool,
     /// As the server tells them, oldest first.
     pub(super) events: Vec<Value>,
+    /// Those of `events` before which some were lost.
+    #[serde(skip)]
+    pub(super) gaps: BTreeSet<usize>,
     /// Number of the event to read from next, once something was read.
     #[serde(skip)]
     pub(super) next: Option<u64>,
@@ -100,13 +104,18 @@ impl Recording {
         }
         self.next = Some(piece.next);
         self.lost = self.lost.saturating_add(piece.lost);
+        if piece.lost > 0 {
+            self.gaps.insert(self.events.len());
+        }
         let count = piece.events.len();
         self.events.extend(piece.events);
         Ok(count)
     }
 
-    /// The events in types.
-    pub(super) fn typed(&self) -> impl Iterator<Item = Event> {
-        self.events.iter().filter_map(|event| Event::deserialize(event).ok())
+    /// The events in types, each with whether some were lost before it.
+    pub(super) fn typed(&self) -> impl Iterator<Item = (bool, Event)> {
+        let typed =
+            |(index, event)| Some((self.gaps.contains(&index), Event::deserialize(event).ok()?));
+        self.events.iter().enumerate().filter_map(typed)
     }
 }

@@ -5,7 +5,7 @@
 //! | `client N queue Q` | jobs, category `job` | `job`, `entry`, `program`; at the end `status`, `took_cycles` |
 //! | `client N operations` | commands, category `op`, named by their ONNX node | `op`, `op_id`, `command`, `program`, `job`; at the end `took_cycles`, and `saturated` where codes are counted |
 //! | `client N transfers` | copies of slots, category `dma` | `job`, `bytes` |
-//! | `client N signals` | kicks, interrupts, loads, resets, faults, as moments | |
+//! | `client N signals` | kicks, interrupts, loads, resets, faults, gaps where events were lost, as moments | |
 //! | `client N queue Q in flight` | a counter | |
 
 use super::perfetto::{
@@ -31,10 +31,13 @@ pub(super) fn trace(recordings: &[Recording], is_modelled: bool) -> Trace {
             packets: &mut packet,
         };
         writer.describe_process();
-        for event in recording.typed() {
+        for (is_behind_gap, event) in recording.typed() {
+            if is_behind_gap {
+                writer.gap();
+            }
             writer.event(&event);
         }
-        writer.close_all();
+        writer.close_all("the trace ends here");
     }
     Trace { packet }
 }
@@ -53,13 +56,16 @@ enum Track {
     InFlight(u64),
 }
 
+/// A queue, and a job of it.
+type Owner = (u64, Option<u64>);
+
 struct Writer<'a> {
     recording: &'a Recording,
     is_modelled: bool,
     /// Those that are described.
     tracks: BTreeSet<Track>,
-    /// Slices that have begun and not ended.
-    open: BTreeMap<Track, u32>,
+    /// Slices that have begun and not ended: the queue and the job of each.
+    open: BTreeMap<Track, Vec<Owner>>,
     in_flight: BTreeMap<u64, i64>,
     /// The latest moment.
     last: u64,
@@ -70,6 +76,7 @@ impl Writer<'_> {
     fn event(&mut self, event: &Event) {
         let at = self.moment(event);
         let queue = Track::Queue(event.queue);
+        let owner = (event.queue, event.job);
         let job = number("job", event.job);
         match event.kind.as_str() {
             "submit" => self.count(at, event.queue, 1),
@@ -77,9 +84,15 @@ impl Writer<'_> {
                 let entry = event.entry.as_deref().unwrap_or("job");
                 let name = format!("{entry} {}", event.job.unwrap_or(0));
                 let notes = [job, text("entry", &event.entry), number("program", event.program)];
-                self.begin(at, queue, "job", name, notes);
+                self.begin(at, queue, owner, ("job", name), notes);
             }
             "job_end" => {
+                // What failed has no end of its own.
+                for part in [Track::Operations, Track::Transfers] {
+                    while self.open.get(&part).is_some_and(|open| open.last() == Some(&owner)) {
+                        self.end(at, part, [text("status", &event.status)]);
+                    }
+                }
                 let took = number("took_cycles", event.took_cycles);
                 self.end(at, queue, [text("status", &event.status), took, None]);
                 self.count(at, event.queue, -1);
@@ -94,7 +107,7 @@ impl Writer<'_> {
                     number("program", event.program),
                     job,
                 ];
-                self.begin(at, Track::Operations, "op", name, notes);
+                self.begin(at, Track::Operations, owner, ("op", name), notes);
             }
             "op_end" => {
                 let took = number("took_cycles", event.took_cycles);
@@ -103,7 +116,7 @@ impl Writer<'_> {
             "op_rest" => self.end(at, Track::Operations, [text("rests", &Some("yes".into()))]),
             "dma_begin" => {
                 let name = event.direction.clone().unwrap_or_else(|| "copy".into());
-                self.begin(at, Track::Transfers, "dma", name, [job]);
+                self.begin(at, Track::Transfers, owner, ("dma", name), [job]);
             }
             "dma_end" => self.end(at, Track::Transfers, [number("bytes", event.bytes)]),
             "fault" => {
@@ -112,7 +125,7 @@ impl Writer<'_> {
             }
             "reset" => {
                 // What was under way has ended with it.
-                self.close_all();
+                self.close_all("the device was reset here");
                 self.in_flight.clear();
                 self.instant(at, "reset".into(), [None, None]);
             }
@@ -146,11 +159,11 @@ impl Writer<'_> {
         &mut self,
         at: u64,
         track: Track,
-        category: &str,
-        name: String,
+        owner: Owner,
+        (category, name): (&str, String),
         notes: [Option<Annotation>; N],
     ) {
-        *self.open.entry(track).or_default() += 1;
+        self.open.entry(track).or_default().push(owner);
         let event = TrackEvent {
             name: Some(name),
             categories: vec![category.to_owned()],
@@ -161,9 +174,9 @@ impl Writer<'_> {
 
     /// Ends what has begun last; what began before the trace did is left out.
     fn end<const N: usize>(&mut self, at: u64, track: Track, notes: [Option<Annotation>; N]) {
-        let Some(open) = self.open.get_mut(&track).filter(|open| **open > 0) else { return };
-        *open -= 1;
-        self.put(at, track, kind(Type::SliceEnd, notes));
+        if self.open.get_mut(&track).and_then(Vec::pop).is_some() {
+            self.put(at, track, kind(Type::SliceEnd, notes));
+        }
     }
 
     fn instant<const N: usize>(&mut self, at: u64, name: String, notes: [Option<Annotation>; N]) {
@@ -180,11 +193,18 @@ impl Writer<'_> {
         self.put(at, Track::InFlight(queue), event);
     }
 
-    /// Ends what is still under way at the end of the trace.
-    fn close_all(&mut self) {
-        for (track, count) in std::mem::take(&mut self.open) {
-            for _ in 0..count {
-                let cut = text("cut", &Some("the trace ends here".into()));
+    /// Events are missing here: what was under way may have ended, and an end that comes is of something else.
+    fn gap(&mut self) {
+        self.close_all("events were lost here");
+        self.in_flight.clear();
+        self.instant(self.last, "events lost".into(), [None, None]);
+    }
+
+    /// Ends what is still under way.
+    fn close_all(&mut self, why: &str) {
+        for (track, open) in std::mem::take(&mut self.open) {
+            for _ in open {
+                let cut = text("cut", &Some(why.into()));
                 self.put(self.last, track, kind(Type::SliceEnd, [cut]));
             }
         }
@@ -294,6 +314,48 @@ mod tests {
         assert_eq!(types, [1, 3, 2], "a newer kind is a moment");
         assert_eq!(found[0].name.as_deref(), Some("conv"));
         assert_eq!(found[2].debug_annotations[0].name.as_deref(), Some("cut"));
+    }
+
+    #[test]
+    fn an_operation_that_failed_ends_with_its_job() {
+        let found = events(vec![
+            json!({"kind": "op_begin", "ns": 5, "cycles": 1, "queue": 1, "job": 7, "op": "conv"}),
+            json!({"kind": "job_end", "ns": 6, "cycles": 1, "queue": 2, "job": 7}),
+            json!({"kind": "job_end", "ns": 9, "cycles": 2, "queue": 1, "job": 7, "status": "HUNG"}),
+            json!({"kind": "op_begin", "ns": 11, "cycles": 2, "queue": 1, "job": 8, "op": "pool"}),
+        ]);
+        let slices = found.iter().filter(|event| event.counter_value.is_none());
+        let types: Vec<i32> = slices.filter_map(|event| event.r#type).collect();
+        assert_eq!(types, [1, 2, 1, 2]);
+        let status = |event: &TrackEvent| event.debug_annotations[0].string_value.clone();
+        assert!(
+            found
+                .iter()
+                .filter(|event| event.r#type == Some(2))
+                .any(|event| status(event) == Some("HUNG".into()))
+        );
+    }
+
+    #[test]
+    fn what_was_under_way_when_events_were_lost_is_cut_and_takes_no_other_end() {
+        let events = vec![
+            json!({"kind": "op_begin", "ns": 5, "cycles": 1, "queue": 1, "job": 7, "op": "conv"}),
+            json!({"kind": "op_end", "ns": 9, "cycles": 2, "queue": 1, "job": 9, "took_cycles": 4}),
+        ];
+        let gaps = [1].into();
+        let recording = Recording {
+            clock_khz: 1_000_000,
+            start_ms: 1,
+            events,
+            gaps,
+            ..Recording::new(3, None)
+        };
+        let packets = trace(&[recording], false).packet;
+        let found: Vec<_> = packets.into_iter().filter_map(|packet| packet.track_event).collect();
+        let types: Vec<i32> = found.iter().filter_map(|event| event.r#type).collect();
+        assert_eq!(types, [1, 2, 3], "the end behind the gap is of what began in it");
+        assert_eq!(found[1].debug_annotations[0].name.as_deref(), Some("cut"));
+        assert_eq!(found[2].name.as_deref(), Some("events lost"));
     }
 
     #[test]

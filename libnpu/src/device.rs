@@ -1,75 +1,35 @@
-//! A device: found, checked, started; its admin queue, memory and limits.
+//! A device: found, checked, started; its memory, limits and contexts.
+
+mod inner;
+mod start;
 
 use crate::buffer::{Buffer, Memory};
 use crate::context::{Context, ContextOptions};
 use crate::device_string::DeviceString;
-use crate::error::{Error, Fault, Loss};
-use crate::faults::{Faults, halves};
+use crate::error::Error;
 use crate::foreign::Foreign;
 use crate::fork::PerProcess;
-use crate::heap::Heap;
-use crate::queue::Queue;
-use crate::transport::{Access, Transport, TransportExt};
-use npu_uapi::coredump::MOST_BYTES;
+use crate::transport::{Access, Transport};
 use npu_uapi::limits::Limits;
-use npu_uapi::queue::{
-    Completion, Counters, CreateContext, EntryHeader, GetDump, GetLog, Identify, opcode,
-};
-use npu_uapi::reg::Register;
-use npu_uapi::regs::{
-    self, ABI, ABI_WITH_NAMES, AbiRange, AdminBaseHigh, AdminBaseLow, AdminSize, Ctrl, IrqMask,
-    MAGIC, Magic, state,
-};
-use npu_uapi::ring::{RingLayout, SUBMISSION_WORDS};
+use npu_uapi::queue::{Counters, EntryHeader, GetLog, opcode};
 use npu_uapi::status::FaultRecord;
 use npu_uapi::telemetry::Snapshot;
 use npu_uapi::workers::{Caller, Workers};
 use npu_workers::Pool;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use zerocopy::FromBytes;
+
+pub(crate) use inner::Inner;
 
 /// How long the device may take over an admin entry or a change of state, which are short.
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long it may take to notice that it is to change its state.
-const STATE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Log2 of the admin queue's rings.
-const ADMIN_LOG2: u32 = 6;
-
 /// An open NPU. A clone is the same device; the last one closes it.
 #[derive(Clone, Debug)]
 pub struct Device(pub(crate) Arc<Inner>);
-
-#[derive(Debug)]
-pub(crate) struct Inner {
-    name: String,
-    limits: Limits,
-    pub(crate) heap: Arc<Heap>,
-    admin: RwLock<Admin>,
-    pub(crate) faults: Faults,
-    /// Counts resets: what was created before one is gone after it.
-    epoch: AtomicU64,
-    /// The epoch in which the device was last seen to have let go of all memory.
-    quieted: AtomicU64,
-    /// Queues to be told of a reset.
-    queues: Mutex<Vec<Weak<Queue>>>,
-    pool: OnceLock<Pool>,
-    /// Held while the device is reset.
-    resetting: Mutex<()>,
-    /// Highest version of the ABI that the device speaks.
-    abi: u32,
-}
-
-/// The admin queue of one epoch. What is made through it is of that epoch, whatever comes meanwhile.
-#[derive(Clone, Debug)]
-struct Admin {
-    epoch: u64,
-    queue: Arc<Queue>,
-}
 
 /// The open devices of this process, by name.
 static OPEN: PerProcess<HashMap<String, Weak<Inner>>> = PerProcess::new();
@@ -286,242 +246,5 @@ pub(crate) fn connect(parsed: &DeviceString) -> Result<Arc<dyn Transport>, Error
             Ok(Arc::new(crate::transport::vfio_user::VfioUser::connect_within(path, patience)?))
         }
         DeviceString::Pci { address } => Ok(Arc::new(crate::transport::pci::Pci::open(address)?)),
-    }
-}
-
-impl Inner {
-    fn start(name: &str, transport: Arc<dyn Transport>) -> Result<Self, Error> {
-        let abi = check_identity(name, transport.as_ref())?;
-        let heap = Arc::new(Heap::new(transport));
-        quiet(heap.transport.as_ref())?;
-        let faults = Faults::new(Buffer::new(&heap, Faults::BYTES)?);
-        let admin = bring_up(&heap, &faults)?;
-        let mut inner = Self {
-            name: name.to_owned(),
-            limits: Limits::REFERENCE,
-            heap,
-            admin: RwLock::new(Admin { epoch: 0, queue: Arc::new(admin) }),
-            faults,
-            epoch: AtomicU64::new(0),
-            quieted: AtomicU64::new(0),
-            queues: Mutex::new(Vec::new()),
-            pool: OnceLock::new(),
-            resetting: Mutex::new(()),
-            abi,
-        };
-        inner.limits = inner.identify()?;
-        Ok(inner)
-    }
-
-    fn identify(&self) -> Result<Limits, Error> {
-        let out = Buffer::new(&self.heap, size_of::<Limits>())?;
-        self.admin(
-            |job| {
-                let header = EntryHeader::new(opcode::IDENTIFY, job);
-                Identify { header, out: out.iova(), ..Identify::default() }.words()
-            },
-            crate::queue::Kept::new(out.clone()),
-        )?;
-        let limits = Limits::read_from_bytes(&out.to_vec()).map_err(|_| Error::Implausible)?;
-        if limits.is_plausible() { Ok(limits) } else { Err(Error::Implausible) }
-    }
-
-    /// Submits an admin entry and waits for its answer, which must be `OK`.
-    pub(crate) fn admin(
-        &self,
-        entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
-        kept: crate::queue::Kept,
-    ) -> Result<Completion, Error> {
-        self.ask(&self.current().queue, entry, kept)
-    }
-
-    /// The same, of the device as it was in `epoch`: an error where it was reset since, or is being reset.
-    pub(crate) fn admin_in(
-        &self,
-        epoch: u64,
-        entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
-        kept: crate::queue::Kept,
-    ) -> Result<Completion, Error> {
-        let admin = self.current();
-        if admin.epoch != epoch {
-            return Err(Error::Lost { queue: 0, why: Loss::Reset });
-        }
-        self.ask(&admin.queue, entry, kept)
-    }
-
-    fn current(&self) -> Admin {
-        self.admin.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn ask(
-        &self,
-        queue: &Arc<Queue>,
-        entry: impl FnOnce(u32) -> [u32; SUBMISSION_WORDS],
-        kept: crate::queue::Kept,
-    ) -> Result<Completion, Error> {
-        self.heap.check_process()?;
-        let ticket = queue.submit(entry, kept)?;
-        // Admin entries compute nothing; while it waits this thread may go on with a job, alone.
-        let completion = queue.wait(&ticket, &Caller, ADMIN_TIMEOUT)?;
-        self.judge(completion, 0)
-    }
-
-    /// The completion when it says `OK`, else the fault that explains it.
-    pub(crate) fn judge(&self, completion: Completion, queue: u16) -> Result<Completion, Error> {
-        if completion.status.is_ok() {
-            return Ok(completion);
-        }
-        let record = self.faults.find(self.heap.transport.as_ref(), completion.fault);
-        let (status, job) = (completion.status, completion.job);
-        Err(Error::Fault(Box::new(Fault { status, queue, job, record })))
-    }
-
-    /// Whether LOAD_PROGRAM may bring names, and GET_DUMP is known.
-    pub(crate) fn takes_names(&self) -> bool {
-        self.abi >= ABI_WITH_NAMES.into()
-    }
-
-    /// What the last job that failed has left, if any has.
-    pub(crate) fn last_dump(&self) -> Result<Option<Vec<u8>>, Error> {
-        if !self.takes_names() {
-            return Ok(None);
-        }
-        let out = Buffer::new(&self.heap, MOST_BYTES)?;
-        let entry = |job| {
-            let header = EntryHeader::new(opcode::GET_DUMP, job);
-            let (out, len) = (out.iova(), MOST_BYTES as u64);
-            GetDump { header, out, len, ..GetDump::default() }.words()
-        };
-        let len = self.admin(entry, crate::queue::Kept::new(out.clone()))?.value;
-        let len = usize::try_from(len).ok().filter(|&len| len <= MOST_BYTES);
-        let mut bytes = vec![0; len.ok_or(Error::Implausible)?];
-        out.read(0, &mut bytes)?;
-        Ok(Some(bytes).filter(|bytes| !bytes.is_empty()))
-    }
-
-    pub(crate) fn new_context_id(&self, epoch: u64) -> Result<u32, Error> {
-        let completion = self.admin_in(
-            epoch,
-            |job| {
-                let header = EntryHeader::new(opcode::CREATE_CONTEXT, job);
-                CreateContext { header, ..CreateContext::default() }.words()
-            },
-            crate::queue::Kept::new(()),
-        )?;
-        Ok(completion.value)
-    }
-
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
-    }
-
-    /// Whether the device has let go of all that was in flight in `epoch`: a reset came since, for whose
-    /// end this waits, or it is made quiet here, being good for nothing else.
-    pub(crate) fn has_let_go(&self, epoch: u64) -> bool {
-        if self.epoch() != epoch {
-            let _over = lock(&self.resetting);
-            return self.quieted.load(Ordering::Acquire) > epoch;
-        }
-        let transport = self.heap.transport.as_ref();
-        // One that cannot be asked to was another process, or is no more: it keeps what it mapped, whatever
-        // is freed here.
-        transport.is_gone() && matches!(quiet(transport), Ok(()) | Err(Error::Transport(_)))
-    }
-
-    /// A new I/O queue, to be told of resets.
-    pub(crate) fn register(&self, queue: &Arc<Queue>) {
-        let mut queues = lock(&self.queues);
-        queues.retain(|queue| queue.strong_count() > 0);
-        queues.push(Arc::downgrade(queue));
-    }
-
-    fn reset(&self) -> Result<(), Error> {
-        self.heap.check_process()?;
-        let _resetting = lock(&self.resetting);
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        let queues: Vec<Arc<Queue>> =
-            lock(&self.queues).drain(..).filter_map(|queue| queue.upgrade()).collect();
-        let old = self.current().queue;
-        let all = || queues.iter().chain(std::iter::once(&old));
-        all().for_each(|queue| queue.lose(Loss::Reset));
-        quiet(self.heap.transport.as_ref())?;
-        self.quieted.store(self.epoch(), Ordering::Release);
-        // The device has made its last access to what was in flight.
-        all().for_each(|queue| queue.release());
-        let admin = bring_up(&self.heap, &self.faults)?;
-        let admin = Admin { epoch: self.epoch(), queue: Arc::new(admin) };
-        *self.admin.write().unwrap_or_else(PoisonError::into_inner) = admin;
-        Ok(())
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if self.heap.check_process().is_ok() {
-            // What it leaves mapped goes with the transport.
-            let _ = quiet(self.heap.transport.as_ref());
-        }
-    }
-}
-
-/// Whether an NPU with a version of the ABI in common is there; its highest.
-fn check_identity(name: &str, transport: &dyn Transport) -> Result<u32, Error> {
-    let magic = transport.read::<Magic>()?.raw();
-    if magic != MAGIC {
-        return Err(Error::NotAnNpu { device: name.to_owned(), found: magic });
-    }
-    let range: AbiRange = transport.read()?;
-    let device = (range.get(AbiRange::LOW), range.get(AbiRange::HIGH));
-    let has_common = device.0 <= u32::from(ABI.1) && u32::from(ABI.0) <= device.1;
-    if !has_common {
-        return Err(Error::AbiMismatch { device, library: ABI });
-    }
-    Ok(device.1)
-}
-
-/// Resets the device and waits until it no longer touches memory.
-fn quiet(transport: &dyn Transport) -> Result<(), Error> {
-    transport.write(Ctrl::default().with(Ctrl::RESET, true))?;
-    wait_state(transport, state::RESET)
-}
-
-/// Starts a quiet device: fault ring, admin queue, ready.
-fn bring_up(heap: &Arc<Heap>, faults: &Faults) -> Result<Queue, Error> {
-    let transport = heap.transport.as_ref();
-    faults.start(transport)?;
-    let lost = |error| Error::Lost { queue: 0, why: Loss::Ring(error) };
-    let layout = RingLayout::new(ADMIN_LOG2, ADMIN_LOG2).map_err(lost)?;
-    let region = Buffer::new(heap, layout.total_bytes())?;
-    let (low, high) = halves(region.iova().raw());
-    transport.write(AdminBaseLow::from_raw(low))?;
-    transport.write(AdminBaseHigh::from_raw(high))?;
-    let size = AdminSize::default().with(AdminSize::SQ_LOG2, ADMIN_LOG2);
-    transport.write(size.with(AdminSize::CQ_LOG2, ADMIN_LOG2))?;
-    transport.write(IrqMask::default().with(IrqMask::ADMIN, true))?;
-    let queue = Queue::new(heap, (0, 0), region, layout)?;
-    transport.write(Ctrl::default().with(Ctrl::ENABLE, true))?;
-    wait_state(transport, state::READY)?;
-    Ok(queue)
-}
-
-fn wait_state(transport: &dyn Transport, want: u32) -> Result<(), Error> {
-    let started = Instant::now();
-    loop {
-        let found = transport.read::<regs::Status>()?.get(regs::Status::STATE);
-        let waited = started.elapsed();
-        if found == want {
-            return Ok(());
-        }
-        // It may take longer to end a job, but says that it does.
-        let patience = if found == state::QUIESCING { ADMIN_TIMEOUT } else { STATE_TIMEOUT };
-        if waited > patience {
-            return Err(Error::State { found, want, waited });
-        }
-        // A register has no interrupt to wait for here; the device changes within milliseconds.
-        std::thread::yield_now();
     }
 }

@@ -10,9 +10,10 @@ pub(crate) mod rows;
 pub(crate) mod threads;
 
 pub use self::operands::reduced_axes;
+pub(crate) use self::operands::reshaped;
 use self::operands::{
-    check_mean, check_order, codes_of_add, image, joined, matrices, over, repeated, reshaped,
-    rows_fit, sum_of_codes, with_constant,
+    check_mean, check_order, codes_of_add, image, joined, matrices, over, repeated, rows_fit,
+    sum_of_codes, with_constant,
 };
 use crate::graph::{Dim, Graph, Node, ValueId};
 use crate::quantize::{

@@ -33,8 +33,8 @@ pub(super) enum Term {
 }
 
 impl Term {
-    /// The float, with the codes of tensors as `leaf` gives them.
-    pub(super) fn value(&self, leaf: &dyn Fn(ValueId) -> u8) -> f32 {
+    /// The float, with the codes of tensors as `leaf` gives them, and `tie` as of [`Operation::apply`].
+    pub(super) fn value(&self, leaf: &dyn Fn(ValueId) -> u8, tie: f32) -> f32 {
         match self {
             Self::Leaf { value, codes } => dequantise(leaf(*value), codes.scale, codes.zero_point),
             Self::Constant { value, .. } => *value,
@@ -42,11 +42,22 @@ impl Term {
             Self::Vector(_) => f32::NAN,
             Self::Nested(nested) => {
                 let (operation, terms) = nested.as_ref();
-                let operands: Vec<f32> = terms.iter().map(|term| term.value(leaf)).collect();
+                let operands: Vec<f32> = terms.iter().map(|term| term.value(leaf, tie)).collect();
                 // What the CPU's kernels make of NaN differs from one to the next.
                 let is_nan = operands.iter().any(|operand| operand.is_nan());
-                if is_nan { f32::NAN } else { operation.apply(&operands).0 }
+                if is_nan { f32::NAN } else { operation.apply(&operands, tie).0 }
             }
+        }
+    }
+
+    /// Whether its sign may be that of a tie.
+    pub(super) fn may_tie(&self) -> bool {
+        match self {
+            Self::Nested(nested) => {
+                matches!(nested.0, Operation::Max | Operation::Min)
+                    || nested.1.iter().any(Self::may_tie)
+            }
+            _ => false,
         }
     }
 
@@ -115,6 +126,18 @@ pub(super) enum Operation {
     Power(f32),
     /// With its epsilon.
     BatchNorm(f32),
+}
+
+/// The `extreme` of `operands`; where it is a zero, the sign of those that are, or `tie`.
+fn signed(extreme: f32, operands: &[f32], tie: f32) -> f32 {
+    let mut zeros = operands.iter().copied().filter(|&operand| operand == 0.0);
+    match zeros.next() {
+        Some(first) if extreme == 0.0 => {
+            let is_torn = zeros.any(|other| other.is_sign_negative() != first.is_sign_negative());
+            if is_torn { tie } else { first }
+        }
+        _ => extreme,
+    }
 }
 
 /// Whether `node` is an element-wise operator of this list.
@@ -238,13 +261,15 @@ impl Operation {
         matches!(self, Self::BatchNorm(_))
     }
 
-    /// The float result, and how far from it the CPU provider's may be.
-    pub(super) fn apply(self, operands: &[f32]) -> (f32, f32) {
+    /// The float result, and how far from it the CPU provider's may be. A zero keeps the sign that it has on
+    /// the CPU, since a division may show it; of a positive and a negative one Max and Min take now this one,
+    /// now that, here `tie`.
+    pub(super) fn apply(self, operands: &[f32], tie: f32) -> (f32, f32) {
         let x = operands[0];
         let second = || operands[1];
         let value = match self {
             Self::Relu => {
-                if x > 0.0 {
+                if x >= 0.0 {
                     x
                 } else {
                     0.0
@@ -260,8 +285,10 @@ impl Operation {
             Self::Clip(low, high) => {
                 if x < low {
                     low
+                } else if x <= high {
+                    x
                 } else {
-                    x.min(high)
+                    high
                 }
             }
             Self::Sigmoid => functions::logistic(x),
@@ -280,18 +307,18 @@ impl Operation {
             Self::Abs => x.abs(),
             Self::Neg => -x,
             Self::PRelu => {
-                if x > 0.0 {
-                    x
-                } else {
+                if x < 0.0 {
                     x * second()
+                } else {
+                    x
                 }
             }
             Self::Add => x + second(),
             Self::Sub => x - second(),
             Self::Mul => x * second(),
             Self::Div => x / second(),
-            Self::Max => operands.iter().copied().fold(x, f32::max),
-            Self::Min => operands.iter().copied().fold(x, f32::min),
+            Self::Max => signed(operands.iter().copied().fold(x, f32::max), operands, tie),
+            Self::Min => signed(operands.iter().copied().fold(x, f32::min), operands, tie),
             Self::Square => x * x,
             Self::Cube => x * x * x,
             Self::Power(exponent) => {

@@ -100,6 +100,12 @@ fn of_none(graph: &Graph, unit: &Unit, inputs: &[&[usize]]) -> Option<Vec<Vec<us
         }
         return Some(some);
     }
+    // The numbers of a shape may divide nothing, and not one.
+    if let Kind::Reshape { shape: change, .. } | Kind::Carry(Carry::Reshape(change)) = &unit.kind
+        && let Ok(shape) = shape::reshaped(graph.node(unit.target), change, inputs[0])
+    {
+        return Some(vec![shape]);
+    }
     let unit = without_the_last(unit);
     let pairs = with(&unit, 1)?.into_iter().zip(with(&unit, 2)?);
     pairs.map(|(one, two)| all_at_none(&one, &two)).collect()

@@ -256,7 +256,7 @@ pub(super) fn over(window: &WindowSpec, [n, c]: [usize; 2], placed: &Placed) -> 
     [n, c].into_iter().chain(rows).chain([placed.out_w]).collect()
 }
 
-pub(super) fn reshaped(
+pub(crate) fn reshaped(
     node: &Node,
     change: &ShapeChange,
     input: &[usize],
@@ -289,11 +289,12 @@ pub(super) fn reshaped(
                 });
             }
             let known = lengths.iter().flatten().try_fold(1_usize, |n, &len| n.checked_mul(len));
-            let Some(known) = known.filter(|&known| known > 0) else { return wrong() };
-            let rest = count / known;
-            if lengths.iter().filter(|length| length.is_none()).count() > 1 {
-                return wrong();
-            }
+            let rest = match lengths.iter().filter(|length| length.is_none()).count() {
+                0 => Some(0),
+                1 => known.and_then(|known| count.checked_div(known)),
+                _ => None,
+            };
+            let Some(rest) = rest else { return wrong() };
             lengths.into_iter().map(|length| length.unwrap_or(rest)).collect()
         }
         ShapeChange::Squeeze(None) => input.iter().copied().filter(|&len| len != 1).collect(),
@@ -357,6 +358,9 @@ mod tests {
         let to = |shape: &[i64]| ShapeChange::To { shape: shape.to_vec(), zero_copies: true };
         assert_eq!(change(to(&[0, -1]), &input), Some(vec![3, 20]));
         assert_eq!(change(to(&[1, 20]), &input), None);
+        assert_eq!(change(to(&[0, 9, -1]), &[1, 0]), Some(vec![1, 9, 0]), "of nothing, nothing");
+        assert_eq!(change(to(&[0, 5]), &[0, 5]), Some(vec![0, 5]));
+        assert_eq!(change(to(&[0, -1]), &[0, 5]), None, "it may be anything");
         assert_eq!(change(to(&[-1, -1]), &input), None);
         assert_eq!(change(to(&[i64::MIN]), &input), None);
     }

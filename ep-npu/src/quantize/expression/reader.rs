@@ -271,12 +271,31 @@ impl Root {
         place: &dyn Display,
         output: Codes,
     ) -> Result<u8, Refusal> {
+        let code = self.torn(leaf, place, output, 0.0)?;
+        if self.terms.iter().any(Term::may_tie) && self.torn(leaf, place, output, -0.0)? != code {
+            let name = &self.name;
+            return refuse!(
+                UNIT,
+                "{name} depends at {place} on the sign of a zero, which the CPU's Max and Min choose by where in memory it lies"
+            );
+        }
+        Ok(code)
+    }
+
+    /// The same, with `tie` as of [`Operation::apply`].
+    fn torn(
+        &self,
+        leaf: &dyn Fn(ValueId) -> u8,
+        place: &dyn Display,
+        output: Codes,
+        tie: f32,
+    ) -> Result<u8, Refusal> {
         let name = &self.name;
-        let operands: Vec<f32> = self.terms.iter().map(|term| term.value(leaf)).collect();
+        let operands: Vec<f32> = self.terms.iter().map(|term| term.value(leaf, tie)).collect();
         if operands.iter().any(|operand| operand.is_nan()) {
             return refuse!(UNIT, "{name} reads NaN where its input has {place}");
         }
-        let (value, error) = self.operation.apply(&operands);
+        let (value, error) = self.operation.apply(&operands, tie);
         if value.is_nan() && error.is_nan() {
             return refuse!(UNIT, "{name} comes to NaN where its input has {place}");
         }

@@ -70,21 +70,20 @@ pub fn plan(graph: &Graph, limits: &Limits) -> Plan {
 pub fn plan_with(graph: &Graph, limits: &Limits, options: PlanOptions) -> Plan {
     let mut units = quantize::units(graph);
     let (mut shapes, mut distinct) = settle_shapes(graph, &mut units, limits);
+    let mut settled = count_taken(&units);
     layout::refuse(graph, &mut units, &shapes);
     let groups = loop {
-        let taken = count_taken(&units);
         let assigned = Assigned { one: &shapes, other: &distinct };
         let groups = group::groups(graph, &mut units, assigned, limits, options);
         if layout::refuse(graph, &mut units, &shapes) || pools::refuse(graph, &mut units, &groups) {
             continue;
         }
-        let left = count_taken(&units);
-        if left < taken {
-            (shapes, distinct) = settle_shapes(graph, &mut units, limits);
-        }
-        if count_taken(&units) == left {
+        if count_taken(&units) == settled {
             break groups;
         }
+        // What was refused since writes the shape that the model says, and what reads it is looked at again.
+        (shapes, distinct) = settle_shapes(graph, &mut units, limits);
+        settled = count_taken(&units);
     };
     let assigned = Assigned { one: &shapes, other: &distinct };
     let borders = cut::borders(graph, &units, &groups, assigned);

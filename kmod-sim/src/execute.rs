@@ -125,11 +125,7 @@ impl Function {
                     *held = None;
                     self.injector.slow(&control);
                 }
-                let result = self.compute(task, workers, held, &control);
-                if let Some(grant) = held {
-                    grant.computed();
-                }
-                result
+                self.compute(task, workers, held, &control)
             }
         };
         match result {
@@ -182,15 +178,17 @@ impl Function {
                 times::record(Timed { command: *command, index, took });
             }
         }
-        // Behind the clock: what a command takes is what it takes without.
-        let counts = result.is_ok() && self.counts_saturation();
-        let counted =
-            if counts { saturation::count(command, slots, &self.engine) } else { Ok(None) };
-        let result = result.and(counted);
-        if let Some(grant) = &held {
+        if let Some(grant) = held {
             grant.end(result.is_err().then(|| self.engine.place()));
+            grant.computed();
         }
-        result
+        result?;
+        if !self.counts_saturation() {
+            return Ok(None);
+        }
+        // Behind the clock, and with the array given back: who waits for it waits no longer than without.
+        *held = None;
+        saturation::count(command, slots, &self.engine)
     }
 
     /// Whether an entry waits that comes before jobs of `band`. Where the lock is taken, not now.

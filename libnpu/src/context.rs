@@ -6,7 +6,6 @@ use crate::error::{Error, Loss};
 use crate::heap::Heap;
 use crate::job::Job;
 use crate::queue::{Kept, Queue};
-use crate::transport::TransportExt;
 use crate::uses::{Spare, binding, count};
 use npu_uapi::addr::{Iova, SlotId};
 use npu_uapi::names::Names;
@@ -14,8 +13,6 @@ use npu_uapi::queue::{
     Bind, Binding, CopyEntry, CreateQueue, Destroy, EntryHeader, Exec, FillEntry, LoadProgram, Nop,
     Timestamp, opcode, priority,
 };
-use npu_uapi::reg::Register;
-use npu_uapi::regs::Abort;
 use npu_uapi::ring::RingLayout;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
@@ -441,9 +438,7 @@ impl Inner {
     }
 
     fn abort(&self) -> Result<(), Error> {
-        let abort = Abort::default().with(Abort::QUEUE, self.queue.id.into());
-        self.device.heap.transport.write(abort)?;
-        Ok(())
+        self.device.abort_in(self.epoch, self.queue.id)
     }
 
     fn destroy(&self, opcode: u8, id: u32) -> Result<(), Error> {
@@ -454,11 +449,12 @@ impl Inner {
 impl Drop for Owner {
     fn drop(&mut self) {
         let inner = &self.0;
-        if !inner.is_alive() {
-            // After a reset the device has let go; in a forked child it is the parent's.
+        if inner.device.heap.check_process().is_err() {
+            // In a forked child it is the parent's.
             return;
         }
-        // A job that runs notices; the admin entry behind it then finds the queue at rest.
+        // A job that runs notices; the admin entry behind it then finds the queue at rest. After a reset
+        // both are refused, and the device has let go by its end.
         let _ = inner.abort();
         let ended = inner.destroy(opcode::DESTROY_QUEUE, inner.queue.id.into());
         inner.queue.poll();

@@ -129,7 +129,7 @@ impl Device {
     /// It shows none, or the page changes all the time.
     pub fn telemetry(&self) -> Result<Snapshot, Error> {
         self.check_process()?;
-        crate::telemetry::read(self.0.heap.transport.as_ref())
+        Ok(crate::telemetry::read(self.0.heap.transport.as_ref(), 0)?)
     }
 
     /// How often a completion was found without the interrupt that should have told of it. Nothing is

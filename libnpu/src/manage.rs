@@ -6,12 +6,13 @@
 use crate::device::connect;
 use crate::device_string::DeviceString;
 use crate::error::Error;
+use crate::telemetry::ReadError;
 use crate::transport::{Transport, TransportError};
 use npu_uapi::mailbox::{
     MAGIC, MOST_REPLY_BYTES, PAGES, REPLY_AT, REPLY_BYTES, REQUEST_AT, REQUEST_BYTES, VERSION,
     register, state,
 };
-use npu_uapi::telemetry::{self, Snapshot, TelemetryError};
+use npu_uapi::telemetry::{Snapshot, TelemetryError};
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -160,12 +161,14 @@ impl Manager {
         let count = function.read32(register::PAGES)?.min(PAGES);
         let mut snapshots = Vec::new();
         for place in 0..count {
-            let words = crate::telemetry::page(function.as_ref(), place)?;
-            match telemetry::read(&&words[..]) {
+            match crate::telemetry::read(function.as_ref(), place) {
                 Ok(snapshot) => snapshots.push(snapshot),
                 // Whoever was there has left.
-                Err(TelemetryError::Foreign { magic: 0, .. }) => {}
-                Err(source) => return Err(ManageError::Telemetry { place, source }),
+                Err(ReadError::Page(TelemetryError::Foreign { magic: 0, .. })) => {}
+                Err(ReadError::Page(source)) => {
+                    return Err(ManageError::Telemetry { place, source });
+                }
+                Err(ReadError::Transport(error)) => return Err(error.into()),
             }
         }
         Ok(snapshots)

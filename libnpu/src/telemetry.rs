@@ -1,4 +1,4 @@
-//! Reading the telemetry page of a device, BAR4, word by word.
+//! Reading telemetry pages of BAR4.
 
 use crate::error::Error;
 use crate::transport::{Transport, TransportError};
@@ -10,35 +10,57 @@ const SEQUENCE_AT: u32 = 12;
 /// Most looks at a page that does not come to rest. Each reads all of it.
 const LOOKS: u32 = 1000;
 
-/// The words of page `place` of BAR4 that are in use.
-pub(crate) fn page(device: &dyn Transport, place: u32) -> Result<Vec<AtomicU32>, TransportError> {
-    let word = |at: u32| device.telemetry_read(place * PAGE_BYTES + at).map(AtomicU32::new);
+/// Why a page was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Page(#[from] TelemetryError),
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Transport(error) => error.into(),
+            ReadError::Page(error) => error.into(),
+        }
+    }
+}
+
+/// Reads the words of page `place` that are in use one by one; `None` where they changed meanwhile.
+pub(crate) fn word_by_word(
+    place: u32,
+    read: impl Fn(u32) -> Result<u32, TransportError>,
+) -> Result<Option<Vec<u32>>, TransportError> {
+    let word = |at: u32| read(place * PAGE_BYTES + at);
     // In this order: a management function takes the snapshot at the first, and the sequence comes before
     // what it guards.
     let head = [word(0)?, word(4)?, word(8)?];
-    let bytes = head[2].load(Ordering::Relaxed).min(PAGE_BYTES);
+    let bytes = head[2].min(PAGE_BYTES);
     let rest = (SEQUENCE_AT..bytes).step_by(4).map(word).collect::<Result<Vec<_>, _>>()?;
-    Ok(head.into_iter().chain(rest).collect())
+    // Between the words and the second look at the sequence, as in `telemetry::read`.
+    fence(Ordering::Acquire);
+    let is_whole = match rest.first() {
+        Some(&before) => before.is_multiple_of(2) && word(SEQUENCE_AT)? == before,
+        // What is no page says so.
+        None => true,
+    };
+    Ok(is_whole.then(|| head.into_iter().chain(rest).collect()))
 }
 
-/// What the one page of `device` says now.
+/// What page `place` of `device` says now.
 ///
 /// # Errors
 /// It has none, cannot be reached, or the page changes without end.
-pub(crate) fn read(device: &dyn Transport) -> Result<Snapshot, Error> {
+pub(crate) fn read(device: &dyn Transport, place: u32) -> Result<Snapshot, ReadError> {
     for _ in 0..LOOKS {
-        let words = page(device, 0)?;
-        // Between the words and the second look at the sequence, as in `telemetry::read`.
-        fence(Ordering::Acquire);
-        let after = device.telemetry_read(SEQUENCE_AT)?;
-        let before = words.get(3).map(|word| word.load(Ordering::Relaxed));
-        // What is no page says so; one that changed meanwhile is read again.
-        if before.is_some_and(|before| before != after || before % 2 == 1) {
-            continue;
+        if let Some(words) = device.telemetry_page(place)? {
+            let words: Vec<AtomicU32> = words.into_iter().map(AtomicU32::new).collect();
+            return Ok(telemetry::read(&&words[..])?);
         }
-        return Ok(telemetry::read(&&words[..])?);
     }
-    Err(Error::Telemetry(TelemetryError::Changing))
+    Err(TelemetryError::Changing.into())
 }
 
 #[cfg(test)]

@@ -153,6 +153,15 @@ pub trait Transport: fmt::Debug + Send + Sync {
         })
     }
 
+    /// The words of page `place` of BAR4 that are in use, as they were at one moment; `None` where they
+    /// changed while they were read.
+    ///
+    /// # Errors
+    /// There is none.
+    fn telemetry_page(&self, place: u32) -> Result<Option<Vec<u32>>, TransportError> {
+        crate::telemetry::word_by_word(place, |at| self.telemetry_read(at))
+    }
+
     /// Lets the device reach `memory` at `at`, and keeps it alive, until [`Transport::unmap`].
     fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError>;
 

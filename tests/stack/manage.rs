@@ -2,10 +2,12 @@
 
 use libnpu::{Caller, Context, Device, Error, Memory};
 use npu_tests::{HANG, Simulator};
+use npu_uapi::telemetry::Snapshot;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const STATS: &str = r#"{"command":"stats"}"#;
@@ -178,6 +180,37 @@ fn who_stalls_or_sends_garbage_harms_nobody() {
     // A client of the devices notices nothing.
     let device = Device::open_private(&server.device()).unwrap();
     device.create_context().unwrap().nop().unwrap().wait(&Caller, HANG).unwrap();
+}
+
+#[test]
+fn the_telemetry_of_a_device_at_work_is_read_over_its_socket() {
+    let server = Simulator::start("");
+    let device = Device::open_private(&server.device()).unwrap();
+    let context = device.create_context().unwrap();
+    let memory = Memory::from(&device.allocate(64).unwrap());
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                context.fill(&memory, 1).unwrap().wait(&Caller, HANG).unwrap();
+            }
+        });
+        // Each job changes the page; whichever comes in between, a look is of one moment.
+        let start = Instant::now();
+        let mut looks = vec![device.telemetry()];
+        let jobs =
+            |look: Option<&Result<Snapshot, Error>>| Some(look?.as_ref().ok()?.counters.jobs);
+        while start.elapsed() < HANG
+            && looks.last().is_some_and(Result::is_ok)
+            && (looks.len() < 50 || jobs(looks.last()) == jobs(looks.first()))
+        {
+            looks.push(device.telemetry());
+        }
+        is_over.store(true, Ordering::Relaxed);
+        let looks: Vec<Snapshot> = looks.into_iter().map(Result::unwrap).collect();
+        assert!(looks.is_sorted_by_key(|look| look.counters.jobs));
+        assert!(looks[0].counters.jobs < looks[looks.len() - 1].counters.jobs);
+    });
 }
 
 #[test]

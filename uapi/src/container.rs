@@ -359,7 +359,6 @@ mod tests {
         }
     }
 
-    /// `file` with its hash made right again.
     #[test]
     fn a_container_reads_back() {
         let file = container().to_bytes();

@@ -84,10 +84,13 @@ impl Kind {
     pub(crate) fn seal<'a>(
         &self,
         table: &[u8],
-        parts: impl ExactSizeIterator<Item = &'a [u8]>,
+        parts: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
     ) -> Vec<u8> {
         let sections = u32::try_from(parts.len()).expect("a file has fewer than 2^32 sections");
-        let mut file = alloc::vec![0; HEAD_BYTES];
+        let behind = |end: usize, bytes: &[u8]| end.next_multiple_of(self.align) + bytes.len();
+        // Weights may be large: the file is made once.
+        let mut file = Vec::with_capacity(parts.clone().fold(HEAD_BYTES + table.len(), behind));
+        file.resize(HEAD_BYTES, 0);
         file.extend_from_slice(table);
         for bytes in parts {
             file.resize(file.len().next_multiple_of(self.align), 0);

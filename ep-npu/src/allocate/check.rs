@@ -5,6 +5,7 @@
 use super::{Memory, Space};
 use crate::lower::{OpKind, Ops, TensorId};
 use crate::schedule::Schedule;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A placement that would lose a tensor: a fault of the compiler.
@@ -23,7 +24,7 @@ pub struct Overlap {
 /// that images pass one by one.
 pub(super) fn check(ops: &Ops, schedule: &Schedule, memory: &Memory) -> Result<(), Overlap> {
     let pieces = Pieces::new(ops, schedule);
-    let mut holds: Vec<(Bytes, Held)> = Vec::new();
+    let mut holds = Holds::default();
     for (step, image) in schedule.steps() {
         let image = image.map(|(image, _)| image);
         let op = &ops.ops[schedule.order[step]];
@@ -33,7 +34,7 @@ pub(super) fn check(ops: &Ops, schedule: &Schedule, memory: &Memory) -> Result<(
         };
         for &read in &op.reads {
             let mut read_pieces = pieces.of(memory.range(ops, read), read, image);
-            if !read_pieces.all(|piece| holds.contains(&piece)) {
+            if !read_pieces.all(|piece| holds.has(&piece)) {
                 return lost(read);
             }
         }
@@ -61,8 +62,7 @@ pub(super) fn check(ops: &Ops, schedule: &Schedule, memory: &Memory) -> Result<(
             }
         }
         for written in pieces.of(Some(whole), op.writes, image) {
-            holds.retain(|(bytes, _)| are_apart(bytes, &written.0));
-            holds.push(written);
+            holds.put(written);
         }
     }
     Ok(())
@@ -70,6 +70,29 @@ pub(super) fn check(ops: &Ops, schedule: &Schedule, memory: &Memory) -> Result<(
 
 /// What bytes hold: a tensor, or the part of it that is of one image.
 type Held = (TensorId, Option<u32>);
+
+/// What the memories hold, none of it over another: by where each piece begins, where it ends.
+#[derive(Default)]
+struct Holds([BTreeMap<u64, (u64, Held)>; 2]);
+
+impl Holds {
+    fn has(&self, ((space, bytes), held): &(Bytes, Held)) -> bool {
+        self.0[*space as usize].get(&bytes.start) == Some(&(bytes.end, *held))
+    }
+
+    /// In place of whatever was there.
+    fn put(&mut self, ((space, bytes), held): (Bytes, Held)) {
+        let holds = &mut self.0[space as usize];
+        let before = holds.range(..bytes.start).next_back();
+        let cut = before.filter(|(_, (end, _))| *end > bytes.start).map(|(&start, _)| start);
+        let within = holds.range(bytes.clone()).map(|(&start, _)| start);
+        let lost: Vec<u64> = within.chain(cut).collect();
+        for start in lost {
+            holds.remove(&start);
+        }
+        holds.insert(bytes.start, (bytes.end, held));
+    }
+}
 
 /// Which tensors are touched image by image.
 struct Pieces(Vec<Touched>);

@@ -106,9 +106,14 @@ pub(crate) fn read(
         return Ok(bytes.map(|at| byte(function.config_read(at & !3), at)).collect());
     }
     let dwords = (start..start + access.count).step_by(4);
+    if access.region == region::BAR4 {
+        // All words are of one moment.
+        let words = page.snapshot();
+        let word = |at: u32| words.get(usize::try_from(at / 4).ok()?).copied();
+        return Ok(dwords.flat_map(|at| word(at).unwrap_or(0).to_le_bytes()).collect());
+    }
     let read = |at| match access.region {
         region::BAR0 => function.read32(at),
-        region::BAR4 => page.read(at),
         _ => function.msix_read(at),
     };
     Ok(dwords.flat_map(|at| read(at).to_le_bytes()).collect())

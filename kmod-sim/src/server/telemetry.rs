@@ -48,14 +48,6 @@ impl TelemetryPage {
         let words = writer.words();
         (0..words.word_count()).map(|index| words.load(index, Ordering::Relaxed)).collect()
     }
-
-    /// The word at byte `offset`, for a client that does not map it.
-    pub(crate) fn read(&self, offset: u32) -> u32 {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = usize::try_from(offset / 4).unwrap_or(usize::MAX);
-        let words = writer.words();
-        if index < words.word_count() { words.load(index, Ordering::Relaxed) } else { 0 }
-    }
 }
 
 impl Telemetry for TelemetryPage {

@@ -7,11 +7,12 @@ use crate::error::{Error, Fault, Loss};
 use crate::faults::Faults;
 use crate::heap::Heap;
 use crate::queue::Queue;
-use crate::transport::Transport;
+use crate::transport::{Transport, TransportExt};
 use npu_uapi::coredump::MOST_BYTES;
 use npu_uapi::limits::Limits;
 use npu_uapi::queue::{Completion, CreateContext, EntryHeader, GetDump, Identify, opcode};
-use npu_uapi::regs::ABI_WITH_NAMES;
+use npu_uapi::reg::Register;
+use npu_uapi::regs::{ABI_WITH_NAMES, Abort};
 use npu_uapi::ring::SUBMISSION_WORDS;
 use npu_uapi::workers::Caller;
 use npu_workers::Pool;
@@ -104,6 +105,17 @@ impl Inner {
             return Err(Error::Lost { queue: 0, why: Loss::Reset });
         }
         self.ask(&admin.queue, entry, kept)
+    }
+
+    /// Ends the jobs of `queue`, which is of `epoch`: after a reset the number may be another one's.
+    pub(crate) fn abort_in(&self, epoch: u64, queue: u16) -> Result<(), Error> {
+        // Held over the write: no queue of the next epoch is made before its admin queue is there.
+        let admin = self.admin.read().unwrap_or_else(PoisonError::into_inner);
+        if admin.epoch != epoch {
+            return Err(Error::Lost { queue, why: Loss::Reset });
+        }
+        self.heap.transport.write(Abort::default().with(Abort::QUEUE, queue.into()))?;
+        Ok(())
     }
 
     fn current(&self) -> Admin {
@@ -205,7 +217,11 @@ impl Inner {
         let old = self.current().queue;
         let all = || queues.iter().chain(std::iter::once(&old));
         all().for_each(|queue| queue.lose(Loss::Reset));
-        quiet(self.heap.transport.as_ref())?;
+        if let Err(error) = quiet(self.heap.transport.as_ref()) {
+            // The device may still use what is in flight: better never freed than too early.
+            std::mem::forget(queues);
+            return Err(error);
+        }
         self.quieted.store(self.epoch(), Ordering::Release);
         // The device has made its last access to what was in flight.
         all().for_each(|queue| queue.release());

@@ -25,7 +25,7 @@ pub struct InProcess {
     /// Keeps mapped memory alive, by IOVA.
     mapped: Mutex<HashMap<u64, Arc<DmaMemory>>>,
     /// The telemetry page as it was when its first word was read.
-    telemetry: Mutex<Option<Writer<Arc<[AtomicU32]>>>>,
+    telemetry: Mutex<Vec<u32>>,
 }
 
 impl InProcess {
@@ -47,6 +47,15 @@ impl InProcess {
     /// The device itself, for those who manage it.
     pub fn function(&self) -> &Function {
         &self.function
+    }
+
+    /// The words of a telemetry page, as things are now.
+    fn shown(&self) -> Vec<u32> {
+        let words = (0..PAGE_WORDS).map(|_| AtomicU32::new(0)).collect::<Arc<[_]>>();
+        // It is long enough.
+        let Ok(mut page) = Writer::new(words) else { return Vec::new() };
+        page.show(&self.function.snapshot());
+        page.words().iter().map(|word| word.load(Ordering::Relaxed)).collect()
     }
 
     /// What a bus driver does to a function: lets it access memory, opens every vector.
@@ -87,17 +96,10 @@ impl Transport for InProcess {
     fn telemetry_read(&self, offset: u32) -> Result<u32, TransportError> {
         let mut page = self.telemetry.lock().unwrap_or_else(PoisonError::into_inner);
         if offset == 0 {
-            if page.is_none() {
-                let words = (0..PAGE_WORDS).map(|_| AtomicU32::new(0)).collect::<Arc<[_]>>();
-                *page = Writer::new(words).ok();
-            }
-            if let Some(writer) = page.as_mut() {
-                writer.show(&self.function.snapshot());
-            }
+            *page = self.shown();
         }
         let index = usize::try_from(offset / 4).unwrap_or(usize::MAX);
-        let word = page.as_ref().and_then(|page| page.words().get(index));
-        let word = word.map(|word| word.load(Ordering::Relaxed));
+        let word = page.get(index).copied();
         word.ok_or_else(|| TransportError::Refused {
             device: self.describe(),
             command: "a telemetry read",
@@ -105,6 +107,13 @@ impl Transport for InProcess {
                 "there is no word {offset:#x} of BAR4, or the first was not read before it"
             ),
         })
+    }
+
+    fn telemetry_page(&self, place: u32) -> Result<Option<Vec<u32>>, TransportError> {
+        if place > 0 {
+            return self.telemetry_read(place.saturating_mul(PAGE_BYTES)).map(|_| None);
+        }
+        Ok(Some(self.shown()))
     }
 
     fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {

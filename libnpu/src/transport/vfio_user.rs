@@ -24,6 +24,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use npu_uapi::addr::Iova;
 use npu_uapi::regs::pci::BAR0_BYTES;
+use npu_uapi::telemetry::PAGE_BYTES;
 use npu_uapi::vfio_user::{
     DeviceInfo, DmaMap, DmaUnmap, IrqInfo, IrqSet, RegionAccess, RegionInfo, command, device_flags,
     dma_map_flags, irq, irq_flags, irq_set, region, region_flags,
@@ -45,6 +46,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_VECTORS: u32 = 128;
 /// Bytes of the configuration space of a PCI device.
 const CONFIG_BYTES: u64 = 256;
+/// Bytes of a telemetry page.
+const PAGE: usize = PAGE_BYTES as usize;
 
 /// What a bus driver touches in configuration space, and in the MSI-X table.
 mod pci {
@@ -314,6 +317,27 @@ impl Transport for VfioUser {
 
     fn telemetry_read(&self, offset: u32) -> Result<u32, TransportError> {
         read(&self.connection, region::BAR4, offset)
+    }
+
+    fn telemetry_page(&self, place: u32) -> Result<Option<Vec<u32>>, TransportError> {
+        // At once, which gives the words of one moment: word by word, a device at work would have changed
+        // them in between.
+        let offset = u64::from(place) * u64::from(PAGE_BYTES);
+        let access = RegionAccess { offset, region: region::BAR4, count: PAGE_BYTES };
+        let mut reply = vec![0; size_of::<RegionAccess>() + PAGE];
+        let least = reply.len();
+        let request = [access.as_bytes()];
+        self.connection.request(command::REGION_READ, &request, None, &mut reply, least)?;
+        let (found, bytes) = reply.split_at(size_of::<RegionAccess>());
+        if found != access.as_bytes() {
+            let found = RegionAccess::read_from_bytes(found).map_or_else(|_| String::new(), text);
+            return Err(self.connection.wrong(command::REGION_READ, text(access), found));
+        }
+        let words: Vec<u32> =
+            bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
+        let used = words.get(2).map_or(0, |&bytes| bytes.min(PAGE_BYTES) / 4);
+        let used = usize::try_from(used).unwrap_or(0).max(3);
+        Ok(Some(words.into_iter().take(used).collect()))
     }
 
     fn map(&self, memory: Arc<DmaMemory>, at: Iova, access: Access) -> Result<(), TransportError> {

@@ -209,7 +209,10 @@ fn exchange(stream: &mut UnixStream, line: &[u8], deadline: Instant) -> Result<V
 /// Opens a management function; over a socket, each answer may take `patience`.
 fn open_function(device: &str, patience: Duration) -> Result<Manager, SmiError> {
     let name = match device.strip_prefix("vfio-user:") {
-        Some(path) => format!("vfio-user,patience_ms={}:{path}", patience.as_millis()),
+        // The most that a device string takes.
+        Some(path) => {
+            format!("vfio-user,patience_ms={}:{path}", patience.as_millis().min(3_600_000))
+        }
         None => device.to_owned(),
     };
     Manager::open(&name).map_err(|error| match error {

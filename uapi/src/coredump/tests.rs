@@ -91,7 +91,6 @@ fn dump() -> Dump {
     }
 }
 
-/// `bytes` with their hash made right again.
 #[test]
 fn a_dump_reads_back() {
     let bytes = dump().to_bytes();

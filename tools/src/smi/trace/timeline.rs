@@ -33,7 +33,7 @@ pub(super) fn trace(recordings: &[Recording], is_modelled: bool) -> Trace {
         writer.describe_process();
         for (is_behind_gap, event) in recording.typed() {
             if is_behind_gap {
-                writer.gap();
+                writer.gap(&event);
             }
             writer.event(&event);
         }
@@ -194,7 +194,11 @@ impl Writer<'_> {
     }
 
     /// Events are missing here: what was under way may have ended, and an end that comes is of something else.
-    fn gap(&mut self) {
+    fn gap(&mut self, next: &Event) {
+        if self.last == 0 {
+            // Nothing was before.
+            self.moment(next);
+        }
         self.close_all("events were lost here");
         self.in_flight.clear();
         self.instant(self.last, "events lost".into(), [None, None]);
@@ -356,6 +360,22 @@ mod tests {
         assert_eq!(types, [1, 2, 3], "the end behind the gap is of what began in it");
         assert_eq!(found[1].debug_annotations[0].name.as_deref(), Some("cut"));
         assert_eq!(found[2].name.as_deref(), Some("events lost"));
+    }
+
+    #[test]
+    fn a_gap_before_all_events_is_where_they_begin() {
+        let events = vec![json!({"kind": "kick", "ns": 5, "cycles": 1, "queue": 1})];
+        let gaps = [0].into();
+        let recording = Recording {
+            clock_khz: 1_000_000,
+            start_ms: 1,
+            events,
+            gaps,
+            ..Recording::new(3, None)
+        };
+        let packets = trace(&[recording], false).packet;
+        let moments = packets.iter().filter_map(|packet| packet.timestamp);
+        assert_eq!(moments.collect::<Vec<_>>(), [1_000_005; 2]);
     }
 
     #[test]

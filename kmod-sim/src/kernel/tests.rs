@@ -15,6 +15,7 @@ mod product;
 mod resize;
 mod rows;
 mod wide;
+mod winograd;
 
 use super::{Control, Engine, Isa, IsaError, Stop};
 use machine::Machine;

@@ -16,10 +16,12 @@
 //! outputs a multiple of 16. Where weights have zero points, each pixel's inputs are summed as well, once
 //! a tile. Everything else is the scalar kernel's.
 
+mod finish;
 mod float;
 mod pixels;
 mod shallow;
 mod wide;
+mod winograd;
 mod zero_points;
 
 use crate::kernel::Stop;
@@ -27,16 +29,12 @@ use crate::kernel::conv::{Problem, Taps};
 use crate::kernel::operand::Map;
 use crate::kernel::room::Room;
 use crate::kernel::split::{POLL_MACS, Split};
-use crate::kernel::vector::stage::{Kind, Stage};
-use crate::kernel::vector::{
-    Channels, broadcast_4, channels, load_64, load_records, mask_16, mask_64, store_16, store_32,
-    store_64,
-};
+use crate::kernel::vector::stage::Stage;
+use crate::kernel::vector::{Channels, broadcast_4, channels, load_64, load_records};
 use crate::memory::{isize_of, usize_of};
 pub(super) use pixels::{Pixels, Runs};
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_castsi512_si128, _mm512_castsi512_si256,
-    _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_setzero_ps,
+    __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_dpbusd_epi32, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_store_si512,
 };
 use std::mem::MaybeUninit;
@@ -89,6 +87,10 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Option<Result<(), St
         job.counted = Some(zero_points::counted(&job));
     }
     let job = job;
+    if winograd::takes(&job, channels) {
+        // SAFETY: the caller's promise; it takes the job.
+        return Some(unsafe { winograd::run(&job, channels, split) });
+    }
     if wide::takes(&job, channels) {
         // SAFETY: the caller's promise; it takes the job.
         return Some(unsafe { wide::run(&job, channels, split) });
@@ -411,100 +413,9 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
         unsafe { float::finish::<BLOCKS>(floats, stage, sums, &multipliers, pixels, place) };
         return;
     }
-    let finish = match stage.kind() {
-        Kind::Plain => finish::<BLOCKS, PLAIN>,
-        Kind::Sum => finish::<BLOCKS, SUM>,
-        Kind::SumAuxFirst => finish::<BLOCKS, SUM_AUX_FIRST>,
-        Kind::Table => finish::<BLOCKS, TABLE>,
-        Kind::TableSum | Kind::Tables => finish::<BLOCKS, TABLES>,
-    };
     let lanes = (first_output, p.group_outputs - block * 16);
     // SAFETY: the pixels lie in the problem, and so do the blocks.
-    unsafe { finish(stage, sums, &multipliers, pixels, lanes) };
-}
-
-/// The kinds of stages, as parameters.
-const PLAIN: u8 = 0;
-const SUM: u8 = 1;
-const SUM_AUX_FIRST: u8 = 2;
-const TABLE: u8 = 3;
-const TABLES: u8 = 4;
-
-/// Passes a tile's sums through the output stage, four vectors at a time. `lanes` says where in a pixel
-/// they go, and how many channels there are.
-///
-/// # Safety
-/// Vector instructions present; in each of `pixels`, the lanes that exist lie in the output, and with an
-/// addition in the auxiliary tensor.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-#[inline(never)]
-unsafe fn finish<const BLOCKS: usize, const KIND: u8>(
-    stage: &Stage,
-    sums: &[[__m512i; 4]],
-    multipliers: &[__m512; BLOCKS],
-    pixels: &Pixels,
-    (first_lane, lanes): (i64, i64),
-) {
-    let at = isize_of(first_lane);
-    let mask = mask_64(lanes) & (u64::MAX >> (64 - 16 * BLOCKS));
-    let multipliers = std::array::from_fn(|i| multipliers[i % BLOCKS]);
-    let mut masks = [u16::MAX; 4];
-    if mask != u64::MAX >> (64 - 16 * BLOCKS) {
-        masks = std::array::from_fn(|i| mask_16(lanes - [0, 16, 32, 48][i % BLOCKS]));
-    }
-    for (group, four) in sums.iter().enumerate() {
-        let first = group * (4 / BLOCKS);
-        let pixel = |i: usize| (first + i / BLOCKS) % ROOM;
-        let aux: [*const u8; 4] = std::array::from_fn(|i| {
-            pixels.aux[pixel(i)].wrapping_offset(at).wrapping_add(i % BLOCKS * 16)
-        });
-        let bytes = match KIND {
-            PLAIN => stage.plain_64(*four, multipliers),
-            // SAFETY: the caller's promise.
-            SUM => unsafe { stage.sum_64::<false>(*four, multipliers, masks, aux) },
-            // SAFETY: the caller's promise.
-            SUM_AUX_FIRST => unsafe { stage.sum_64::<true>(*four, multipliers, masks, aux) },
-            TABLE => stage.one_table(stage.plain_64(*four, multipliers)),
-            // SAFETY: the caller's promise.
-            _ => unsafe { stage.any_64(*four, multipliers, masks, aux) },
-        };
-        let out = |i: usize| pixels.out[(first + i) % ROOM].wrapping_offset(at);
-        let left = pixels.count - first;
-        match BLOCKS {
-            // SAFETY: the caller's promise; so for the stores below.
-            4 => unsafe { store_64(out(0), mask, bytes) },
-            2 => {
-                let low = _mm512_castsi512_si256(bytes);
-                // SAFETY: as above.
-                unsafe { store_32(out(0), masks, low) };
-                if left > 1 {
-                    let high = _mm512_extracti64x4_epi64::<1>(bytes);
-                    // SAFETY: as above.
-                    unsafe { store_32(out(1), masks, high) };
-                }
-            }
-            _ => {
-                let first = _mm512_castsi512_si128(bytes);
-                // SAFETY: as above.
-                unsafe { store_16(out(0), masks[0], first) };
-                if left > 1 {
-                    let part = _mm512_extracti32x4_epi32::<1>(bytes);
-                    // SAFETY: as above.
-                    unsafe { store_16(out(1), masks[0], part) };
-                }
-                if left > 2 {
-                    let part = _mm512_extracti32x4_epi32::<2>(bytes);
-                    // SAFETY: as above.
-                    unsafe { store_16(out(2), masks[0], part) };
-                }
-                if left > 3 {
-                    let part = _mm512_extracti32x4_epi32::<3>(bytes);
-                    // SAFETY: as above.
-                    unsafe { store_16(out(3), masks[0], part) };
-                }
-            }
-        }
-    }
+    unsafe { finish::finish(stage, sums, &multipliers, pixels, lanes) };
 }
 
 #[cfg(test)]

@@ -167,6 +167,8 @@ pub(super) struct Case {
     pub(super) pad_right: u16,
     pub(super) flags: Flags,
     pub(super) asymmetric: bool,
+    /// Weights and inputs are the largest and the smallest there are.
+    pub(super) extreme: bool,
     pub(super) styles: [Style; 3],
     pub(super) seed: u64,
 }
@@ -232,6 +234,7 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
                 pad_right,
                 flags,
                 asymmetric,
+                extreme: false,
                 styles,
                 seed,
             }
@@ -295,7 +298,18 @@ pub(super) fn check_conv(case: &Case) -> Result<(), TestCaseError> {
     let ifm = styles[0].shape(dims, 4);
     let ofm = styles[1].shape(ofm_dims, 1);
     let aux = styles[2].shape(ofm_dims, 1);
-    let p = Parameters::random(outputs, taps, inputs, case.asymmetric, r);
+    let mut p = Parameters::random(outputs, taps, inputs, case.asymmetric, r);
+    if case.extreme {
+        let sign = |weight: i8| if weight < 0 { i8::MIN } else { i8::MAX };
+        let of_output = |output: &mut Vec<Vec<i8>>| {
+            // All alike, or not.
+            let first = output[0][0];
+            let alike = first % 2 == 0;
+            let of = |weight: i8| sign(if alike { first } else { weight });
+            output.iter_mut().flatten().for_each(|weight| *weight = of(*weight));
+        };
+        p.weights.iter_mut().for_each(of_output);
+    }
     let mut conv = Conv {
         header: Header::new(opcode::CONV, 4, flags, 0),
         ifm: ifm.operand(0),
@@ -331,6 +345,13 @@ pub(super) fn check_conv(case: &Case) -> Result<(), TestCaseError> {
     machine.write(2, &records);
     machine.write(5, &p.tables);
 
+    if case.extreme {
+        let extreme = |code: u8| if code < 128 { 0 } else { 255 };
+        let all = extreme(r.byte());
+        let alike = r.below(2) == 0;
+        let input: Vec<u8> = machine.read(0).into_iter().map(extreme).collect();
+        machine.write(0, &if alike { vec![all; input.len()] } else { input });
+    }
     let (input, aux_bytes) = (machine.read(0), machine.read(4));
     let s = conv.stage;
     let expected = |[n, oy, ox]: [u32; 3], oc: u32| {
@@ -463,6 +484,7 @@ fn of_images() -> impl Strategy<Value = Case> {
             pad_right: 0,
             flags,
             asymmetric: false,
+            extreme: false,
             styles,
             seed,
         },

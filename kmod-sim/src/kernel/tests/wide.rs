@@ -35,6 +35,7 @@ fn case(
         pad_right,
         flags,
         asymmetric: false,
+        extreme: false,
         styles,
         seed,
     }

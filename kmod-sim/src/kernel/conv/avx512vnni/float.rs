@@ -395,7 +395,7 @@ unsafe fn settle_all(
 /// notes those that the integer sums do not settle.
 ///
 /// # Safety
-/// As of [`super::finish`].
+/// As of [`super::finish::finish`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline(never)]
 pub(super) unsafe fn finish<const BLOCKS: usize>(

@@ -1,0 +1,307 @@
+//! 3x3 windows of stride 1 with a quarter of the products: Winograd's minimal filtering, F(4x4, 3x3).
+//!
+//! ```text
+//! 6x6 pixels of the input -> 36 values   -+
+//!                                         +-> 36 matrix products -> 36 sums -> 4x4 outputs -> stage
+//! 3x3 weights             -> 36 values   -+   tiles x inputs x outputs
+//! ```
+//! Each arrow beside the products is a fixed linear map of few additions. The values have 16 bits, and
+//! `vpdpwssd` does half as many products as `vpdpbusd`: half the time, less what the maps cost.
+//!
+//! Sums are exact, not rounded: the maps have whole coefficients and yield 576 times a sum, modulo 2^32.
+//! 576 is 9 * 64, and 9 has an inverse modulo 2^32, so that 26 bits of the sum are known. Of at most
+//! [`MOST_INPUTS`] inputs less 128, no sum has more. Deeper ones are added up from parts.
+//!
+//! Either the weights are few, and their values made once and shared by all chunks, which are bands of tiles;
+//! or the pixels are, and chunks are panels of outputs.
+//!
+//! After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
+
+mod inputs;
+mod outputs;
+mod product;
+mod weights;
+
+use super::pixels::Pixels;
+use super::{Job, span};
+use crate::kernel::Stop;
+use crate::kernel::room::Room;
+use crate::kernel::split::{Aborted, Budget, Split};
+use crate::kernel::vector::Channels;
+use crate::kernel::vector::stage::Stage;
+use crate::memory::usize_of;
+use inputs::Inputs;
+use outputs::Outputs;
+use product::{MOST_ROWS, PRODUCTS};
+use std::mem::MaybeUninit;
+use weights::Weights;
+
+/// Rows and columns of a tile of outputs, of the pixels that it covers, and values of such a square.
+const TILE: i64 = 4;
+const COVERED: i64 = 6;
+const VALUES: usize = 36;
+
+/// Channels that are a vector of 16-bit values, of which inputs are to be a multiple.
+const LANES: i64 = 32;
+
+/// Outputs of a panel: two blocks.
+const PANEL: i64 = 32;
+
+/// Most inputs of a part: `128 * 128 * 9 * 192` is less than `2^25`.
+const MOST_INPUTS: i64 = 192;
+
+/// Most bytes of values that chunks share, about: they stay in the level-2 cache, or come from the third fast
+/// enough.
+const MOST_SHARED: i64 = 1280 << 10;
+
+/// Most tiles whose products are made before they become outputs: they stay in the level-2 cache.
+const MOST_TILES: i64 = 28;
+
+/// A line of the cache, not written yet.
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "reached by address")] MaybeUninit<[u8; 64]>);
+
+/// Room for `bytes`, which are what they happen to be.
+fn room(bytes: i64) -> Room<Line> {
+    let lines = usize_of(bytes.unsigned_abs()).div_ceil(64);
+    let mut room = Room::new();
+    room.reserve(lines);
+    // SAFETY: there is room for them, and lines need no value.
+    unsafe { room.set_len(lines) };
+    room
+}
+
+/// Whether this kernel takes `job`: where that is faster.
+pub(super) fn takes(job: &Job<'_>, channels: Channels) -> bool {
+    let (p, w) = (job.problem, &job.window);
+    let window = [w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w];
+    window == [3, 3, 1, 1, 1, 1]
+        && p.groups == 1
+        && p.group_inputs % LANES == 0
+        && p.group_outputs % PANEL == 0
+        && channels.symmetric
+        && job.floats.is_none()
+        && Grid::new(job).pays(job)
+}
+
+/// Runs `job`.
+///
+/// # Safety
+/// As of [`super::run`]; `takes(job, channels)`.
+pub(super) unsafe fn run(job: &Job<'_>, channels: Channels, split: &Split<'_>) -> Result<(), Stop> {
+    let grid = Grid::new(job);
+    // SAFETY: the caller's promise.
+    let plan = unsafe { Plan::new(job, &grid, split) };
+    split.chunks(plan.chunks(), &|chunk, budget| {
+        // SAFETY: the caller's promise.
+        unsafe { plan.chunk(job, channels, chunk, budget) }
+    })
+}
+
+/// How a job's outputs lie in tiles, and its inputs in parts.
+struct Grid {
+    rows: i64,
+    columns: i64,
+    tiles: i64,
+    parts: i64,
+    inputs_a_part: i64,
+    panels: i64,
+}
+
+impl Grid {
+    fn new(job: &Job<'_>) -> Self {
+        let rows = (job.ofm_h + TILE - 1) / TILE;
+        let columns = (job.ofm_w + TILE - 1) / TILE;
+        let inputs = job.problem.group_inputs;
+        let parts = (inputs + MOST_INPUTS - 1) / MOST_INPUTS;
+        let vectors = (inputs / LANES + parts - 1) / parts;
+        Self {
+            rows,
+            columns,
+            tiles: job.problem.images * rows * columns,
+            parts: (inputs / LANES + vectors - 1) / vectors,
+            inputs_a_part: vectors * LANES,
+            panels: job.problem.group_outputs / PANEL,
+        }
+    }
+
+    /// Inputs of `part`.
+    fn inputs(&self, job: &Job<'_>, part: i64) -> i64 {
+        (job.problem.group_inputs - part * self.inputs_a_part).min(self.inputs_a_part)
+    }
+
+    /// Whether chunks share what is made of the weights; if not, what is made of the inputs.
+    fn shares_weights(&self, job: &Job<'_>) -> bool {
+        job.problem.group_outputs <= self.tiles
+    }
+
+    /// Whether all this is faster than the products one by one: cycles of either, about.
+    fn pays(&self, job: &Job<'_>) -> bool {
+        /// Of a vector of 32 inputs of a tile, of 32 weights, which come from memory, and of 16 outputs of a tile.
+        const INPUTS: i128 = 170;
+        const WEIGHTS: i128 = 250;
+        const OUTPUTS: i128 = 170;
+        let wide = i128::from;
+        let (inputs, outputs) = (wide(job.problem.group_inputs), wide(job.problem.group_outputs));
+        let (tiles, macs) = (wide(self.tiles), inputs * outputs);
+        let shared = if self.shares_weights(job) { wide(self.panels * PANEL) } else { tiles };
+        let direct = wide(job.pixels) * 9 * macs / 64;
+        let products = tiles * 36 * macs / 32;
+        let maps = tiles * inputs / 32 * INPUTS
+            + macs / 32 * WEIGHTS
+            + tiles * outputs / 16 * wide(self.parts) * OUTPUTS;
+        // Random problems are small, and should be computed so, too.
+        let faster = cfg!(test) || 10 * (products + maps) < 9 * direct;
+        shared * inputs * 72 <= wide(MOST_SHARED) && faster
+    }
+}
+
+/// What chunks share.
+enum Shared {
+    Weights(Weights),
+    Inputs(Inputs),
+}
+
+/// How a job is cut: bands of tiles for all panels, or panels for all tiles.
+struct Plan<'a> {
+    grid: &'a Grid,
+    shared: Shared,
+    tiles_a_chunk: i64,
+}
+
+impl<'a> Plan<'a> {
+    /// # Safety
+    /// As of [`run`].
+    unsafe fn new(job: &Job<'_>, grid: &'a Grid, split: &Split<'_>) -> Self {
+        if grid.shares_weights(job) {
+            let mut weights = Weights::new(grid, grid.panels);
+            for panel in 0..grid.panels {
+                // SAFETY: the caller's promise.
+                unsafe { weights.fill(job, grid, panel, panel) };
+            }
+            let macs = 72 * job.problem.group_inputs * job.problem.group_outputs;
+            let tiles_a_chunk = split.units_a_chunk(grid.tiles, macs);
+            Self { grid, shared: Shared::Weights(weights), tiles_a_chunk }
+        } else {
+            // SAFETY: the caller's promise.
+            let inputs = unsafe { Inputs::new(job, grid, 0, grid.tiles) };
+            Self { grid, shared: Shared::Inputs(inputs), tiles_a_chunk: grid.tiles }
+        }
+    }
+
+    fn chunks(&self) -> i64 {
+        match self.shared {
+            Shared::Weights(_) => (self.grid.tiles + self.tiles_a_chunk - 1) / self.tiles_a_chunk,
+            Shared::Inputs(_) => self.grid.panels,
+        }
+    }
+
+    /// Computes one chunk.
+    ///
+    /// # Safety
+    /// As of [`run`].
+    unsafe fn chunk(
+        &self,
+        job: &Job<'_>,
+        channels: Channels,
+        chunk: i64,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Aborted> {
+        let grid = self.grid;
+        // SAFETY: the caller's promise.
+        let stage = unsafe { stage(job, channels) };
+        let mut pixels = Pixels::new(job, 0, 1);
+        match &self.shared {
+            Shared::Weights(weights) => {
+                let first = chunk * self.tiles_a_chunk;
+                let count = self.tiles_a_chunk.min(grid.tiles - first);
+                // SAFETY: the tiles exist.
+                let inputs = unsafe { Inputs::new(job, grid, first, count) };
+                for panel in 0..grid.panels {
+                    let mut panel = Panel { job, grid, inputs: &inputs, weights, at: panel, panel };
+                    // SAFETY: the panel exists, and its weights are in their places.
+                    unsafe { panel.run(&stage, &mut pixels, budget)? };
+                }
+            }
+            Shared::Inputs(inputs) => {
+                let mut weights = Weights::new(grid, 1);
+                // SAFETY: the panel exists.
+                unsafe { weights.fill(job, grid, chunk, 0) };
+                let mut panel = Panel { job, grid, inputs, weights: &weights, at: 0, panel: chunk };
+                // SAFETY: as above.
+                unsafe { panel.run(&stage, &mut pixels, budget)? };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// # Safety
+/// Vector instructions present.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn stage(job: &Job<'_>, channels: Channels) -> Stage {
+    Stage::new(&job.problem.stage, channels)
+}
+
+/// A panel of outputs of all tiles of `inputs`, with the weights at place `at` of `weights`.
+struct Panel<'a> {
+    job: &'a Job<'a>,
+    grid: &'a Grid,
+    inputs: &'a Inputs,
+    weights: &'a Weights,
+    at: i64,
+    panel: i64,
+}
+
+impl Panel<'_> {
+    /// # Safety
+    /// As of [`run`](self::run); the panel exists, and its weights are there.
+    unsafe fn run(
+        &mut self,
+        stage: &Stage,
+        pixels: &mut Pixels,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Aborted> {
+        let (job, grid, inputs) = (self.job, self.grid, self.inputs);
+        let bands = (inputs.count + MOST_TILES - 1) / MOST_TILES;
+        let mut outputs = Outputs::new(inputs.count.min(MOST_TILES));
+        for band in 0..bands {
+            let (first, count) = span(band, bands, inputs.count);
+            for part in 0..grid.parts {
+                budget.spend(count * 36 * PANEL * grid.inputs(job, part))?;
+                // SAFETY: the caller's promise; the tiles and the part exist.
+                unsafe { self.products(part, (first, count), &mut outputs) };
+                let offsets = self.weights.offsets(self.at, part);
+                for tile in 0..count {
+                    // SAFETY: the products of the tile were just made.
+                    unsafe { outputs.sums(offsets, tile, part == 0) };
+                }
+            }
+            for tile in 0..count {
+                let number = inputs.first + first + tile;
+                // SAFETY: the tile exists, and its sums were just made.
+                unsafe { outputs.finish(job, grid, stage, pixels, [number, tile, self.panel]) };
+            }
+        }
+        Ok(())
+    }
+
+    /// The 36 matrix products of `count` tiles from `first` on.
+    ///
+    /// # Safety
+    /// As of [`Panel::run`]; tiles and part exist.
+    unsafe fn products(&self, part: i64, (first, count): (i64, i64), outputs: &mut Outputs) {
+        let steps = self.grid.inputs(self.job, part) / 2;
+        let rows = (count + MOST_ROWS - 1) / MOST_ROWS;
+        for value in 0..VALUES {
+            let weights = self.weights.matrix(self.at, part, value);
+            for row in 0..rows {
+                let (tile, count) = span(row, rows, count);
+                let inputs = (self.inputs.at(part, value, first + tile), self.inputs.tile_bytes);
+                let product = PRODUCTS[usize_of(count.unsigned_abs()) - 1];
+                // SAFETY: so many tiles are there, with as many steps as the weights.
+                unsafe { product(inputs, weights, steps, outputs.products(value, tile)) };
+            }
+        }
+    }
+}

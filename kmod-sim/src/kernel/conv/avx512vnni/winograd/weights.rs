@@ -1,0 +1,161 @@
+//! What the 36 products read of the weights: of each input and output, the 3x3 weights, mapped.
+
+use super::{Grid, Line, PANEL, room};
+use crate::kernel::conv::avx512vnni::Job;
+use crate::kernel::room::Room;
+use crate::kernel::vector::{load_64, load_records};
+use crate::memory::isize_of;
+use std::arch::x86_64::{
+    __m512i, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch, _mm_setr_epi8, _mm512_add_epi16,
+    _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_dpwssd_epi32, _mm512_set1_epi16,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_slli_epi16, _mm512_srai_epi16,
+    _mm512_store_si512, _mm512_sub_epi16,
+};
+
+/// Weights of some panels: `[panel][part][value][two inputs][two blocks][16 outputs][2]`, of 16 bits, and behind
+/// each part what its sums lack, `[two blocks][16]`, of 32.
+pub(super) struct Weights {
+    parts: i64,
+    value_bytes: i64,
+    part_bytes: i64,
+    values: Room<Line>,
+}
+
+impl Weights {
+    /// Room for `panels`.
+    pub(super) fn new(grid: &Grid, panels: i64) -> Self {
+        // A line more: powers of two would all be in the same places of the level-1 cache.
+        let value_bytes = grid.inputs_a_part * PANEL * 2 + 64;
+        let part_bytes = 36 * value_bytes + 128;
+        let values = room(panels * grid.parts * part_bytes);
+        Self { parts: grid.parts, value_bytes, part_bytes, values }
+    }
+
+    /// Offset of the matrix of `value` of a part of the panel at place `at`.
+    fn offset(&self, at: i64, part: i64, value: i64) -> isize {
+        isize_of((at * self.parts + part) * self.part_bytes + value * self.value_bytes)
+    }
+
+    pub(super) fn matrix(&self, at: i64, part: i64, value: usize) -> *const u8 {
+        let first = self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, part, 0));
+        first.wrapping_offset(value.cast_signed().wrapping_mul(isize_of(self.value_bytes)))
+    }
+
+    /// What the sums of a part lack.
+    pub(super) fn offsets(&self, at: i64, part: i64) -> *const u8 {
+        self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, part, 36))
+    }
+
+    /// Puts the weights of `panel` at place `at`.
+    ///
+    /// # Safety
+    /// As of [`super::run`]; panel and place exist.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(super) unsafe fn fill(&mut self, job: &Job<'_>, grid: &Grid, panel: i64, at: i64) {
+        let tap_bytes = isize_of(64 * job.steps);
+        let value_bytes = isize_of(self.value_bytes);
+        for part in 0..grid.parts {
+            let to = self.values.as_mut_ptr().cast::<u8>();
+            let to = to.wrapping_offset(self.offset(at, part, 0));
+            let first_step = part * grid.inputs_a_part / 4;
+            for block in 0..2 {
+                let of_block = 2 * panel + block;
+                let from = isize_of(of_block * job.block_bytes + 64 * first_step);
+                let from = job.weights.wrapping_offset(from);
+                let mut sums = _mm512_setzero_si512();
+                for step in 0..isize_of(grid.inputs(job, part) / 4) {
+                    let from = from.wrapping_offset(64 * step);
+                    let to = to.wrapping_offset(256 * step).wrapping_offset(isize_of(64 * block));
+                    // SAFETY: the weights of a step of each tap, and two steps' places.
+                    unsafe { map(from, tap_bytes, to, value_bytes, &mut sums) };
+                }
+                if part == 0 {
+                    let records = job.records.wrapping_offset(isize_of(of_block * 256));
+                    // SAFETY: blocks are whole, so the records of each are sixteen.
+                    let (bias, _) = unsafe { load_records(records) };
+                    sums = _mm512_add_epi32(sums, bias);
+                }
+                let to = to.wrapping_offset(isize_of(36 * self.value_bytes + 64 * block));
+                // SAFETY: the place behind the part's values.
+                unsafe { _mm512_store_si512(to.cast(), sums) };
+            }
+        }
+    }
+}
+
+/// Maps the weights of four inputs for 16 outputs, `tap_bytes` from one tap to the next, and adds 128 times
+/// them to `sums`: inputs come less 128.
+///
+/// # Safety
+/// Vector instructions present; 64 bytes are readable at each tap, and 64 writable in both steps of each value,
+/// aligned.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn map(
+    from: *const u8,
+    tap_bytes: isize,
+    to: *mut u8,
+    value_bytes: isize,
+    sums: &mut __m512i,
+) {
+    let mut taps = [_mm512_setzero_si512(); 9];
+    for (tap, at) in taps.iter_mut().zip(0..) {
+        let from = from.wrapping_offset(tap_bytes.wrapping_mul(at));
+        // SAFETY: the caller's promise.
+        *tap = unsafe { load_64(from) };
+        // A hint, which reads nothing: taps are too many rows of memory to come by themselves.
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(256).cast());
+    }
+    // Of an output's four inputs, the first two or the last, each in the upper half of 16 bits.
+    let pairs = [
+        _mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13),
+        _mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15),
+    ];
+    for (pair, at) in pairs.into_iter().zip(0..) {
+        let pair = _mm512_broadcast_i32x4(pair);
+        let mut rows = [[_mm512_setzero_si512(); 6]; 3];
+        for (row, taps) in rows.iter_mut().zip(taps.as_chunks::<3>().0) {
+            let mut wide = *taps;
+            for tap in &mut wide {
+                *tap = _mm512_srai_epi16::<8>(_mm512_shuffle_epi8(*tap, pair));
+            }
+            *row = six(wide);
+        }
+        let to = to.wrapping_offset(128 * at);
+        for column in 0..6 {
+            let values = six(rows.map(|row| row[column]));
+            if column == 1 {
+                // In this place, the plain sum of all nine.
+                *sums = _mm512_dpwssd_epi32(*sums, values[1], _mm512_set1_epi16(128));
+            }
+            for (row, value) in values.into_iter().enumerate() {
+                let place = value_bytes.wrapping_mul((6 * row + column).cast_signed());
+                let to = to.wrapping_offset(place);
+                // SAFETY: the caller's promise.
+                unsafe { _mm512_store_si512(to.cast(), value) };
+                // A hint, which writes nothing: the line of a step to come is there when it is stored.
+                _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(512).cast());
+            }
+        }
+    }
+}
+
+/// The map of three weights.
+///
+/// ```text
+/// 6  0  0
+/// 1  1  1
+/// 1 -1  1
+/// 1  2  4
+/// 1 -2  4
+/// 0  0  6
+/// ```
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn six([a, b, c]: [__m512i; 3]) -> [__m512i; 6] {
+    let (add, sub) = (_mm512_add_epi16, _mm512_sub_epi16);
+    let twice = |x| _mm512_slli_epi16::<1>(x);
+    let of_six = |x| add(twice(x), _mm512_slli_epi16::<2>(x));
+    let outer = add(a, c);
+    let wide = add(a, _mm512_slli_epi16::<2>(c));
+    [of_six(a), add(outer, b), sub(outer, b), add(wide, twice(b)), sub(wide, twice(b)), of_six(c)]
+}

@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! closure -> Table2 -> the device's ADD or MUL, where its formula equals every entry
+//!                   -> ADD with terms a few last places beside, where those do
 //!                   -> PAIR_TABLE, which looks it up
 //! ```
+//!
+//! Of 65,536 sums a few come so near to a rounding tie that roundings on the way decide, which the CPU provider
+//! may have others of. Terms beside move those sums to the side where it has them.
 //!
 //! A table is exact because it has no more entries. The arithmetic is exact because all of them were
 //! compared: that is the certificate, and it costs a few milliseconds once.
@@ -90,11 +94,68 @@ impl Table2 {
         (0..=255).all(|a| (0..=255).all(|b| entries.next() == Some(&arithmetic.code(a, b))))
     }
 
-    /// The first of `candidates` that gives every entry, else the table.
+    /// The first of `candidates` that gives every entry, itself or with terms beside its own, else the table.
     pub fn function(self, candidates: &[Arithmetic2]) -> Function2 {
-        let same = candidates.iter().find(|&&candidate| candidate.is_sound() && self.is(candidate));
-        same.map_or_else(|| Function2::Table(self.clone()), |&found| Function2::Arithmetic(found))
+        let sound = || candidates.iter().copied().filter(|candidate| candidate.is_sound());
+        let same = sound().find(|&candidate| self.is(candidate));
+        let beside = || sound().find_map(|candidate| self.beside(candidate));
+        same.or_else(beside).map_or_else(|| Function2::Table(self), Function2::Arithmetic)
     }
+
+    /// A sum that gives every entry, its terms a few last places beside those of `candidate`.
+    fn beside(&self, candidate: Arithmetic2) -> Option<Arithmetic2> {
+        /// Last places to either side, of the factors and of the offset.
+        const FACTORS: i32 = 3;
+        const OFFSETS: i32 = 8;
+        let Arithmetic2::Add(terms) = candidate else { return None };
+        let critical = self.critical(terms)?;
+        let places = |most: i32| {
+            let mut places: Vec<i32> = (-most..=most).collect();
+            places.sort_by_key(|place| place.abs());
+            places
+        };
+        for offset in places(OFFSETS).into_iter().map(|place| moved(terms.offset, place)) {
+            for first in places(FACTORS).into_iter().map(|place| moved(terms.first, place)) {
+                for second in places(FACTORS).into_iter().map(|place| moved(terms.second, place)) {
+                    let found = AddTerms { first, second, offset };
+                    let fits = |&(a, b): &(u8, u8)| add(a, b, found) == self.code(a, b);
+                    let found = Arithmetic2::Add(found);
+                    if critical.iter().all(fits) && found.is_sound() && self.is(found) {
+                        return Some(found);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// The pairs whose sum is next to a rounding tie, those first whose entry `terms` do not give; `None` where
+    /// entries elsewhere differ, too.
+    fn critical(&self, terms: AddTerms) -> Option<Vec<(u8, u8)>> {
+        /// How near: some dozens of the largest sum's last places.
+        const NEAR: f64 = 1.0 / 1024.0;
+        let (mut others, mut found) = (Vec::new(), Vec::new());
+        let pairs = (0..=255).flat_map(|a| (0..=255).map(move |b| (a, b)));
+        for (a, b) in pairs {
+            let [x, y] = [a, b].map(f64::from);
+            let [first, second, offset] = [terms.first, terms.second, terms.offset].map(f64::from);
+            let sum = x * first + y * second + offset;
+            let is_near = ((sum - sum.floor()) - 0.5).abs() < NEAR;
+            match (add(a, b, terms) == self.code(a, b), is_near) {
+                (false, true) => found.push((a, b)),
+                (false, false) => return None,
+                (true, true) => others.push((a, b)),
+                (true, false) => {}
+            }
+        }
+        found.append(&mut others);
+        Some(found)
+    }
+}
+
+/// The float `places` last places from `term`, away from zero where that is positive.
+fn moved(term: f32, places: i32) -> f32 {
+    f32::from_bits(term.to_bits().saturating_add_signed(places))
 }
 
 /// Not the entries: there are 65,536.
@@ -171,6 +232,22 @@ mod tests {
         let one_off = Table2::new(|a, b| one_off[usize::from(a) * 256 + usize::from(b)]);
         let Function2::Table(found) = one_off.clone().function(&[sum]) else { panic!("not equal") };
         assert_eq!(found, one_off);
+    }
+
+    #[test]
+    fn terms_beside_decide_sums_next_to_a_tie() {
+        // 2^-20 is below half a last place of the sums, so these terms leave the tie to evenness.
+        let terms = AddTerms { first: 1.0, second: 0.25, offset: 64.0 };
+        let table = Table2::new(|a, b| {
+            let sum = f64::from(a) + 0.25 * f64::from(b) + 64.0 + 2f64.powi(-20);
+            (0..=255).find(|&code| f64::from(code) + 0.5 > sum).unwrap_or(255)
+        });
+        assert!(!table.is(Arithmetic2::Add(terms)));
+        let Function2::Arithmetic(found) = table.clone().function(&[Arithmetic2::Add(terms)])
+        else {
+            panic!("there are terms beside")
+        };
+        assert!(table.is(found));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! lanes       the order of codes in a vector; tables
 //! runs        element-wise commands as runs of channels
 //! stage       the output stage of CONV and MATMUL
-//! turn        sixteen rows of sixteen bytes turned
+//! turn        sixteen rows of sixteen bytes or words turned
 //! ```
 //!
 //! Equal bits come from equal steps: one IEEE operation for each that the definition writes, fused only

@@ -1,10 +1,11 @@
-//! Sixteen rows of sixteen bytes turned in registers: byte `i` of row `j` to byte `j` of row `i`.
+//! Sixteen rows of sixteen bytes or words turned in registers: element `i` of row `j` to element `j` of row `i`.
 //!
-//! Each of four steps turns the eight bits of the two indices by one.
+//! Of bytes, each of four steps turns the eight bits of the two indices by one.
 
 use std::arch::x86_64::{
-    __m128i, __m512i, _mm_unpackhi_epi8, _mm_unpacklo_epi8, _mm512_unpackhi_epi8,
-    _mm512_unpacklo_epi8,
+    __m128i, __m512i, _mm_unpackhi_epi8, _mm_unpacklo_epi8, _mm512_shuffle_i32x4,
+    _mm512_unpackhi_epi8, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi8,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 /// One tile.
@@ -33,4 +34,35 @@ pub(crate) fn turned_lanes(mut rows: [__m512i; 16]) -> [__m512i; 16] {
         }
     }
     rows
+}
+
+/// Sixteen rows of sixteen 32-bit words turned: word `i` of row `j` to word `j` of row `i`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) fn turned_words(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let mut out = rows;
+    // Four words of four rows each, in each 128-bit lane.
+    for four in 0..4 {
+        let first = 4 * four;
+        let (a, b, c, d) = (rows[first], rows[first + 1], rows[first + 2], rows[first + 3]);
+        let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (low_2, high_2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        out[4 * four] = _mm512_unpacklo_epi64(low, low_2);
+        out[4 * four + 1] = _mm512_unpackhi_epi64(low, low_2);
+        out[4 * four + 2] = _mm512_unpacklo_epi64(high, high_2);
+        out[4 * four + 3] = _mm512_unpackhi_epi64(high, high_2);
+    }
+    // Then the lanes of four vectors.
+    let fours = out;
+    for word in 0..4 {
+        let (a, b, c, d) = (fours[word], fours[word + 4], fours[word + 8], fours[word + 12]);
+        let (even, odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (even_2, odd_2) =
+            (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        out[word] = _mm512_shuffle_i32x4::<0x88>(even, even_2);
+        out[word + 4] = _mm512_shuffle_i32x4::<0x88>(odd, odd_2);
+        out[word + 8] = _mm512_shuffle_i32x4::<0xdd>(even, even_2);
+        out[word + 12] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_2);
+    }
+    out
 }

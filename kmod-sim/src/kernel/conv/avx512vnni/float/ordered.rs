@@ -33,13 +33,15 @@
 //! further from the outermost code than the bound says of it; so `|t|` counts as that code's distance from
 //! the zero point. What [`super`] says of scales holds here as well.
 //!
-//! What is left is summed in floats by [`settle`].
+//! What is left is summed in floats by [`settle`]. The module `tile` makes the sums, `finish` the codes of them, and
+//! `shallow` both where terms are few.
 //!
 //! Kernels of several taps lie in another order, and are not taken.
 
 mod block;
 mod finish;
 mod settle;
+mod shallow;
 mod tile;
 
 use super::Codes;
@@ -78,6 +80,8 @@ pub(super) struct Ordered<'a> {
     /// Steps of four terms of a sum, and of a block.
     steps: usize,
     block_steps: usize,
+    /// Whether terms are few, and of one block.
+    is_shallow: bool,
     /// Bound by the partial sums' sizes, by the norms, by the bias in codes, and in any case; in units of
     /// `u` and of what each counts in.
     by_sizes: f64,
@@ -123,6 +127,7 @@ impl<'a> Ordered<'a> {
             terms,
             steps: usize_of(((terms + 3) / 4).unsigned_abs()),
             block_steps: usize_of(((len + 3) / 4).unsigned_abs()),
+            is_shallow: len == terms && terms <= shallow::MOST_TERMS,
             by_sizes: segment.max(segment / 2.0 + blocks),
             by_norms: segment / 2.0 + 2.0,
             by_bias: blocks + 8.0,
@@ -171,8 +176,8 @@ impl<'a> Ordered<'a> {
         let panels = first_panel..(first_panel + plan.panels_a_chunk).min(plan.panels);
         let stage = Stage::new(&p.stage, Channels { symmetric: true, small: false });
         let finish = if stage.plain { finish::<true> } else { finish::<false> };
-        let mut unsettled = Vec::new();
-        let mut vectors = Vectors::zeroed();
+        let mut open = Vec::new();
+        let mut vectors = Vectors::uninit();
         let to = vectors.as_mut_ptr().cast::<__m512i>();
         for tile in first_tile..(first_tile + plan.tiles_a_chunk).min(plan.tiles) {
             let (start, count) = span(tile, plan.tiles, job.pixels);
@@ -200,7 +205,8 @@ impl<'a> Ordered<'a> {
                     let first = group * job.blocks + block;
                     // SAFETY: the caller's promise.
                     let blocks = unsafe { self.made(first, 1 << width, budget)? };
-                    for (index, rows) in terms.rows[..pixels.count].chunks(most).enumerate() {
+                    let deep = if self.is_shallow { &[] } else { &terms.rows[..pixels.count] };
+                    for (index, rows) in deep.chunks(most).enumerate() {
                         let kernel = TILES[width][rows.len() - 1];
                         let to = to.wrapping_add((index * most) << width);
                         // SAFETY: the rows are of the problem's pixels, and so are the blocks.
@@ -208,7 +214,6 @@ impl<'a> Ordered<'a> {
                     }
                     for (v, made) in (0..).zip(blocks.iter().flatten()) {
                         let place = Place {
-                            start,
                             block: first + v,
                             lane: isize_of(group * p.group_outputs + (block + v) * 16),
                             mask: mask_16(p.group_outputs - (block + v) * 16),
@@ -216,15 +221,20 @@ impl<'a> Ordered<'a> {
                             stride: 1 << width,
                         };
                         let what = (self, &stage, *made);
-                        // SAFETY: the sums are there; pixels and blocks lie in the problem.
-                        unsafe { finish(what, to, &pixels, &terms.norms, &place, &mut unsettled) };
+                        if self.is_shallow {
+                            // SAFETY: pixels and blocks lie in the problem.
+                            unsafe { shallow::codes(what, (&pixels, terms), &place, &mut open) };
+                        } else {
+                            // SAFETY: as above, and the sums are there.
+                            unsafe { finish(what, to, (&pixels, terms), &place, &mut open) };
+                        }
                     }
                     block += 1 << width;
                 }
             }
         }
         // SAFETY: blocks and pixels of the problem.
-        unsafe { self.settle(&stage, &mut unsettled, budget) }
+        unsafe { self.settle(&stage, &mut open, budget) }
     }
 
     /// Where the terms of `pixels` lie, of one group.

@@ -7,13 +7,14 @@ use crate::kernel::conv::avx512vnni::pixels::Pixels;
 use crate::kernel::conv::avx512vnni::{MOST_PIXELS, ROOM};
 use crate::kernel::conv::float as definition;
 use crate::kernel::split::{Aborted, Budget};
+use crate::kernel::vector::turn::turned_words;
 use crate::kernel::vector::{load_64, load_masked_64, mask_64};
 use crate::memory::usize_of;
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_abs_epi8, _mm512_add_epi32, _mm512_dpbusd_epi32,
-    _mm512_dpwssd_epi32, _mm512_mask_blend_epi8, _mm512_min_epu8, _mm512_mullo_epi32,
-    _mm512_or_si512, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_setzero_si512, _mm512_storeu_si512, _mm512_subs_epu8, _mm512_unpackhi_epi8,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_abs_epi8, _mm512_add_epi32, _mm512_cvtepu32_ps,
+    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_mask_blend_epi8, _mm512_min_epu8,
+    _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512,
+    _mm512_sqrt_ps, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_subs_epu8, _mm512_unpackhi_epi8,
     _mm512_unpacklo_epi8,
 };
 use std::sync::OnceLock;
@@ -76,7 +77,9 @@ impl Ordered<'_> {
         let (job, p) = (self.job, self.job.problem);
         let index = i64::try_from(index).unwrap_or(i64::MAX);
         let mut at = self.weights(index);
-        let (mut shifts, mut norm) = (Vec::new(), _mm512_setzero_si512());
+        let mut shifts = Vec::new();
+        // Two by turns, as each step would wait for the one before.
+        let (mut norm, mut other) = (_mm512_setzero_si512(), _mm512_setzero_si512());
         let (one, most) = (_mm512_set1_epi8(1), _mm512_set1_epi8(127));
         let less = _mm512_set1_epi32(-i32::from(p.input_zero_point));
         if p.input_zero_point != 0 {
@@ -91,14 +94,16 @@ impl Ordered<'_> {
                 // A hint, which reads nothing: any address will do.
                 _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
                 let size = _mm512_min_epu8(_mm512_abs_epi8(four), most);
-                norm = _mm512_dpbusd_epi32(norm, size, size);
-                sum = _mm512_dpbusd_epi32(sum, one, four);
+                (norm, other) = (other, _mm512_dpbusd_epi32(norm, size, size));
+                if !shifts.is_empty() {
+                    sum = _mm512_dpbusd_epi32(sum, one, four);
+                }
             }
             if let Some(shift) = shifts.get_mut(first / STEPS) {
                 *shift = lanes_of(_mm512_mullo_epi32(sum, less));
             }
         }
-        let norms = lanes_of(norm);
+        let norms = lanes_of(_mm512_add_epi32(norm, other));
         let mut block = Block {
             shifts,
             weight_scale: [0.0; 16],
@@ -150,11 +155,8 @@ impl Ordered<'_> {
         if let Some(&norms) = kept.and_then(OnceLock::get) {
             return Terms { rows, norms };
         }
-        let mut norms = [0.0; ROOM];
-        for (norm, row) in norms.iter_mut().zip(rows).take(pixels.count) {
-            // SAFETY: as many bytes as the sum has terms.
-            *norm = unsafe { self.norm(row) };
-        }
+        // SAFETY: as many bytes as the sum has terms.
+        let norms = unsafe { self.norms(&rows[..pixels.count]) };
         if let Some(kept) = kept {
             // Another worker may have been faster.
             let _ = kept.set(norms);
@@ -162,39 +164,50 @@ impl Ordered<'_> {
         Terms { rows, norms }
     }
 
-    /// The norm of the terms of a pixel.
+    /// The norms of the terms of pixels.
     ///
     /// # Safety
-    /// As many bytes at `row` as a sum has terms; vector instructions present.
+    /// As many bytes at each of `rows` as a sum has terms; vector instructions present.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn norm(&self, row: *const u8) -> f32 {
+    unsafe fn norms(&self, rows: &[*const u8]) -> [f32; ROOM] {
         let zero = _mm512_set1_epi8(self.job.problem.input_zero_point.cast_signed());
+        let is_shifted = self.job.problem.input_zero_point != 0;
         let none = _mm512_setzero_si512();
-        let mut sums = [none; 2];
-        let mut add = |codes| {
-            let size =
-                _mm512_or_si512(_mm512_subs_epu8(codes, zero), _mm512_subs_epu8(zero, codes));
-            let (low, high) = (_mm512_unpacklo_epi8(size, none), _mm512_unpackhi_epi8(size, none));
-            sums[0] = _mm512_dpwssd_epi32(sums[0], low, low);
-            sums[1] = _mm512_dpwssd_epi32(sums[1], high, high);
-        };
-        let (whole, left) = (self.terms / 64, self.terms % 64);
-        let mut at = row;
-        for _ in 0..whole {
-            // SAFETY: the caller's promise.
-            add(unsafe { load_64(at) });
-            at = at.wrapping_add(64);
+        let (whole, mask) = (self.terms / 64, mask_64(self.terms % 64));
+        let mut sums = [none; ROOM];
+        for (sum, &row) in sums.iter_mut().zip(rows) {
+            let mut at = row;
+            for part in 0..whole + i64::from(mask != 0) {
+                let codes = if part < whole {
+                    // SAFETY: the caller's promise.
+                    unsafe { load_64(at) }
+                } else {
+                    // SAFETY: the caller's promise.
+                    let codes = unsafe { load_masked_64(mask, at) };
+                    _mm512_mask_blend_epi8(mask, zero, codes)
+                };
+                at = at.wrapping_add(64);
+                let mut size = codes;
+                if is_shifted {
+                    let (above, below) =
+                        (_mm512_subs_epu8(codes, zero), _mm512_subs_epu8(zero, codes));
+                    size = _mm512_or_si512(above, below);
+                }
+                let (low, high) =
+                    (_mm512_unpacklo_epi8(size, none), _mm512_unpackhi_epi8(size, none));
+                *sum = _mm512_dpwssd_epi32(*sum, low, low);
+                *sum = _mm512_dpwssd_epi32(*sum, high, high);
+            }
         }
-        if left > 0 {
-            let mask = mask_64(left);
-            // SAFETY: the caller's promise.
-            let codes = unsafe { load_masked_64(mask, at) };
-            add(_mm512_mask_blend_epi8(mask, zero, codes));
+        let mut totals = none;
+        for lanes in turned_words(sums) {
+            totals = _mm512_add_epi32(totals, lanes);
         }
-        #[expect(clippy::cast_precision_loss, reason = "slack covers the rounding")]
-        let total =
-            _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1])).cast_unsigned() as f32;
-        total.sqrt()
+        let mut norms = [0.0; ROOM];
+        let found = _mm512_sqrt_ps(_mm512_cvtepu32_ps(totals));
+        // SAFETY: sixteen floats.
+        unsafe { _mm512_storeu_ps(norms.as_mut_ptr(), found) };
+        norms
     }
 }
 

@@ -8,6 +8,7 @@ use std::arch::x86_64::{
     __m512i, _mm512_abs_epi32, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_load_si512,
     _mm512_loadu_si512, _mm512_setzero_si512, _mm512_store_si512,
 };
+use std::ops::Range;
 
 /// Most pixels of a tile: 7 x 2 sums and as many sizes, 2 vectors of weights and a broadcast fill 31
 /// registers.
@@ -28,8 +29,60 @@ pub(super) const TILES: [[Kernel; MOST_HERE]; 3] = [
     kernels!(4: 1 2 3 3 3 3 3), // behind 3 never called
 ];
 
+/// The sums of a block of terms, of these `steps`, whose partial sums' sizes are added to `sizes`.
+///
+/// # Safety
+/// Vector instructions present; there are such steps of the pixels `at` and of the blocks of channels whose
+/// `weights` these are, and of their `shifts` if there are any.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(super) unsafe fn sums<const PIXELS: usize, const BLOCKS: usize>(
+    at: &[*const u8; PIXELS],
+    weights: &[*const u8; BLOCKS],
+    shifts: &[&[[i32; 16]]; BLOCKS],
+    steps: Range<usize>,
+    sizes: &mut [[__m512i; BLOCKS]; PIXELS],
+) -> [[__m512i; BLOCKS]; PIXELS] {
+    let is_shifted = !shifts[0].is_empty();
+    let mut acc = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+    let mut step = steps.start;
+    while step < steps.end {
+        if is_shifted {
+            for v in 0..BLOCKS {
+                let shift = shifts[v][step / STEPS].as_ptr();
+                // SAFETY: sixteen integers.
+                let shift = unsafe { _mm512_loadu_si512(shift.cast()) };
+                for row in &mut acc {
+                    row[v] = _mm512_add_epi32(row[v], shift);
+                }
+            }
+        }
+        for step in step..(step + STEPS).min(steps.end) {
+            let mut w = [_mm512_setzero_si512(); BLOCKS];
+            for (w, &weights) in w.iter_mut().zip(weights) {
+                // SAFETY: the weights of this step of the block.
+                *w = unsafe { load_64(weights.wrapping_add(64 * step)) };
+            }
+            for r in 0..PIXELS {
+                // SAFETY: four terms of the pixel, pad lanes included.
+                let x = unsafe { broadcast_4(at[r].wrapping_add(4 * step)) };
+                for v in 0..BLOCKS {
+                    acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], x, w[v]);
+                }
+            }
+        }
+        for r in 0..PIXELS {
+            for v in 0..BLOCKS {
+                sizes[r][v] = _mm512_add_epi32(sizes[r][v], _mm512_abs_epi32(acc[r][v]));
+            }
+        }
+        step += STEPS;
+    }
+    acc
+}
+
 /// One tile: the pixels whose terms are at `rows` by `BLOCKS` blocks from `first_block` of all groups on.
-/// Adds the sums of each pixel to those at `totals`, and stores the sizes of partial sums behind.
+/// Stores the sums of each pixel at `totals`, and the sizes of partial sums behind.
 ///
 /// # Safety
 /// As of [`super::run`]; the blocks exist and are made, there are `PIXELS` rows of as many terms as a sum
@@ -48,54 +101,26 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
     }
     let shifts: [&[[i32; 16]]; BLOCKS] =
         std::array::from_fn(|v| blocks[v].map_or(&[][..], |block| &block.shifts[..]));
-    let is_shifted = !shifts[0].is_empty();
     let at: [*const u8; PIXELS] = std::array::from_fn(|r| rows[r]);
     let mut sizes = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
     let mut step = 0;
     while step < all.steps {
+        let is_first = step == 0;
         let block_end = (step + all.block_steps).min(all.steps);
-        let mut acc = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
-        while step < block_end {
-            if is_shifted {
-                for v in 0..BLOCKS {
-                    let shift = shifts[v][step / STEPS].as_ptr();
-                    // SAFETY: sixteen integers.
-                    let shift = unsafe { _mm512_loadu_si512(shift.cast()) };
-                    for row in &mut acc {
-                        row[v] = _mm512_add_epi32(row[v], shift);
-                    }
-                }
-            }
-            for step in step..(step + STEPS).min(block_end) {
-                let mut w = [_mm512_setzero_si512(); BLOCKS];
-                for (w, &weights) in w.iter_mut().zip(&weights) {
-                    // SAFETY: the weights of this step of the block.
-                    *w = unsafe { load_64(weights.wrapping_add(64 * step)) };
-                }
-                for r in 0..PIXELS {
-                    // SAFETY: four terms of the pixel, pad lanes included.
-                    let x = unsafe { broadcast_4(at[r].wrapping_add(4 * step)) };
-                    for v in 0..BLOCKS {
-                        acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], x, w[v]);
-                    }
-                }
-            }
-            for r in 0..PIXELS {
-                for v in 0..BLOCKS {
-                    sizes[r][v] = _mm512_add_epi32(sizes[r][v], _mm512_abs_epi32(acc[r][v]));
-                }
-            }
-            step += STEPS;
-        }
+        // SAFETY: the caller's promise.
+        let acc = unsafe { sums(&at, &weights, &shifts, step..block_end, &mut sizes) };
         step = block_end;
         for (r, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
                 let to = totals.wrapping_add(r * BLOCKS + v);
+                let mut total = acc;
+                if !is_first {
+                    // SAFETY: the caller's promise; it was stored behind the block before.
+                    let before = unsafe { _mm512_load_si512(to.cast_const().cast()) };
+                    total = _mm512_add_epi32(before, acc);
+                }
                 // SAFETY: the caller's promise.
-                let before = unsafe { _mm512_load_si512(to.cast_const().cast()) };
-                let after = _mm512_add_epi32(before, acc);
-                // SAFETY: the caller's promise.
-                unsafe { _mm512_store_si512(to.cast(), after) };
+                unsafe { _mm512_store_si512(to.cast(), total) };
             }
         }
     }

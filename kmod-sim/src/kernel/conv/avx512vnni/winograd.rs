@@ -50,9 +50,12 @@ const PANEL: i64 = 32;
 /// Most inputs of a part: `128 * 128 * 9 * 192` is less than `2^25`.
 const MOST_INPUTS: i64 = 192;
 
-/// Most bytes of values that chunks share, about: they stay in the level-2 cache, or come from the third fast
-/// enough.
-const MOST_SHARED: i64 = 1280 << 10;
+/// Most bytes of mapped weights that chunks share, about: each chunk reads them all, from the level-2 cache.
+const MOST_SHARED_WEIGHTS: i64 = 1280 << 10;
+
+/// Most bytes of mapped inputs that chunks share: each reads them once, for 32 outputs, which the third-level
+/// cache is fast enough for.
+const MOST_SHARED_INPUTS: i64 = 2560 << 10;
 
 /// Most tiles whose products are made before they become outputs: they stay in the level-2 cache.
 const MOST_TILES: i64 = 28;
@@ -144,7 +147,11 @@ impl Grid {
         let wide = i128::from;
         let (inputs, outputs) = (wide(job.problem.group_inputs), wide(job.problem.group_outputs));
         let (tiles, macs) = (wide(self.tiles), inputs * outputs);
-        let shared = if self.shares_weights(job) { wide(self.panels * PANEL) } else { tiles };
+        let (shared, most) = if self.shares_weights(job) {
+            (outputs, MOST_SHARED_WEIGHTS)
+        } else {
+            (tiles, MOST_SHARED_INPUTS)
+        };
         let direct = wide(job.pixels) * 9 * macs / 64;
         let products = tiles * 36 * macs / 32;
         let maps = tiles * inputs / 32 * INPUTS
@@ -152,7 +159,7 @@ impl Grid {
             + tiles * outputs / 16 * wide(self.parts) * OUTPUTS;
         // Random problems are small, and should be computed so, too.
         let faster = cfg!(test) || 10 * (products + maps) < 9 * direct;
-        shared * inputs * 72 <= wide(MOST_SHARED) && faster
+        shared * inputs * 72 <= wide(most) && faster
     }
 }
 

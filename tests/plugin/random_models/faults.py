@@ -51,6 +51,10 @@ def has_reshape(model: onnx.ModelProto) -> bool:
     return any(node.op_type == "Reshape" for node in nodes(model.graph))
 
 
+def has_pad_that_wraps(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "Pad" and attributes(node).get("mode") == b"wrap" for node in nodes(model.graph))
+
+
 def has_softmax(model: onnx.ModelProto) -> bool:
     return any(node.op_type == "Softmax" for node in nodes(model.graph))
 
@@ -80,6 +84,8 @@ FAULTS = (
         has_reshape,
         "Reshape",
     ),
+    # Of an empty tensor, its Pad knows every mode but this one.
+    Fault(r"running Pad node.*Unexpected mode of 3", has_pad_that_wraps, "Pad"),
     # Its Softmax between codes writes nothing when it reads nothing, and whoever reads that stops.
     Fault(r"Missing Input: ", has_softmax, "Softmax"),
 )

@@ -299,12 +299,23 @@ mod tests {
     use prost::Message as _;
     use serde_json::{Value, json};
 
-    fn events(events: Vec<Value>) -> Vec<TrackEvent> {
-        let recording =
-            Recording { clock_khz: 1_000_000, start_ms: 1, events, ..Recording::new(3, None) };
+    /// The packets of one client's events, before some of which others were lost.
+    fn packets(events: Vec<Value>, gaps: &[usize]) -> Vec<Packet> {
+        let gaps = gaps.iter().copied().collect();
+        let recording = Recording {
+            clock_khz: 1_000_000,
+            start_ms: 1,
+            events,
+            gaps,
+            ..Recording::new(3, None)
+        };
         let trace = trace(&[recording], false);
         assert_eq!(Trace::decode(&trace.encode_to_vec()[..]), Ok(trace.clone()));
-        trace.packet.into_iter().filter_map(|packet| packet.track_event).collect()
+        trace.packet
+    }
+
+    fn events(events: Vec<Value>) -> Vec<TrackEvent> {
+        packets(events, &[]).into_iter().filter_map(|packet| packet.track_event).collect()
     }
 
     #[test]
@@ -346,15 +357,7 @@ mod tests {
             json!({"kind": "op_begin", "ns": 5, "cycles": 1, "queue": 1, "job": 7, "op": "conv"}),
             json!({"kind": "op_end", "ns": 9, "cycles": 2, "queue": 1, "job": 9, "took_cycles": 4}),
         ];
-        let gaps = [1].into();
-        let recording = Recording {
-            clock_khz: 1_000_000,
-            start_ms: 1,
-            events,
-            gaps,
-            ..Recording::new(3, None)
-        };
-        let packets = trace(&[recording], false).packet;
+        let packets = packets(events, &[1]);
         let found: Vec<_> = packets.into_iter().filter_map(|packet| packet.track_event).collect();
         let types: Vec<i32> = found.iter().filter_map(|event| event.r#type).collect();
         assert_eq!(types, [1, 2, 3], "the end behind the gap is of what began in it");
@@ -365,15 +368,7 @@ mod tests {
     #[test]
     fn a_gap_before_all_events_is_where_they_begin() {
         let events = vec![json!({"kind": "kick", "ns": 5, "cycles": 1, "queue": 1})];
-        let gaps = [0].into();
-        let recording = Recording {
-            clock_khz: 1_000_000,
-            start_ms: 1,
-            events,
-            gaps,
-            ..Recording::new(3, None)
-        };
-        let packets = trace(&[recording], false).packet;
+        let packets = packets(events, &[0]);
         let moments = packets.iter().filter_map(|packet| packet.timestamp);
         assert_eq!(moments.collect::<Vec<_>>(), [1_000_005; 2]);
     }

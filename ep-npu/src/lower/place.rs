@@ -275,29 +275,13 @@ impl Lowering<'_> {
         let natural = natural_dims(&shape);
         let dims = plain.reduce(|one, other| if one == natural { other } else { one });
         let dims = dims.unwrap_or(natural);
-        let mut maps = [held[0].tensor; 2];
+        let (mut maps, mut strides) = ([held[0].tensor; 2], [Strides::default(); 2]);
         for (index, value) in values.into_iter().enumerate() {
-            maps[index] = if is_whole[index] {
-                self.map_as(value, node, dims)
+            (maps[index], strides[index]) = if is_whole[index] {
+                let map = self.map_as(value, node, dims);
+                (map, self.ops.tensor(map).form.strides())
             } else {
-                self.natural_map(value, node)
-            };
-        }
-        let mut strides = [Strides::default(); 2];
-        for (index, value) in values.into_iter().enumerate() {
-            if is_whole[index] {
-                strides[index] = self.ops.tensor(maps[index]).form.strides();
-                continue;
-            }
-            let view = self.repeated(value, maps[index], &shape);
-            let form = self.ops.tensor(maps[index]).form;
-            strides[index] = match view.as_map(dims, form) {
-                Some(strides) => strides,
-                None => {
-                    let seen = Seen { tensor: maps[index], view, table: None };
-                    maps[index] = self.placed_as(value, node, &seen, &shape, dims);
-                    self.ops.tensor(maps[index]).form.strides()
-                }
+                self.repeated(value, node, &shape, dims)
             };
         }
         let out = self.tensor_of(unit.output, Home::Scratch, Form::map(dims));
@@ -350,19 +334,50 @@ impl Lowering<'_> {
         self.hold(unit.output, out);
     }
 
-    /// `map`, the feature map of `value`, repeated to `shape`.
-    fn repeated(&self, value: ValueId, map: TensorId, shape: &[usize]) -> View {
-        let own = &self.part.shapes[&value];
+    /// Where `value` is, which is repeated to `shape`, and how it is walked as a feature map of `dims`.
+    fn repeated(
+        &mut self,
+        value: ValueId,
+        node: NodeId,
+        shape: &[usize],
+        dims: Dims,
+    ) -> (TensorId, Strides) {
+        let own = self.part.shapes[&value].clone();
         let mut padded = vec![1; shape.len() - own.len()];
-        padded.extend(own);
+        padded.extend(&own);
         let repeat = |(axis, (&own, &len)): (usize, (&usize, &usize))| {
             (own != len).then_some(Step::RepeatEach { axis, times: len })
         };
         let repeats = padded.iter().zip(shape).enumerate().filter_map(repeat);
         let steps: Vec<Step> =
             std::iter::once(Step::Reshape(padded.clone())).chain(repeats).collect();
-        let view = View::of(self.ops.tensor(map).form, own).and_then(|view| view.after(&steps));
-        view.expect("a feature map has its own shape, and single elements can be repeated")
+        let view = |form: Form| View::of(form, &own).and_then(|view| view.after(&steps));
+        let walk = |form: Form| view(form).and_then(|view| view.as_map(dims, form));
+        // As it lies, if that does; or where its elements become channels, as rows: so it is moved
+        // alone, not what it is repeated to.
+        let held = self.held(value, node);
+        let form = self.ops.tensor(held.tensor).form;
+        let is_plain = held.view.is_none() && held.table.is_none();
+        if let (true, Some(strides)) = (is_plain, walk(form)) {
+            return (held.tensor, strides);
+        }
+        let natural = Form::map(self.dims(value));
+        for form in [natural, Form::map(row_dims(&own))] {
+            if walk(form).is_some() {
+                let map = self.map_as(value, node, form.dims());
+                // What lies there may have more bytes a pixel.
+                if let Some(strides) = walk(self.ops.tensor(map).form) {
+                    return (map, strides);
+                }
+            }
+        }
+        let map = self.natural_map(value, node);
+        let view = view(self.ops.tensor(map).form);
+        let view =
+            view.expect("a feature map has its own shape, and single elements can be repeated");
+        let seen = Seen { tensor: map, view, table: None };
+        let map = self.placed_as(value, node, &seen, shape, dims);
+        (map, self.ops.tensor(map).form.strides())
     }
 }
 

@@ -12,8 +12,8 @@ use npu_uapi::limits::Limits;
 
 const CODES: Codes = Codes { scale: 0.03, zero_point: 99 };
 
-/// The operations of a model of images of `shape`, when it is whole and its bytes are the reference's.
-fn checked(graph: &Graph, shape: &[usize], seed: u64) -> Ops {
+/// The operations of a model whose inputs are of `shapes`, when it is whole and its bytes are the reference's.
+fn checked_all(graph: &Graph, shapes: &[&[usize]], seed: u64) -> Ops {
     let plan = partition::plan(graph, &Limits::REFERENCE);
     let is_whole = plan.verdicts.iter().all(|verdict| verdict.taken == Some(0));
     assert!(is_whole, "{}: {:?}", plan.summary(graph), plan.verdicts);
@@ -22,7 +22,13 @@ fn checked(graph: &Graph, shape: &[usize], seed: u64) -> Ops {
     let found = run(&executable(graph.clone()), &inputs, &want);
     assert_eq!(found, want, "seed {seed}");
     let units = program::units(graph).unwrap();
-    program::compile(graph, &units, &[shape.to_vec()], &Limits::REFERENCE).unwrap().ops
+    let shapes: Vec<_> = shapes.iter().map(|shape| shape.to_vec()).collect();
+    program::compile(graph, &units, &shapes, &Limits::REFERENCE).unwrap().ops
+}
+
+/// The same of a model of one input.
+fn checked(graph: &Graph, shape: &[usize], seed: u64) -> Ops {
+    checked_all(graph, &[shape], seed)
 }
 
 #[test]
@@ -239,5 +245,37 @@ fn pixels_of_a_block_are_written_where_they_belong() {
             _ => None,
         });
         assert_eq!(found, Some(strips), "{filters} filters, stride {stride}");
+    }
+}
+
+/// A mask of attention: one row, added to all of them in each layer.
+#[test]
+fn a_repeated_row_is_moved_alone() {
+    for seed in 0..6 {
+        let mut noise = Noise(seed);
+        let [heads, rows, keys] = [noise.below(3) + 2, noise.below(20) + 2, noise.below(40) + 2];
+        let (scores, mask) = ([1, heads, rows, keys], [1, 1, 1, keys]);
+        let mut model = Model::new(seed);
+        let mut flow = model.code_input(&scores, CODES);
+        let added = match seed % 2 {
+            0 => model.code_input(&mask, CODES),
+            _ => model.float_input(&mask, CODES),
+        };
+        let along = [("axis", int(3))];
+        for _ in 0..2 {
+            // Its rows are pixels; those of the input are not.
+            flow = model.unit("Softmax", &[&flow], &along, (CODES, &scores));
+            flow = model.unit("Add", &[&flow, &added], &[], (CODES, &scores));
+        }
+        flow = model.unit("Softmax", &[&flow], &along, (CODES, &scores));
+        model.code_output(&flow);
+        let ops = checked_all(&model.finish(), &[&scores, &mask], seed);
+        let whole = [heads, rows, keys].iter().product::<usize>();
+        let is_added = |op: &&crate::lower::Op| {
+            matches!(op.kind, OpKind::Move { .. })
+                && op.reads.iter().any(|&read| ops.tensor(read).form.dims().c == 1)
+                && ops.tensor(op.writes).form.len_bytes() >= whole as u64
+        };
+        assert_eq!(ops.ops.iter().filter(is_added).count(), 0, "seed {seed}: {ops:?}");
     }
 }

@@ -25,7 +25,7 @@ mod pairs;
 mod requantise;
 
 pub(crate) use channels::{Channels, channels, load_records};
-pub(crate) use lanes::{Lookup, in_order, pack_64, spread_64, unpack_64};
+pub(crate) use lanes::{Lookup, in_order, pack_64, pack_lanes, spread_64, unpack_64};
 pub(crate) use memory::{
     broadcast_4, load_64, load_codes, load_masked_64, mask_16, mask_64, store_16, store_32,
     store_64,

@@ -13,7 +13,7 @@ use super::Problem;
 use super::pack::Columns;
 use crate::kernel::Stop;
 use crate::kernel::room::Room;
-use crate::kernel::split::{POLL_MACS, Split};
+use crate::kernel::split::{Aborted, Budget, POLL_MACS, Split};
 use crate::kernel::vector::{
     Channels, Lookup, Requantise, broadcast_4, in_order, load_64, load_masked_64, mask_64, store_64,
 };
@@ -23,6 +23,7 @@ use std::arch::x86_64::{
     _mm512_reduce_add_epi64, _mm512_sad_epu8, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_si512, _mm512_storeu_si512,
 };
+use std::ops::Range;
 
 /// Blocks of 16 columns in a panel.
 const MOST_BLOCKS: usize = 4;
@@ -47,19 +48,67 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let units = p.turns[0] * p.turns[1] * plan.panels * plan.tiles;
     let each = split.units_a_chunk(units, plan.rows * plan.columns * p.k);
     split.chunks((units + each - 1) / each, &|chunk, budget| {
-        let (mut panel, mut rest) = (Panel::default(), Room::new());
-        for unit in chunk * each..((chunk + 1) * each).min(units) {
-            let (of, tile) = (unit / plan.tiles, unit % plan.tiles);
-            budget.spend(plan.rows * plan.columns * p.k)?;
-            if unit == chunk * each || tile == 0 {
-                // SAFETY: the caller's promise.
-                unsafe { panel.pack(p, &plan, of) };
-            }
-            // SAFETY: the caller's promise; the panel is that of the unit.
-            unsafe { panel.tile(p, &plan, of / plan.panels, tile, &mut rest) };
-        }
-        Ok(())
+        let units = chunk * each..((chunk + 1) * each).min(units);
+        // SAFETY: the caller's promise; the problem has these units.
+        unsafe { some(p, &plan, units, budget) }
     })
+}
+
+/// Some tiles of some panels.
+///
+/// # Safety
+/// As of [`run`], and `plan` has these units.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn some(
+    p: &Problem,
+    plan: &Plan,
+    units: Range<i64>,
+    budget: &mut Budget<'_>,
+) -> Result<(), Aborted> {
+    let (mut panel, mut rest) = (Panel::default(), Room::new());
+    let (stage, first) = (Stage::new(p), units.start);
+    for unit in units {
+        let (of, tile) = (unit / plan.tiles, unit % plan.tiles);
+        budget.spend(plan.rows * plan.columns * p.k)?;
+        if unit == first || tile == 0 {
+            // SAFETY: the caller's promise.
+            unsafe { panel.pack(p, plan, of) };
+        }
+        // SAFETY: the caller's promise; the panel is that of the unit.
+        unsafe { panel.tile((p, &stage), plan, of / plan.panels, tile, &mut rest) };
+    }
+    Ok(())
+}
+
+/// What sums go through.
+struct Stage {
+    requantise: Requantise,
+    multipliers: [__m512; 4],
+    table: Option<Lookup>,
+}
+
+impl Stage {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn new(p: &Problem) -> Self {
+        let channels = Channels { symmetric: true, small: p.multiplier.abs() < 1.0 };
+        let requantise = Requantise::new(p.zero_point, p.low, p.high).with_multipliers(channels);
+        Self {
+            requantise,
+            multipliers: [_mm512_set1_ps(p.multiplier); 4],
+            table: p.table.as_ref().map(|table| Lookup::new(table)),
+        }
+    }
+
+    /// The codes of four vectors of sums.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn codes(&self, sums: [__m512i; 4]) -> __m512i {
+        let codes = in_order(self.requantise.lanes(sums, self.multipliers));
+        match &self.table {
+            Some(table) => table.bytes(codes),
+            None => codes,
+        }
+    }
 }
 
 /// How a problem is cut.
@@ -118,27 +167,36 @@ impl Panel {
         let left = i32::from(p.a_zero_point);
         let lift = 128 - i32::from(p.b_zero_point);
         let whole = i32::try_from(p.k).unwrap_or(0).wrapping_mul(lift);
-        for block in 0..1 << plan.width {
-            let to = self.packed.as_mut_ptr().wrapping_add(block * block_bytes);
+        let columns: [Option<Columns>; MOST_BLOCKS] = std::array::from_fn(|block| {
             let first = self.first + 16 * i64::try_from(block).expect("at most 4");
             let columns = (p.n - first).min(16);
-            if columns <= 0 {
-                self.starts[block] = [0; 16];
-                continue;
-            }
-            let columns = Columns {
+            (block < 1 << plan.width && columns > 0).then(|| Columns {
                 from: p.b.memory.pointer(b + first * p.b_column, 1),
                 k,
                 columns: usize_of(columns.unsigned_abs()),
                 row: p.b_row,
                 column: p.b_column,
-            };
-            // SAFETY: the caller's promise, and room for each block.
-            let sums = unsafe { columns.pack(to) };
-            let sums = _mm512_add_epi32(sums, _mm512_set1_epi32(whole));
-            let starts = _mm512_mullo_epi32(sums, _mm512_set1_epi32(-left));
-            // SAFETY: sixteen integers.
-            unsafe { _mm512_storeu_si512(self.starts[block].as_mut_ptr().cast(), starts) };
+            })
+        });
+        let to = self.packed.as_mut_ptr();
+        let blocks = || columns.iter().enumerate();
+        for (block, columns) in blocks() {
+            if let Some(columns) = columns {
+                // SAFETY: the caller's promise, and room for each block.
+                unsafe { columns.pack(to.wrapping_add(block * block_bytes)) };
+            }
+        }
+        // Behind all of them: what was just written can be read by and by.
+        for (block, columns) in blocks() {
+            self.starts[block] = [0; 16];
+            if let Some(columns) = columns {
+                // SAFETY: it was packed there.
+                let sums = unsafe { columns.sums(to.wrapping_add(block * block_bytes)) };
+                let sums = _mm512_add_epi32(sums, _mm512_set1_epi32(whole));
+                let starts = _mm512_mullo_epi32(sums, _mm512_set1_epi32(-left));
+                // SAFETY: sixteen integers.
+                unsafe { _mm512_storeu_si512(self.starts[block].as_mut_ptr().cast(), starts) };
+            }
         }
     }
 
@@ -147,21 +205,29 @@ impl Panel {
     /// # Safety
     /// As of [`run`], and the panel is one of the matrix.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn tile(&self, p: &Problem, plan: &Plan, matrix: i64, tile: i64, rest: &mut Vec<u8>) {
+    unsafe fn tile(
+        &self,
+        (p, stage): (&Problem, &Stage),
+        plan: &Plan,
+        matrix: i64,
+        tile: i64,
+        rest: &mut Vec<u8>,
+    ) {
         let first = tile * plan.rows;
         let rows = (p.m - first).min(plan.rows);
         let [a, _, out] = p.matrices(matrix);
         let at = a + first * p.a_row;
         let k = usize_of(p.k.unsigned_abs());
         let mut from = [std::ptr::null::<u8>(); ROWS[0]];
-        for (row, from) in (0..).zip(&mut from) {
+        let read = usize_of(plan.rows.unsigned_abs());
+        for (row, from) in (0..).zip(&mut from[..read]) {
             // Rows behind the last are the last once more.
             *from = p.a.memory.pointer(at + row.min(rows - 1) * p.a_row, k as u64);
         }
         let mut lifts = [0_i32; ROWS[0]];
         let lift = 128 - i32::from(p.b_zero_point);
         if lift != 0 {
-            for (lift_of, &from) in lifts.iter_mut().zip(&from) {
+            for (lift_of, &from) in lifts.iter_mut().zip(&from[..read]) {
                 // SAFETY: a row of the left matrix.
                 *lift_of = unsafe { sum(from, k) }.wrapping_mul(lift);
             }
@@ -170,8 +236,8 @@ impl Panel {
             // The last step reads four bytes: of a copy, which has them.
             let padded = k.next_multiple_of(4);
             rest.clear();
-            rest.resize(padded * ROWS[0], 0);
-            for (row, from) in from.iter_mut().enumerate() {
+            rest.resize(padded * read, 0);
+            for (row, from) in from[..read].iter_mut().enumerate() {
                 let to = rest.as_mut_ptr().wrapping_add(row * padded);
                 // SAFETY: a row of the left matrix to its place in the copy.
                 unsafe { from.copy_to_nonoverlapping(to, k) };
@@ -191,7 +257,7 @@ impl Panel {
             _ => Self::sums::<6, 4>,
         };
         // SAFETY: rows and columns lie in the problem, and so do the results.
-        unsafe { sums(self, p, k, &from, &lifts, &to) };
+        unsafe { sums(self, stage, k, &from, &lifts, &to) };
     }
 
     /// The sums of a tile, through the output stage.
@@ -202,7 +268,7 @@ impl Panel {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn sums<const ROWS: usize, const BLOCKS: usize>(
         &self,
-        p: &Problem,
+        stage: &Stage,
         k: usize,
         from: &[*const u8; 14],
         lifts: &[i32; 14],
@@ -239,7 +305,7 @@ impl Panel {
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { to.store(p, acc.as_flattened(), BLOCKS) };
+        unsafe { to.store(stage, acc.as_flattened(), BLOCKS) };
     }
 }
 
@@ -274,24 +340,25 @@ impl Results {
     /// # Safety
     /// Vector instructions present; the results are writable.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    unsafe fn store(&self, p: &Problem, sums: &[__m512i], blocks: usize) {
-        let channels = Channels { symmetric: true, small: p.multiplier.abs() < 1.0 };
-        let stage = Requantise::new(p.zero_point, p.low, p.high).with_multipliers(channels);
-        let table = p.table.as_ref().map(|table| Lookup::new(table));
-        let multipliers: [__m512; 4] = [_mm512_set1_ps(p.multiplier); 4];
+    #[inline]
+    unsafe fn store(&self, stage: &Stage, sums: &[__m512i], blocks: usize) {
         let rows_a_vector = 4 / blocks;
         // Twice a vector, so that the bytes of any row can be loaded as 64.
         let mut bytes = [0_u8; 128];
         let mask = mask_64(self.columns);
+        let row_of =
+            |row: usize| self.out.wrapping_offset(self.row.wrapping_mul(row.cast_signed()));
         for (group, four) in sums.chunks(4).enumerate() {
             let first = group * rows_a_vector;
             if first >= self.rows {
                 return;
             }
             let four = std::array::from_fn(|i| *four.get(i).unwrap_or(&four[0]));
-            let mut codes = in_order(stage.lanes(four, multipliers));
-            if let Some(table) = &table {
-                codes = table.bytes(codes);
+            let codes = stage.codes(four);
+            if rows_a_vector == 1 {
+                // SAFETY: the caller's promise: these columns of a row.
+                unsafe { store_64(row_of(first), mask, codes) };
+                continue;
             }
             // SAFETY: the first half of the local array.
             unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), codes) };
@@ -299,9 +366,8 @@ impl Results {
                 let at = (row - first) * 16 * blocks;
                 // SAFETY: 64 bytes of the local array.
                 let codes = unsafe { load_64(bytes.as_ptr().wrapping_add(at)) };
-                let to = self.out.wrapping_offset(self.row.wrapping_mul(row.cast_signed()));
                 // SAFETY: the caller's promise: these columns of a row.
-                unsafe { store_64(to, mask, codes) };
+                unsafe { store_64(row_of(row), mask, codes) };
             }
         }
     }

@@ -4,12 +4,13 @@
 //! [block of 16 columns][k / 4][16][4], signed: code - 128; zero behind the last row
 //! ```
 
+use crate::kernel::vector::turn::turned_words;
 use crate::memory::isize_of;
 use std::arch::x86_64::{
     __m512i, _mm_loadu_si128, _mm_maskz_loadu_epi8, _mm_unpackhi_epi8, _mm_unpackhi_epi16,
     _mm_unpacklo_epi8, _mm_unpacklo_epi16, _mm512_castsi128_si512, _mm512_castsi512_si128,
-    _mm512_dpbusd_epi32, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_set1_epi8,
-    _mm512_setzero_si512, _mm512_storeu_si512, _mm512_xor_si512,
+    _mm512_dpbusd_epi32, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mask_loadu_epi8,
+    _mm512_set1_epi8, _mm512_setzero_si512, _mm512_storeu_si512, _mm512_xor_si512,
 };
 
 /// A column of 16 of a right matrix: where it begins, and how it lies.
@@ -30,19 +31,30 @@ impl Columns {
         self.k.div_ceil(4) * 64
     }
 
-    /// Packs them to `to`, and gives the sum of each.
+    /// Packs them to `to`.
     ///
     /// # Safety
     /// Vector instructions present; the elements are readable, `packed_bytes` writable at `to`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(super) unsafe fn pack(&self, to: *mut u8) -> __m512i {
+    pub(super) unsafe fn pack(&self, to: *mut u8) {
         if self.column == 1 {
             // SAFETY: the caller's promise.
             unsafe { self.by_rows(to) };
-        } else {
+        } else if self.row == 1 {
             // SAFETY: the caller's promise.
             unsafe { self.by_columns(to) };
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { self.by_elements(to) };
         }
+    }
+
+    /// The sum of each of the columns that were packed to `to`.
+    ///
+    /// # Safety
+    /// As of [`Self::pack`], which was called.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(super) unsafe fn sums(&self, to: *const u8) -> __m512i {
         let ones = _mm512_set1_epi8(1);
         let mut sums = _mm512_setzero_si512();
         for at in (0..self.packed_bytes()).step_by(64) {
@@ -95,47 +107,60 @@ impl Columns {
         }
     }
 
-    /// Where rows follow each other, or neither: element by element, four rows to a word.
+    /// Where rows follow each other: sixteen columns of up to 64 rows turned in registers.
     ///
     /// # Safety
     /// As of [`Self::pack`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn by_columns(&self, to: *mut u8) {
-        const FLIP: u32 = 0x8080_8080;
-        let whole = self.k / 4;
+        // What stands for nothing is 128, which is zero once it is signed.
+        let flip = _mm512_set1_epi8(i8::MIN);
+        let column = isize_of(self.column);
+        for first in (0..self.k).step_by(64) {
+            let rows = (self.k - first).min(64);
+            let mask = u64::MAX >> (64 - rows);
+            let mut columns = [flip; 16];
+            for (index, codes) in columns.iter_mut().enumerate().take(self.columns) {
+                let from = self.from.wrapping_offset(column.wrapping_mul(index.cast_signed()));
+                // SAFETY: the elements of the mask are the column's; others are not touched.
+                let found =
+                    unsafe { _mm512_mask_loadu_epi8(flip, mask, from.wrapping_add(first).cast()) };
+                *codes = found;
+            }
+            for codes in &mut columns {
+                *codes = _mm512_xor_si512(*codes, flip);
+            }
+            let steps = turned_words(columns);
+            for (step, packed) in steps.into_iter().enumerate().take(rows.div_ceil(4)) {
+                let at = to.wrapping_add((first / 4 + step) * 64).cast();
+                // SAFETY: a step of the packed columns.
+                unsafe { _mm512_storeu_si512(at, packed) };
+            }
+        }
+    }
+
+    /// Where neither do: element by element, four rows to a word.
+    ///
+    /// # Safety
+    /// As of [`Self::pack`].
+    unsafe fn by_elements(&self, to: *mut u8) {
+        const NOTHING: u8 = 0x80;
         let (row, column) = (isize_of(self.row), isize_of(self.column));
-        for index in 0..16 {
-            let to = to.wrapping_add(index * 4).cast::<u32>();
-            if index >= self.columns {
-                for step in 0..self.k.div_ceil(4) {
-                    // SAFETY: a word of a step.
-                    unsafe { to.wrapping_add(step * 16).write_unaligned(0) };
-                }
-                continue;
-            }
+        for index in 0..16_usize {
             let from = self.from.wrapping_offset(column.wrapping_mul(index.cast_signed()));
-            let element = |l: usize| from.wrapping_offset(row.wrapping_mul(l.cast_signed()));
-            for step in 0..whole {
-                let word = if row == 1 {
-                    // SAFETY: four elements of a column.
-                    unsafe { from.wrapping_add(step * 4).cast::<u32>().read_unaligned() }
-                } else {
-                    // SAFETY: four elements of a column, each where its row is.
-                    u32::from_le_bytes(std::array::from_fn(|l| unsafe {
-                        element(step * 4 + l).read()
-                    }))
-                };
+            for step in 0..self.k.div_ceil(4) {
+                let word = std::array::from_fn(|l| {
+                    let at = step * 4 + l;
+                    if index >= self.columns || at >= self.k {
+                        return 0;
+                    }
+                    let element = from.wrapping_offset(row.wrapping_mul(at.cast_signed()));
+                    // SAFETY: an element of a column.
+                    unsafe { element.read() ^ NOTHING }
+                });
+                let to = to.wrapping_add(step * 64 + index * 4).cast::<u32>();
                 // SAFETY: a word of a step.
-                unsafe { to.wrapping_add(step * 16).write_unaligned(word ^ FLIP) };
-            }
-            if !self.k.is_multiple_of(4) {
-                let mut word = [0x80; 4];
-                for (l, byte) in word.iter_mut().enumerate().take(self.k % 4) {
-                    // SAFETY: an element of the column.
-                    *byte = unsafe { element(whole * 4 + l).read() };
-                }
-                let word = u32::from_le_bytes(word) ^ FLIP;
-                // SAFETY: a word of the last step.
-                unsafe { to.wrapping_add(whole * 16).write_unaligned(word) };
+                unsafe { to.write_unaligned(u32::from_le_bytes(word)) };
             }
         }
     }

@@ -1,29 +1,31 @@
 //! SOFTMAX on AVX-512: sixteen pixels side by side, so that each sum keeps its order.
 //!
 //! ```text
-//! per pixel: largest code  |  per 16 channels: codes of 16 pixels x 16 channels, turned in registers:
-//! sixteen sums grow by one channel a step  |  shares, 16 channels at a time
+//! per pixel: largest code  |  per 16 channels: codes of 16 pixels x 16 channels, turned in registers
+//! 4 channels x 16 pixels:  64 bytes looked up in each of the four planes of the parts, then added in turn
+//! shares: of the parts that were kept, turned back to pixels
 //! ```
 //!
-//! The share of a code depends on the pixel's sum alone: of many channels, each pixel gets a table of them.
+//! The share of a code depends on the pixel's sum alone: of many channels, each pixel gets a table of them,
+//! and no parts are kept.
+
+mod parts;
 
 use crate::kernel::Stop;
+use crate::kernel::room::Room;
 use crate::kernel::softmax::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
-use crate::kernel::vector::turn::turned;
-use crate::kernel::vector::{
-    Lookup, load_codes, load_masked_64, mask_16, mask_64, store_16, store_64,
-};
+use crate::kernel::vector::{Lookup, load_masked_64, mask_16, mask_64, store_16, store_64};
 use crate::memory::{isize_of, usize_of};
+use parts::{Parts, of_pixels, to_channels, to_pixels};
 use std::arch::x86_64::{
     __m128i, __m512, __m512i, _mm_max_epu8, _mm_setzero_si128, _mm256_castsi256_si128,
     _mm256_extracti128_si256, _mm256_max_epu8, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_cvtepi32_epi8, _mm512_cvtepu8_epi32,
-    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extracti64x4_epi64, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_epu8, _mm512_max_ps, _mm512_min_epi32,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
-    _mm512_test_epi32_mask,
+    _mm512_castsi128_si512, _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_cvtepi32_epi8,
+    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64,
+    _mm512_inserti32x4, _mm512_load_ps, _mm512_loadu_ps, _mm512_max_epu8, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_store_ps, _mm512_storeu_ps,
 };
 
 /// Pixels side by side.
@@ -42,24 +44,35 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let groups = (pixels + 15) / 16;
     let each = split.units_a_chunk(groups, c.saturating_mul(256));
     split.chunks((groups + each - 1) / each, &|chunk, budget| {
+        let mut kept = Room::new();
+        if c < MANY {
+            kept.resize(usize_of(c.unsigned_abs()).next_multiple_of(16), Kept([0.0; PIXELS]));
+        }
         for group in chunk * each..((chunk + 1) * each).min(groups) {
             let first = group * 16;
             // SAFETY: the caller's promise; the pixels exist.
-            unsafe { pixels_from(p, first, (pixels - first).min(16), budget)? };
+            unsafe { pixels_from(p, first, (pixels - first).min(16), &mut kept, budget)? };
         }
         Ok(())
     })
 }
 
+/// What each of sixteen pixels counts, of a channel.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Kept([f32; PIXELS]);
+
 /// `count` pixels from `first` on, counted through rows and images.
 ///
 /// # Safety
-/// As of [`run`]; the pixels lie in the problem.
+/// As of [`run`]; the pixels lie in the problem, and `kept` has room for their channels up to whole sixteens,
+/// unless these are [`MANY`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 unsafe fn pixels_from(
     p: &Problem,
     first: i64,
     count: i64,
+    kept: &mut [Kept],
     budget: &mut Budget<'_>,
 ) -> Result<(), Aborted> {
     let [_, h, w, c] = p.dims;
@@ -71,144 +84,156 @@ unsafe fn pixels_from(
         *src = p.src.pointer(p.src.at(row / h, row % h, x));
         *dst = p.dst.pointer(p.dst.at(row / h, row % h, x));
     }
-    let mut shifts = [0_i32; PIXELS];
+    let mut shifts = [0; PIXELS];
     for (shift, &src) in shifts.iter_mut().zip(&src).take(count) {
         // SAFETY: the channels of a pixel.
-        *shift = 255 - i32::from(unsafe { largest(src, c, budget)? });
+        *shift = u8::MAX - unsafe { largest(src, c, budget)? };
     }
     // Sums of pixels that are none are the last one's once more.
     let last = src[count - 1];
     src[count..].fill(last);
-    // SAFETY: sixteen integers.
-    let columns = unsafe { _mm512_loadu_si512(shifts.as_ptr().cast()) };
-    let parts = Parts::new(p);
+    let (parts, all) = (Parts::new(p), of_pixels(&shifts));
     let mut sums = _mm512_setzero_ps();
     for ch in (0..c).step_by(16) {
         budget.spend(256)?;
-        let mask = mask_16(c - ch);
-        let mut rows = [_mm_setzero_si128(); PIXELS];
-        for (row, &src) in rows.iter_mut().zip(&src) {
-            let from = src.wrapping_offset(isize_of(ch));
-            // SAFETY: the channels of the mask.
-            *row = _mm512_castsi512_si128(unsafe { load_masked_64(mask.into(), from) });
-        }
-        let channels = usize_of((c - ch).min(16).unsigned_abs());
-        for codes in turned(rows).into_iter().take(channels) {
-            sums = _mm512_add_ps(sums, parts.of(_mm512_cvtepu8_epi32(codes), columns));
+        // SAFETY: these channels of the pixels.
+        let codes = unsafe { of_channels(&src, isize_of(ch), mask_16(c - ch)) };
+        for (four, codes) in (ch..c).step_by(4).zip(codes) {
+            let found = parts.of(codes, all);
+            for (channel, part) in (four..c).zip(found) {
+                sums = _mm512_add_ps(sums, part);
+                if c < MANY {
+                    let to = &mut kept[usize_of(channel.unsigned_abs())];
+                    // SAFETY: sixteen floats.
+                    unsafe { _mm512_store_ps(to.0.as_mut_ptr(), part) };
+                }
+            }
         }
     }
-    let mut all = [0.0_f32; PIXELS];
+    let shares = Shares::new(p);
+    if c < MANY {
+        for ch in (0..c).step_by(16) {
+            budget.spend(256)?;
+            let from = &kept[usize_of(ch.unsigned_abs())..];
+            let mut codes = [[_mm512_setzero_si512(); 4]; 4];
+            for (codes, from) in codes.as_flattened_mut().iter_mut().zip(from) {
+                // SAFETY: sixteen floats.
+                let part = unsafe { _mm512_load_ps(from.0.as_ptr()) };
+                *codes = shares.codes(part, sums);
+            }
+            // SAFETY: these channels of the pixels.
+            unsafe { to_memory(codes, &dst[..count], isize_of(ch), mask_16(c - ch)) };
+        }
+        return Ok(());
+    }
+    let mut sum_of = [0.0_f32; PIXELS];
     // SAFETY: sixteen floats.
-    unsafe { _mm512_storeu_ps(all.as_mut_ptr(), sums) };
+    unsafe { _mm512_storeu_ps(sum_of.as_mut_ptr(), sums) };
     for pixel in 0..count {
-        let shares = Shares::new(p, &parts, shifts[pixel], all[pixel]);
-        let (src, dst) = (src[pixel], dst[pixel]);
-        if c >= MANY {
-            let table = shares.table();
-            for ch in (0..c).step_by(64) {
-                let mask = mask_64(c - ch);
+        let table = shares.table(p, shifts[pixel], sum_of[pixel]);
+        for first in (0..c).step_by(usize_of(SOME.unsigned_abs())) {
+            budget.spend(16 * (c - first).min(SOME))?;
+            for ch in (first..(first + SOME).min(c)).step_by(64) {
+                let (at, mask) = (isize_of(ch), mask_64(c - ch));
                 // SAFETY: the channels of the mask.
-                let codes = unsafe { load_masked_64(mask, src.wrapping_offset(isize_of(ch))) };
+                let codes = unsafe { load_masked_64(mask, src[pixel].wrapping_offset(at)) };
                 let codes = table.bytes(codes);
                 // SAFETY: as above.
-                unsafe { store_64(dst.wrapping_offset(isize_of(ch)), mask, codes) };
-            }
-        } else {
-            for ch in (0..c).step_by(16) {
-                let mask = mask_16(c - ch);
-                // SAFETY: the channels of the mask.
-                let codes = unsafe { load_codes(mask, src.wrapping_offset(isize_of(ch))) };
-                let codes = shares.codes(codes);
-                // SAFETY: the channels of the mask.
-                unsafe { store_16(dst.wrapping_offset(isize_of(ch)), mask, codes) };
+                unsafe { store_64(dst[pixel].wrapping_offset(at), mask, codes) };
             }
         }
-        budget.spend(16 * c.min(SOME))?;
     }
     Ok(())
+}
+
+/// The channels of `mask` from `at` on of sixteen pixels: four channels a register.
+///
+/// # Safety
+/// They are readable; vector instructions are present.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+unsafe fn of_channels(src: &[*mut u8; PIXELS], at: isize, mask: u16) -> [__m512i; 4] {
+    let mut rows = [_mm_setzero_si128(); PIXELS];
+    for (row, src) in rows.iter_mut().zip(src) {
+        // SAFETY: the caller's promise.
+        let codes = unsafe { load_masked_64(mask.into(), src.wrapping_offset(at)) };
+        *row = _mm512_castsi512_si128(codes);
+    }
+    to_channels(std::array::from_fn(|i| {
+        let four = _mm512_castsi128_si512(rows[i]);
+        let four = _mm512_inserti32x4::<1>(four, rows[4 + i]);
+        let four = _mm512_inserti32x4::<2>(four, rows[8 + i]);
+        _mm512_inserti32x4::<3>(four, rows[12 + i])
+    }))
+}
+
+/// Stores the codes of sixteen channels from `at` on, those of `mask`, to at most sixteen pixels.
+///
+/// # Safety
+/// They are writable; vector instructions are present.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+unsafe fn to_memory(codes: [[__m512i; 4]; 4], dst: &[*mut u8], at: isize, mask: u16) {
+    let fours = to_pixels(codes);
+    let lanes: [[__m128i; 4]; 4] = [
+        fours.map(|four| _mm512_castsi512_si128(four)),
+        fours.map(|four| _mm512_extracti32x4_epi32::<1>(four)),
+        fours.map(|four| _mm512_extracti32x4_epi32::<2>(four)),
+        fours.map(|four| _mm512_extracti32x4_epi32::<3>(four)),
+    ];
+    for (dst, &codes) in dst.iter().zip(lanes.as_flattened()) {
+        // SAFETY: the caller's promise.
+        unsafe { store_16(dst.wrapping_offset(at), mask, codes) };
+    }
 }
 
 /// Channels from which on a pixel has a table of its shares.
 const MANY: i64 = 512;
 
-/// What the codes of a pixel become.
-struct Shares<'a> {
-    parts: &'a Parts,
-    shift: __m512i,
-    sum: __m512,
+/// What parts become.
+struct Shares {
     scale: __m512,
     most: __m512,
     zero_point: __m512i,
 }
 
-impl<'a> Shares<'a> {
+impl Shares {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(p: &Problem, parts: &'a Parts, shift: i32, sum: f32) -> Self {
+    fn new(p: &Problem) -> Self {
         Self {
-            parts,
-            shift: _mm512_set1_epi32(shift),
-            sum: _mm512_set1_ps(sum),
             scale: _mm512_set1_ps(p.terms.scale),
             most: _mm512_set1_ps(f32::from(255 - p.terms.zero_point)),
             zero_point: _mm512_set1_epi32(p.terms.zero_point.into()),
         }
     }
 
-    /// Sixteen of them.
+    /// Sixteen of them, as 32-bit codes.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
-    fn codes(&self, codes: __m512i) -> __m128i {
-        let part = self.parts.of(codes, self.shift);
-        let share = _mm512_div_ps(_mm512_mul_ps(part, self.scale), self.sum);
+    fn codes(&self, part: __m512, sum: __m512) -> __m512i {
+        let share = _mm512_div_ps(_mm512_mul_ps(part, self.scale), sum);
         // A NaN becomes nothing, as the definition has it.
         let share = _mm512_min_ps(_mm512_max_ps(share, _mm512_setzero_ps()), self.most);
-        _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(share), self.zero_point))
+        _mm512_add_epi32(_mm512_cvtps_epi32(share), self.zero_point)
     }
 
-    /// All of them.
+    /// All that the codes of a pixel become.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn table(&self) -> Lookup {
+    fn table(&self, p: &Problem, shift: u8, sum: f32) -> Lookup {
+        // What each code counts there; behind the largest code, what that does.
+        let mut parts = [p.table[255]; 256];
+        let shift = usize::from(shift);
+        parts[..256 - shift].copy_from_slice(&p.table[shift..]);
+        let sum = _mm512_set1_ps(sum);
         let mut table = [0; 256];
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        for (first, entries) in (0..).step_by(16).zip(table.chunks_exact_mut(16)) {
-            let codes = self.codes(_mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
+        for (parts, entries) in parts.chunks_exact(16).zip(table.chunks_exact_mut(16)) {
+            // SAFETY: sixteen floats.
+            let part = unsafe { _mm512_loadu_ps(parts.as_ptr()) };
+            let codes = _mm512_cvtepi32_epi8(self.codes(part, sum));
             // SAFETY: sixteen bytes of the table.
             unsafe { store_16(entries.as_mut_ptr(), u16::MAX, codes) };
         }
         Lookup::new(&table)
-    }
-}
-
-/// What each code counts, in registers: a gather takes twice as long.
-#[derive(Clone, Copy)]
-struct Parts([[__m512; 2]; 8]);
-
-impl Parts {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(p: &Problem) -> Self {
-        let mut parts = [[_mm512_setzero_ps(); 2]; 8];
-        for (part, sixteen) in parts.as_flattened_mut().iter_mut().zip(p.table.chunks_exact(16)) {
-            // SAFETY: sixteen floats.
-            *part = unsafe { _mm512_loadu_ps(sixteen.as_ptr()) };
-        }
-        Self(parts)
-    }
-
-    /// The parts of sixteen codes, each shifted so that the largest of its pixel is the last of all.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    #[inline]
-    fn of(&self, codes: __m512i, shift: __m512i) -> __m512 {
-        let index = _mm512_add_epi32(codes, shift);
-        // Memory that another writes meanwhile may hold more than the largest code that was found.
-        let index = _mm512_min_epi32(index, _mm512_set1_epi32(255));
-        let found = self.0.map(|[low, high]| _mm512_permutex2var_ps(low, index, high));
-        let [bit_5, bit_6, bit_7] =
-            [32, 64, 128].map(|bit| _mm512_test_epi32_mask(index, _mm512_set1_epi32(bit)));
-        let [a, b, c, d, e, f, g, h] = found;
-        let [a, c, e, g] =
-            [[a, b], [c, d], [e, f], [g, h]].map(|[a, b]| _mm512_mask_blend_ps(bit_5, a, b));
-        let [a, e] = [[a, c], [e, g]].map(|[a, b]| _mm512_mask_blend_ps(bit_6, a, b));
-        _mm512_mask_blend_ps(bit_7, a, e)
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn pack_64(codes: [__m512i; 4]) -> __m512i {
 /// Four vectors of 16 codes as 64 bytes: 128-bit lane `i` holds lane `i` of each in turn.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
-pub(super) fn pack_lanes([a, b, c, d]: [__m512i; 4]) -> __m512i {
+pub(crate) fn pack_lanes([a, b, c, d]: [__m512i; 4]) -> __m512i {
     _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d))
 }
 

@@ -210,8 +210,8 @@ impl<'a> Job<'a> {
             floats: None,
             counted: None,
             padding: if padded {
-                // As long as a run, from the first channel of any group on.
-                let len = 4 * steps + (p.groups - 1) * p.group_inputs;
+                // As long as a run, from the first channel of any group on, and as the lanes of a pixel.
+                let len = (4 * steps + 15) / 16 * 16 + (p.groups - 1) * p.group_inputs;
                 Room::of(p.input_zero_point, usize_of(len.unsigned_abs()))
             } else {
                 Room::new()

@@ -36,11 +36,11 @@ pub(super) unsafe fn finish<const BLOCKS: usize>(
 }
 
 /// The kinds of stages, as parameters.
-const PLAIN: u8 = 0;
-const SUM: u8 = 1;
-const SUM_AUX_FIRST: u8 = 2;
-const TABLE: u8 = 3;
-const TABLES: u8 = 4;
+pub(super) const PLAIN: u8 = 0;
+pub(super) const SUM: u8 = 1;
+pub(super) const SUM_AUX_FIRST: u8 = 2;
+pub(super) const TABLE: u8 = 3;
+pub(super) const TABLES: u8 = 4;
 
 /// Passes a tile's sums through the output stage, for one kind of stages.
 ///
@@ -68,16 +68,8 @@ unsafe fn of_kind<const BLOCKS: usize, const KIND: u8>(
         let aux: [*const u8; 4] = std::array::from_fn(|i| {
             pixels.aux[pixel(i)].wrapping_offset(at).wrapping_add(i % BLOCKS * 16)
         });
-        let bytes = match KIND {
-            PLAIN => stage.plain_64(*four, multipliers),
-            // SAFETY: the caller's promise.
-            SUM => unsafe { stage.sum_64::<false>(*four, multipliers, masks, aux) },
-            // SAFETY: the caller's promise.
-            SUM_AUX_FIRST => unsafe { stage.sum_64::<true>(*four, multipliers, masks, aux) },
-            TABLE => stage.one_table(stage.plain_64(*four, multipliers)),
-            // SAFETY: the caller's promise.
-            _ => unsafe { stage.any_64(*four, multipliers, masks, aux) },
-        };
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { bytes::<KIND>(stage, *four, multipliers, masks, aux) };
         let out = |i: usize| pixels.out[(first + i) % ROOM].wrapping_offset(at);
         let left = pixels.count - first;
         match BLOCKS {
@@ -114,5 +106,30 @@ unsafe fn of_kind<const BLOCKS: usize, const KIND: u8>(
                 }
             }
         }
+    }
+}
+
+/// Four vectors of sums through the output stage, for one kind of stages.
+///
+/// # Safety
+/// As of [`finish`]; with an addition, the bytes of `masks` at `aux` must be readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(super) unsafe fn bytes<const KIND: u8>(
+    stage: &Stage,
+    sums: [__m512i; 4],
+    multipliers: [__m512; 4],
+    masks: [u16; 4],
+    aux: [*const u8; 4],
+) -> __m512i {
+    match KIND {
+        PLAIN => stage.plain_64(sums, multipliers),
+        // SAFETY: the caller's promise.
+        SUM => unsafe { stage.sum_64::<false>(sums, multipliers, masks, aux) },
+        // SAFETY: the caller's promise.
+        SUM_AUX_FIRST => unsafe { stage.sum_64::<true>(sums, multipliers, masks, aux) },
+        TABLE => stage.one_table(stage.plain_64(sums, multipliers)),
+        // SAFETY: the caller's promise.
+        _ => unsafe { stage.any_64(sums, multipliers, masks, aux) },
     }
 }

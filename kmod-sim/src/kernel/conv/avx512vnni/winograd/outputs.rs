@@ -1,166 +1,293 @@
 //! What becomes of the 36 products of a tile: 4x4 sums, and through the output stage codes.
 
-use super::{Grid, Line, PANEL, TILE, VALUES, room};
-use crate::kernel::conv::avx512vnni::pixels::Pixels;
-use crate::kernel::conv::avx512vnni::{Job, ROOM, finish};
+use super::product::unit_bytes;
+use super::weights::low_twice;
+use super::{Grid, Line, Panel, TILE, room};
+use crate::kernel::conv::avx512vnni::Job;
+use crate::kernel::conv::avx512vnni::finish::{PLAIN, SUM, SUM_AUX_FIRST, TABLE, TABLES, bytes};
 use crate::kernel::room::Room;
-use crate::kernel::vector::stage::Stage;
+use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{load_64, load_records};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_mullo_epi32, _mm512_set1_epi32, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_srai_epi32, _mm512_store_si512, _mm512_sub_epi32,
+    __m128i, __m512, __m512i, _mm_loadl_epi64, _mm_setzero_si128, _mm_storel_epi64,
+    _mm_storeu_si128, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm512_add_epi32,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si128, _mm512_extracti32x4_epi32,
+    _mm512_mullo_epi32, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_srai_epi32,
+    _mm512_store_si512, _mm512_sub_epi32,
 };
 
 /// The inverse of 9 modulo 2^32.
 const NINTH: u32 = 0x38e3_8e39;
 const _: () = assert!(NINTH.wrapping_mul(9) == 1);
 
-/// Bytes of a tile's sums: 16 pixels of two vectors.
-const SUMS: i64 = 16 * 128;
+/// Bytes of a vector's sums: of 16 pixels.
+const SUMS: usize = 16 * 64;
 
-/// Bytes from one tile's products to the next's. A line more than they are: powers of two would all be in the
-/// same places of the level-1 cache.
-pub(super) const TILE_PRODUCTS: usize = VALUES * 128 + 64;
+/// Instead of a kind of stages: sums stay sums, as more inputs are to come.
+const PARTIAL: u8 = u8::MAX;
 
-/// Products and sums of a panel, of some tiles.
+/// Products and sums of a panel, of some units of tiles.
 pub(super) struct Outputs {
-    /// `[tile][value][two blocks][16]`.
+    /// `[unit][value][vector][16]`.
     products: Room<Line>,
-    /// `[tile][pixel][two blocks][16]`.
+    /// `[unit][vector][pixel][16]`, where inputs have several parts.
     sums: Room<Line>,
 }
 
 impl Outputs {
     /// Room for `tiles`.
-    pub(super) fn new(tiles: i64) -> Self {
-        let tile_products = i64::try_from(TILE_PRODUCTS).expect("some KiB");
-        Self { products: room(tile_products * tiles), sums: room(SUMS * tiles) }
+    pub(super) fn new(grid: &Grid, tiles: i64) -> Self {
+        let vectors = grid.most_blocks().max(3);
+        // A unit of pairs has two vectors' tiles and one more.
+        let tiles = usize_of(tiles.unsigned_abs()) + 1;
+        let sums = if grid.parts > 1 { tiles * vectors * SUMS } else { 0 };
+        Self { products: room(tiles * unit_bytes(vectors)), sums: room(sums) }
     }
 
-    /// Where product number `value` of `tile` goes.
-    pub(super) fn products(&mut self, value: usize, tile: i64) -> *mut u8 {
-        let at =
-            TILE_PRODUCTS.wrapping_mul(usize_of(tile.unsigned_abs())).wrapping_add(128 * value);
+    /// Where product number `value` of `unit` goes, of a panel's.
+    pub(super) fn products(&mut self, panel: &Panel, value: usize, unit: i64) -> *mut u8 {
+        let vectors = panel.vectors();
+        let at = unit_bytes(vectors) * usize_of(unit.unsigned_abs()) + 64 * vectors * value;
         self.products.as_mut_ptr().cast::<u8>().wrapping_add(at)
     }
 
-    fn sums_of(&mut self, tile: i64) -> *mut u8 {
-        self.sums.as_mut_ptr().cast::<u8>().wrapping_offset(isize_of(SUMS * tile))
-    }
-
-    /// Makes sums of a tile's products and `offsets`, and adds those that are there unless it `is_first`.
+    /// Makes sums of the products of so many tiles from `first` on and of what they lack, and codes of those
+    /// behind the last part.
     ///
     /// # Safety
-    /// Vector instructions present; the tile has its products, and sums unless it `is_first`, and two vectors
-    /// are readable at `offsets`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(super) unsafe fn sums(&mut self, offsets: *const u8, tile: i64, is_first: bool) {
-        let ninth = _mm512_set1_epi32(NINTH.cast_signed());
-        for block in [0, 64] {
-            let from = self.products(0, tile).wrapping_add(block);
-            let to = self.sums_of(tile).wrapping_add(block);
-            // SAFETY: the caller's promise.
-            let offset = unsafe { load_64(offsets.wrapping_add(block)) };
-            let mut rows = [[_mm512_setzero_si512(); 4]; 6];
-            for (row, at) in rows.iter_mut().zip(0..) {
-                let mut values = [_mm512_setzero_si512(); 6];
-                for (value, column) in values.iter_mut().zip(0..) {
-                    // SAFETY: a product of the tile.
-                    *value = unsafe { load_64(from.wrapping_add(128 * (6 * at + column))) };
-                }
-                *row = four(values);
-            }
-            for column in 0..4 {
-                let sums = four(rows.map(|row| row[column]));
-                for (row, sum) in sums.into_iter().enumerate() {
-                    let sum = shifted(_mm512_mullo_epi32(sum, ninth), SHIFTS[row] + SHIFTS[column]);
-                    let to = to.wrapping_add(128 * (4 * row + column));
-                    let mut sum = _mm512_add_epi32(sum, offset);
-                    if !is_first {
-                        // SAFETY: a sum of the tile.
-                        sum = _mm512_add_epi32(sum, unsafe { load_64(to) });
-                    }
-                    // SAFETY: its place, aligned.
-                    unsafe { _mm512_store_si512(to.cast(), sum) };
-                }
-            }
-        }
-    }
-
-    /// Passes the sums of a tile through the output stage: tile `at` here, which is number `number` of
-    /// the problem.
-    ///
-    /// # Safety
-    /// As of [`super::run`]; the tile exists and has its sums.
+    /// As of [`super::run`]; the tiles exist and have their products of `part`, and those before it their sums.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(super) unsafe fn finish(
         &mut self,
         job: &Job<'_>,
-        grid: &Grid,
-        stage: &Stage,
-        pixels: &mut Pixels,
-        [number, at, panel]: [i64; 3],
+        (grid, stage, panel): (&Grid, &Stage, &Panel),
+        (first, count): (i64, i64),
+        (part, offsets): (i64, *const u8),
     ) {
+        let is_last = part + 1 == grid.parts;
+        let kernels: [Kernel; 2] = match stage.kind() {
+            _ if !is_last => [block::<PARTIAL, false>; 2],
+            Kind::Plain => [block::<PLAIN, false>, block::<PLAIN, true>],
+            Kind::Sum => [block::<SUM, false>, block::<SUM, true>],
+            Kind::SumAuxFirst => [block::<SUM_AUX_FIRST, false>, block::<SUM_AUX_FIRST, true>],
+            Kind::Table => [block::<TABLE, false>, block::<TABLE, true>],
+            Kind::TableSum | Kind::Tables => [block::<TABLES, false>, block::<TABLES, true>],
+        };
+        let vectors = panel.vectors();
+        let records = job.records.wrapping_offset(isize_of(panel.first_block * 256));
+        for unit in 0..panel.units(count) {
+            let of_unit = panel.tiles_a_unit() * unit;
+            let tiles = [0, panel.tiles_a_unit() - 1].map(|of| {
+                let at = of_unit + of;
+                let mut tile = Tile::new(job, grid, first + at.min(count - 1));
+                if at == count {
+                    tile.height = 0;
+                }
+                tile
+            });
+            let products = self.products(panel, 0, unit).cast_const();
+            for vector in 0..vectors {
+                let (block, halves) = panel.block_of(vector);
+                // SAFETY: the records of each block are sixteen.
+                let (_, mut multipliers) =
+                    unsafe { load_records(records.wrapping_add(256 * block)) };
+                if halves {
+                    let twice = low_twice(_mm512_castps_si512(multipliers));
+                    multipliers = _mm512_castsi512_ps(twice);
+                }
+                let at = usize_of(unit.unsigned_abs()) * vectors + vector;
+                let work = Block {
+                    products: products.wrapping_add(64 * vector),
+                    row_bytes: 64 * vectors,
+                    // SAFETY: what the sums of the block lack.
+                    offset: unsafe { load_64(offsets.wrapping_add(64 * block)) },
+                    multipliers,
+                    sums: self.sums.as_mut_ptr().cast::<u8>().wrapping_add(SUMS * at),
+                    adds: part > 0,
+                    lane: isize_of(16 * panel.first_block) + 16 * block.cast_signed(),
+                    tiles: if halves {
+                        [&tiles[0], &tiles[1]]
+                    } else {
+                        [&tiles[usize::from(panel.in_pairs && vector == 1)]; 2]
+                    },
+                };
+                // SAFETY: the products were made, the sums, if any, too; the tile's pixels exist.
+                unsafe { kernels[usize::from(halves)](stage, &work) };
+            }
+        }
+    }
+}
+
+/// Where the outputs of a tile go: those rows and columns of the 4x4 that exist.
+struct Tile {
+    height: usize,
+    width: usize,
+    out: (*mut u8, isize, isize),
+    aux: (*const u8, isize, isize),
+}
+
+impl Tile {
+    /// Tile `number` of the problem.
+    fn new(job: &Job<'_>, grid: &Grid, number: i64) -> Self {
         let (row, column) = (number / grid.columns, number % grid.columns);
         let (n, row) = (row / grid.rows, row % grid.rows);
         let (y, x) = (row * TILE, column * TILE);
-        let (height, width) = ((job.ofm_h - y).min(TILE), (job.ofm_w - x).min(TILE));
-        let sums = self.sums_of(at);
-        let mut count = 0;
-        for i in 0..height {
-            let mut out = job.ofm.at(n, y + i, x);
-            let (mut aux, aux_pixel) = match &job.aux {
-                Some(aux) => (aux.at(n, y + i, x), aux.pixel),
-                None => (std::ptr::null_mut(), 0),
-            };
-            for j in 0..width {
-                (pixels.out[count], pixels.aux[count]) = (out, aux);
-                out = out.wrapping_offset(job.ofm.pixel);
-                aux = aux.wrapping_offset(aux_pixel);
-                let place = usize_of((TILE * i + j).unsigned_abs());
-                if place != count {
-                    for block in [0, 64] {
-                        // SAFETY: sums of the tile.
-                        let sum = unsafe { load_64(sums.wrapping_add(128 * place + block)) };
-                        let to = sums.wrapping_add(128 * count + block);
-                        // SAFETY: the place of sums that were moved before.
-                        unsafe { _mm512_store_si512(to.cast(), sum) };
+        Self {
+            height: usize_of((job.ofm_h - y).min(TILE).unsigned_abs()),
+            width: usize_of((job.ofm_w - x).min(TILE).unsigned_abs()),
+            out: (job.ofm.at(n, y, x), job.ofm.row, job.ofm.pixel),
+            aux: match &job.aux {
+                Some(aux) => (aux.at(n, y, x), aux.row, aux.pixel),
+                None => (std::ptr::null(), 0, 0),
+            },
+        }
+    }
+
+    /// Address of an output, if it exists, at a lane of a pixel.
+    #[inline]
+    fn output(&self, row: usize, column: usize, lane: isize) -> Option<*mut u8> {
+        let (base, row_bytes, pixel_bytes) = self.out;
+        let at = base.wrapping_offset(row_bytes.wrapping_mul(row.cast_signed()));
+        let at = at.wrapping_offset(pixel_bytes.wrapping_mul(column.cast_signed()));
+        (row < self.height && column < self.width).then(|| at.wrapping_offset(lane))
+    }
+
+    /// Address in the auxiliary tensor, of a pixel that exists.
+    #[inline]
+    fn auxiliary(&self, row: usize, column: usize, lane: isize) -> *const u8 {
+        let (base, row_bytes, pixel_bytes) = self.aux;
+        let row = row.min(self.height.max(1) - 1).cast_signed();
+        let column = column.min(self.width - 1).cast_signed();
+        base.wrapping_offset(row_bytes.wrapping_mul(row))
+            .wrapping_offset(pixel_bytes.wrapping_mul(column))
+            .wrapping_offset(lane)
+    }
+}
+
+type Kernel = unsafe fn(&Stage, &Block<'_>);
+
+/// A vector of 16 outputs of a tile, or of 8 of each of two.
+struct Block<'a> {
+    /// The first product, and bytes from one to the next.
+    products: *const u8,
+    row_bytes: usize,
+    /// What sums lack.
+    offset: __m512i,
+    multipliers: __m512,
+    /// Sums of the parts before, if it `adds` them, and of this.
+    sums: *mut u8,
+    adds: bool,
+    /// The first output in a pixel.
+    lane: isize,
+    tiles: [&'a Tile; 2],
+}
+
+/// # Safety
+/// Vector instructions present; `work` has its products, sums if it adds them or is [`PARTIAL`], and the
+/// output and auxiliary pixels of its tiles are there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn block<const KIND: u8, const HALVES: bool>(stage: &Stage, work: &Block<'_>) {
+    let ninth = _mm512_set1_epi32(NINTH.cast_signed());
+    let (from, row_bytes) = (work.products, work.row_bytes);
+    let row = |row: usize| {
+        four(std::array::from_fn(|column| {
+            let from = from.wrapping_add(row_bytes * (6 * row + column));
+            // SAFETY: a product of the tile.
+            unsafe { load_64(from) }
+        }))
+    };
+    // One by one: in a loop, all rows live in memory, and are moved there from column to column.
+    let rows = [row(0), row(1), row(2), row(3), row(4), row(5)];
+    let [first, second] = work.tiles;
+    let width = first.width.max(second.width);
+    let adds = matches!(KIND, SUM | SUM_AUX_FIRST | TABLES) && !first.aux.0.is_null();
+    macro_rules! sum {
+        ($column:literal, $row:literal, $sums:expr) => {{
+            let sum = _mm512_mullo_epi32($sums[$row], ninth);
+            let sum = _mm512_srai_epi32::<{ SHIFTS[$column] + SHIFTS[$row] }>(sum);
+            _mm512_add_epi32(sum, work.offset)
+        }};
+    }
+    // A macro, as what is called with so many vectors is not inlined.
+    macro_rules! column {
+        ($column:literal) => {
+            if $column < width {
+                let sums = four(rows.map(|row| row[$column]));
+                let mut sums = [
+                    sum!($column, 0, sums),
+                    sum!($column, 1, sums),
+                    sum!($column, 2, sums),
+                    sum!($column, 3, sums),
+                ];
+                let kept = work.sums.wrapping_add(256 * $column);
+                if work.adds {
+                    for (sum, row) in sums.iter_mut().zip(0..) {
+                        // SAFETY: a sum of the parts before.
+                        let before = unsafe { load_64(kept.wrapping_add(64 * row)) };
+                        *sum = _mm512_add_epi32(*sum, before);
                     }
                 }
-                count += 1;
+                if KIND == PARTIAL {
+                    for (sum, row) in sums.into_iter().zip(0..) {
+                        // SAFETY: the place of a sum.
+                        unsafe { _mm512_store_si512(kept.wrapping_add(64 * row).cast(), sum) };
+                    }
+                } else {
+                    let mut pairs = [_mm_setzero_si128(); 4];
+                    let mut aux = [pairs.as_ptr().cast::<u8>(); 4];
+                    if adds {
+                        for (row, aux) in aux.iter_mut().enumerate() {
+                            let [low, high] = [first, second]
+                                .map(|tile| tile.auxiliary(row, $column, work.lane));
+                            if HALVES {
+                                // SAFETY: 8 lanes of a pixel of the auxiliary tensor.
+                                let low = unsafe { _mm_loadl_epi64(low.cast()) };
+                                // SAFETY: as above.
+                                let high = unsafe { _mm_loadl_epi64(high.cast()) };
+                                pairs[row] = _mm_unpacklo_epi64(low, high);
+                                *aux = std::ptr::from_ref(&pairs[row]).cast();
+                            } else {
+                                *aux = low;
+                            }
+                        }
+                    }
+                    let (multipliers, masks) = ([work.multipliers; 4], [u16::MAX; 4]);
+                    // SAFETY: 16 lanes of pixels of the auxiliary tensor, if there is one, or of the pairs.
+                    let bytes = unsafe { bytes::<KIND>(stage, sums, multipliers, masks, aux) };
+                    let codes: [__m128i; 4] = [
+                        _mm512_castsi512_si128(bytes),
+                        _mm512_extracti32x4_epi32::<1>(bytes),
+                        _mm512_extracti32x4_epi32::<2>(bytes),
+                        _mm512_extracti32x4_epi32::<3>(bytes),
+                    ];
+                    for (row, codes) in codes.into_iter().enumerate() {
+                        match first.output(row, $column, work.lane) {
+                            // SAFETY: 8 lanes of a pixel of the output.
+                            Some(to) if HALVES => unsafe { _mm_storel_epi64(to.cast(), codes) },
+                            // SAFETY: 16 lanes of it.
+                            Some(to) => unsafe { _mm_storeu_si128(to.cast(), codes) },
+                            None => {}
+                        }
+                        if HALVES && let Some(to) = second.output(row, $column, work.lane) {
+                            // SAFETY: 8 lanes of a pixel of the output.
+                            unsafe {
+                                _mm_storel_epi64(to.cast(), _mm_unpackhi_epi64(codes, codes))
+                            };
+                        }
+                    }
+                }
             }
-        }
-        pixels.count = count;
-        let last = pixels.aux[count - 1];
-        pixels.aux[count..ROOM].fill(last);
-        let records = job.records.wrapping_offset(isize_of(panel * PANEL * 16));
-        // SAFETY: blocks are whole, so the records of each are sixteen.
-        let multipliers =
-            [0, 256].map(|block| unsafe { load_records(records.wrapping_add(block)) }.1);
-        // SAFETY: two vectors a pixel.
-        let sums = unsafe { std::slice::from_raw_parts(sums.cast(), count.div_ceil(2)) };
-        let lanes = (panel * PANEL, job.problem.group_outputs - panel * PANEL);
-        // SAFETY: the pixels lie in the problem, and so does the panel.
-        unsafe { finish::finish(stage, sums, &multipliers, pixels, lanes) };
+        };
     }
+    column!(0);
+    column!(1);
+    column!(2);
+    column!(3);
 }
 
 /// Powers of two in what [`four`] makes, by row or column.
 const SHIFTS: [u32; 4] = [3, 2, 1, 1];
-
-/// `sum` without so many powers of two.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-#[inline]
-fn shifted(sum: __m512i, shift: u32) -> __m512i {
-    match shift {
-        2 => _mm512_srai_epi32::<2>(sum),
-        3 => _mm512_srai_epi32::<3>(sum),
-        4 => _mm512_srai_epi32::<4>(sum),
-        5 => _mm512_srai_epi32::<5>(sum),
-        _ => _mm512_srai_epi32::<6>(sum),
-    }
-}
 
 /// The map of six products: 24, 12, 6 and 6 times four sums.
 ///
@@ -174,7 +301,7 @@ fn shifted(sum: __m512i, shift: u32) -> __m512i {
 #[inline]
 fn four([a, b, c, d, e, f]: [__m512i; 6]) -> [__m512i; 4] {
     let (add, sub) = (_mm512_add_epi32, _mm512_sub_epi32);
-    let twice = |x| _mm512_slli_epi32::<1>(x);
+    let twice = |x| add(x, x);
     let (near, far) = (add(b, c), add(d, e));
     let (near_step, far_step) = (sub(b, c), sub(d, e));
     [

@@ -1,19 +1,19 @@
 //! What the 36 products read of the weights: of each input and output, the 3x3 weights, mapped.
 
-use super::{Grid, Line, PANEL, room};
+use super::{Grid, Line, Panel, room};
 use crate::kernel::conv::avx512vnni::Job;
 use crate::kernel::room::Room;
 use crate::kernel::vector::{load_64, load_records};
-use crate::memory::isize_of;
+use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch, _mm_setr_epi8, _mm512_add_epi16,
-    _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_dpwssd_epi32, _mm512_set1_epi16,
-    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_slli_epi16, _mm512_srai_epi16,
-    _mm512_store_si512, _mm512_sub_epi16,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm_setr_epi8, _mm256_loadu_si256, _mm512_add_epi16,
+    _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_broadcast_i64x4, _mm512_dpwssd_epi32,
+    _mm512_set1_epi16, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i64x2,
+    _mm512_slli_epi16, _mm512_srai_epi16, _mm512_store_si512, _mm512_sub_epi16,
 };
 
-/// Weights of some panels: `[panel][part][value][two inputs][two blocks][16 outputs][2]`, of 16 bits, and behind
-/// each part what its sums lack, `[two blocks][16]`, of 32.
+/// Weights of some panels: `[panel][part][value][two inputs][blocks][16 outputs][2]`, of 16 bits, and behind
+/// each part what its sums lack, `[blocks][16]`, of 32. Half a block is there twice.
 pub(super) struct Weights {
     parts: i64,
     value_bytes: i64,
@@ -24,10 +24,11 @@ pub(super) struct Weights {
 impl Weights {
     /// Room for `panels`.
     pub(super) fn new(grid: &Grid, panels: i64) -> Self {
+        let blocks = i64::try_from(grid.most_blocks()).expect("three");
         // A line more: powers of two would all be in the same places of the level-1 cache.
-        let value_bytes = grid.inputs_a_part * PANEL * 2 + 64;
-        let part_bytes = 36 * value_bytes + 128;
-        let values = room(panels * grid.parts * part_bytes);
+        let value_bytes = grid.inputs_a_part * 32 * blocks + 64;
+        let part_bytes = 36 * value_bytes + 64 * blocks;
+        let values = room(usize_of((panels * grid.parts * part_bytes).unsigned_abs()));
         Self { parts: grid.parts, value_bytes, part_bytes, values }
     }
 
@@ -51,31 +52,36 @@ impl Weights {
     /// # Safety
     /// As of [`super::run`]; panel and place exist.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(super) unsafe fn fill(&mut self, job: &Job<'_>, grid: &Grid, panel: i64, at: i64) {
+    pub(super) unsafe fn fill(&mut self, job: &Job<'_>, grid: &Grid, panel: &Panel, at: i64) {
         let tap_bytes = isize_of(64 * job.steps);
         let value_bytes = isize_of(self.value_bytes);
+        let row_bytes = 64 * panel.blocks.cast_signed();
         for part in 0..grid.parts {
             let to = self.values.as_mut_ptr().cast::<u8>();
             let to = to.wrapping_offset(self.offset(at, part, 0));
             let first_step = part * grid.inputs_a_part / 4;
-            for block in 0..2 {
-                let of_block = 2 * panel + block;
-                let from = isize_of(of_block * job.block_bytes + 64 * first_step);
+            for (block, number) in (0..panel.blocks.cast_signed()).zip(panel.first_block..) {
+                let map = if panel.is_half(block) { map::<true> } else { map::<false> };
+                let from = isize_of(number * job.block_bytes + 64 * first_step);
                 let from = job.weights.wrapping_offset(from);
                 let mut sums = _mm512_setzero_si512();
                 for step in 0..isize_of(grid.inputs(job, part) / 4) {
                     let from = from.wrapping_offset(64 * step);
-                    let to = to.wrapping_offset(256 * step).wrapping_offset(isize_of(64 * block));
+                    let to = to.wrapping_offset(2 * row_bytes * step).wrapping_offset(64 * block);
+                    let places = (to, value_bytes, row_bytes);
                     // SAFETY: the weights of a step of each tap, and two steps' places.
-                    unsafe { map(from, tap_bytes, to, value_bytes, &mut sums) };
+                    unsafe { map((from, tap_bytes), places, &mut sums) };
                 }
                 if part == 0 {
-                    let records = job.records.wrapping_offset(isize_of(of_block * 256));
-                    // SAFETY: blocks are whole, so the records of each are sixteen.
-                    let (bias, _) = unsafe { load_records(records) };
+                    let records = job.records.wrapping_offset(isize_of(number * 256));
+                    // SAFETY: the records of each block are sixteen.
+                    let (mut bias, _) = unsafe { load_records(records) };
+                    if panel.is_half(block) {
+                        bias = low_twice(bias);
+                    }
                     sums = _mm512_add_epi32(sums, bias);
                 }
-                let to = to.wrapping_offset(isize_of(36 * self.value_bytes + 64 * block));
+                let to = to.wrapping_offset(isize_of(36 * self.value_bytes) + 64 * block);
                 // SAFETY: the place behind the part's values.
                 unsafe { _mm512_store_si512(to.cast(), sums) };
             }
@@ -83,25 +89,36 @@ impl Weights {
     }
 }
 
-/// Maps the weights of four inputs for 16 outputs, `tap_bytes` from one tap to the next, and adds 128 times
-/// them to `sums`: inputs come less 128.
+/// The lower half of a vector, twice.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(super) fn low_twice(vector: __m512i) -> __m512i {
+    _mm512_shuffle_i64x2::<0b01_00_01_00>(vector, vector)
+}
+
+/// Maps the weights of four inputs for 16 outputs, so many bytes from one tap to the next, and adds 128 times
+/// them to `sums`: inputs come less 128. They go to `to`, so many bytes from one value to the next, and from
+/// one two inputs to the next. With `HALF`, 8 outputs twice.
 ///
 /// # Safety
-/// Vector instructions present; 64 bytes are readable at each tap, and 64 writable in both steps of each value,
-/// aligned.
+/// Vector instructions present; 64 bytes are readable at each tap, 32 with `HALF`, and 64 writable in both
+/// steps of each value, aligned.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn map(
-    from: *const u8,
-    tap_bytes: isize,
-    to: *mut u8,
-    value_bytes: isize,
+unsafe fn map<const HALF: bool>(
+    (from, tap_bytes): (*const u8, isize),
+    (to, value_bytes, row_bytes): (*mut u8, isize, isize),
     sums: &mut __m512i,
 ) {
     let mut taps = [_mm512_setzero_si512(); 9];
     for (tap, at) in taps.iter_mut().zip(0..) {
         let from = from.wrapping_offset(tap_bytes.wrapping_mul(at));
-        // SAFETY: the caller's promise.
-        *tap = unsafe { load_64(from) };
+        *tap = if HALF {
+            // SAFETY: the caller's promise.
+            _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(from.cast()) })
+        } else {
+            // SAFETY: as above.
+            unsafe { load_64(from) }
+        };
         // A hint, which reads nothing: taps are too many rows of memory to come by themselves.
         _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(256).cast());
     }
@@ -112,30 +129,32 @@ unsafe fn map(
     ];
     for (pair, at) in pairs.into_iter().zip(0..) {
         let pair = _mm512_broadcast_i32x4(pair);
-        let mut rows = [[_mm512_setzero_si512(); 6]; 3];
-        for (row, taps) in rows.iter_mut().zip(taps.as_chunks::<3>().0) {
-            let mut wide = *taps;
-            for tap in &mut wide {
-                *tap = _mm512_srai_epi16::<8>(_mm512_shuffle_epi8(*tap, pair));
-            }
-            *row = six(wide);
+        let wide = |tap: usize| _mm512_srai_epi16::<8>(_mm512_shuffle_epi8(taps[tap], pair));
+        let row = |row: usize| six([wide(3 * row), wide(3 * row + 1), wide(3 * row + 2)]);
+        let rows = [row(0), row(1), row(2)];
+        let to = to.wrapping_offset(row_bytes * at);
+        // One by one: in a loop, all rows live in memory, and are moved there from column to column.
+        macro_rules! column {
+            ($column:literal) => {
+                let values = six(rows.map(|row| row[$column]));
+                if $column == 1 {
+                    // In this place, the plain sum of all nine.
+                    *sums = _mm512_dpwssd_epi32(*sums, values[1], _mm512_set1_epi16(128));
+                }
+                for (row, value) in values.into_iter().enumerate() {
+                    let place = value_bytes.wrapping_mul((6 * row + $column).cast_signed());
+                    let to = to.wrapping_offset(place);
+                    // SAFETY: the caller's promise.
+                    unsafe { _mm512_store_si512(to.cast(), value) };
+                }
+            };
         }
-        let to = to.wrapping_offset(128 * at);
-        for column in 0..6 {
-            let values = six(rows.map(|row| row[column]));
-            if column == 1 {
-                // In this place, the plain sum of all nine.
-                *sums = _mm512_dpwssd_epi32(*sums, values[1], _mm512_set1_epi16(128));
-            }
-            for (row, value) in values.into_iter().enumerate() {
-                let place = value_bytes.wrapping_mul((6 * row + column).cast_signed());
-                let to = to.wrapping_offset(place);
-                // SAFETY: the caller's promise.
-                unsafe { _mm512_store_si512(to.cast(), value) };
-                // A hint, which writes nothing: the line of a step to come is there when it is stored.
-                _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(512).cast());
-            }
-        }
+        column!(0);
+        column!(1);
+        column!(2);
+        column!(3);
+        column!(4);
+        column!(5);
     }
 }
 

@@ -22,7 +22,8 @@ use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
 use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{
-    Channels, Lookup, channels, load_64, load_masked_64, load_records, mask_64, store_64,
+    Channels, Lookup, Requantise, channels, load_64, load_masked_64, load_records, mask_64,
+    store_64,
 };
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
@@ -351,10 +352,12 @@ fn accumulate(acc: &mut [__m512i; 4], bytes: &[__m512i; 4], weights: &[__m512i; 
     }
 }
 
-/// Kinds of stages that add nothing, as parameters: small multipliers with or without a table, and any.
+/// Kinds of stages that add nothing, as parameters: any, small multipliers with or without a table, and those
+/// whose codes are bounded by saturation alone.
 const ANY: u8 = 0;
 const SMALL: u8 = 1;
 const SMALL_TABLE: u8 = 2;
+const BARE: u8 = 3;
 
 /// What comes behind the sums of 64 channels where nothing is added.
 struct Finish<'a> {
@@ -366,6 +369,7 @@ struct Finish<'a> {
 /// The kind of `stage`, which adds nothing.
 fn kind(stage: &Stage, channels: Channels) -> u8 {
     match stage.kind() {
+        Kind::Bare => BARE,
         Kind::Plain if channels.small => SMALL,
         Kind::Table if channels.small => SMALL_TABLE,
         _ => ANY,
@@ -383,9 +387,11 @@ impl<'a> Finish<'a> {
     #[inline]
     fn codes<const KIND: u8>(&self, sums: [__m512i; 4]) -> __m512i {
         match KIND {
+            BARE => Requantise::bare_lanes(sums, self.multiplier),
             SMALL => self.stage.requantise.small_lanes(sums, self.multiplier),
             SMALL_TABLE => {
-                self.table.bytes(self.stage.requantise.small_lanes(sums, self.multiplier))
+                // The table has the bounds.
+                self.table.bytes(self.stage.requantise.unbounded_lanes(sums, self.multiplier))
             }
             _ => self.stage.one_table(self.stage.requantise.lanes(sums, self.multiplier)),
         }
@@ -397,6 +403,7 @@ impl<'a> Finish<'a> {
     fn half<const KIND: u8, const HIGH: bool>(&self, sums: [__m512i; 2]) -> __m512i {
         let multiplier = halves::<_, HIGH>(&self.multiplier);
         match KIND {
+            BARE => Requantise::bare_half(sums, multiplier),
             ANY => self.stage.requantise.half::<false>(sums, multiplier),
             _ => self.stage.requantise.half::<true>(sums, multiplier),
         }
@@ -406,11 +413,11 @@ impl<'a> Finish<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     fn joined<const KIND: u8>(&self, low: __m512i, high: __m512i) -> __m512i {
-        let bytes = self.stage.requantise.joined(low, high);
         match KIND {
-            SMALL => bytes,
-            SMALL_TABLE => self.table.bytes(bytes),
-            _ => self.stage.one_table(bytes),
+            BARE => Requantise::unbounded(low, high),
+            SMALL => self.stage.requantise.joined(low, high),
+            SMALL_TABLE => self.table.bytes(Requantise::unbounded(low, high)),
+            _ => self.stage.one_table(self.stage.requantise.joined(low, high)),
         }
     }
 }

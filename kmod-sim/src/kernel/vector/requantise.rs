@@ -1,11 +1,12 @@
 //! The arithmetic of [`npu_uapi::requantise`] on vectors: 32-bit sums to 8-bit codes.
 
 use super::channels::Channels;
+use super::lanes::saturate_lanes;
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_adds_epi16, _mm512_cvtepi32_ps,
-    _mm512_cvtps_epi32, _mm512_max_epu8, _mm512_max_ps, _mm512_min_epu8, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_packs_epi32, _mm512_packus_epi16, _mm512_roundscale_ps, _mm512_set1_epi8,
-    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
+    __m512, __m512i, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_ps, _mm512_adds_epi16,
+    _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_max_epu8, _mm512_max_ps, _mm512_min_epi16,
+    _mm512_min_epu8, _mm512_min_ps, _mm512_mul_ps, _mm512_packs_epi32, _mm512_packus_epi16,
+    _mm512_roundscale_ps, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
 };
 
 /// `requantise` and the clamp behind it, in one: rounding is monotonic and keeps integers, so the
@@ -18,8 +19,12 @@ pub(crate) struct Requantise {
     zero_point: __m512i,
     zero_point_float: __m512,
     zero_point_16: __m512i,
+    /// `high` less the zero point.
+    high_16: __m512i,
     low_8: __m512i,
     high_8: __m512i,
+    /// No zero point, and all codes are within the bounds: saturating to bytes is all.
+    bare: bool,
     /// Of [`Channels`]: products need no clamp to be rounded to integers.
     small: bool,
 }
@@ -36,8 +41,10 @@ impl Requantise {
             zero_point: _mm512_set1_epi32(zero_point.into()),
             zero_point_float: _mm512_set1_ps(zero_point.into()),
             zero_point_16: _mm512_set1_epi16(zero_point.into()),
+            high_16: _mm512_set1_epi16(i16::from(high) - i16::from(zero_point)),
             low_8: _mm512_set1_epi8(low.cast_signed()),
             high_8: _mm512_set1_epi8(high.cast_signed()),
+            bare: (zero_point, low, high) == (0, 0, u8::MAX),
             small: false,
         }
     }
@@ -45,6 +52,11 @@ impl Requantise {
     /// The same for multipliers of which [`Channels::small`] is known.
     pub(crate) fn with_multipliers(self, channels: Channels) -> Self {
         Self { small: channels.small, ..self }
+    }
+
+    /// Whether [`Self::bare_lanes`] are [`Self::lanes`].
+    pub(super) fn is_bare(&self) -> bool {
+        self.bare && self.small
     }
 
     /// 64 codes as bytes, in the order of [`pack_lanes`].
@@ -70,11 +82,32 @@ impl Requantise {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     pub(crate) fn small_lanes(self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
-        let mut codes = sums;
-        for (code, multipliers) in codes.iter_mut().zip(multipliers) {
-            *code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(*code), multipliers));
-        }
-        self.packed(codes)
+        self.packed(rounded(sums, multipliers))
+    }
+
+    /// The same where, besides, there is no zero point, and all codes are within the bounds.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn bare_lanes(sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        saturate_lanes(rounded(sums, multipliers))
+    }
+
+    /// The same where multipliers are small, for what has the bounds itself.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn unbounded_lanes(&self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        let [a, b, c, d] = rounded(sums, multipliers);
+        let low = _mm512_adds_epi16(_mm512_packs_epi32(a, b), self.zero_point_16);
+        let high = _mm512_adds_epi16(_mm512_packs_epi32(c, d), self.zero_point_16);
+        _mm512_packus_epi16(low, high)
+    }
+
+    /// Half of [`Self::bare_lanes`]: 32 codes as 16-bit integers, not yet saturated to bytes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn bare_half(sums: [__m512i; 2], multipliers: [__m512; 2]) -> __m512i {
+        let [a, b] = rounded(sums, multipliers);
+        _mm512_packs_epi32(a, b)
     }
 
     /// Half of [`Self::lanes`]: 32 codes as 16-bit integers, not yet saturated to bytes.
@@ -101,13 +134,30 @@ impl Requantise {
         self.clamped(_mm512_packus_epi16(low, high))
     }
 
+    /// Both halves as bytes, for what has the bounds itself or needs none.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn unbounded(low: __m512i, high: __m512i) -> __m512i {
+        _mm512_packus_epi16(low, high)
+    }
+
     /// Rounded products as bytes, in the order of [`pack_lanes`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     #[inline]
     fn packed(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
-        let low = _mm512_adds_epi16(_mm512_packs_epi32(a, b), self.zero_point_16);
-        let high = _mm512_adds_epi16(_mm512_packs_epi32(c, d), self.zero_point_16);
-        self.clamped(_mm512_packus_epi16(low, high))
+        let low = self.with_zero_point(_mm512_packs_epi32(a, b));
+        let high = self.with_zero_point(_mm512_packs_epi32(c, d));
+        _mm512_max_epu8(_mm512_packus_epi16(low, high), self.low_8)
+    }
+
+    /// Rounded products, saturated to 16 bits, as codes that are `high` at most.
+    ///
+    /// Below that bound, the zero point can be added without saturation: on Zen 4, additions that saturate
+    /// take a multiplier.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    fn with_zero_point(&self, rounded: __m512i) -> __m512i {
+        _mm512_add_epi16(_mm512_min_epi16(rounded, self.high_16), self.zero_point_16)
     }
 
     /// Bytes within the bounds.
@@ -143,4 +193,18 @@ impl Requantise {
         let clamped = _mm512_min_ps(_mm512_max_ps(values, self.low), self.high);
         _mm512_add_epi32(_mm512_cvtps_epi32(clamped), self.zero_point)
     }
+}
+
+/// Sums times small multipliers, rounded.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+fn rounded<const VECTORS: usize>(
+    sums: [__m512i; VECTORS],
+    multipliers: [__m512; VECTORS],
+) -> [__m512i; VECTORS] {
+    let mut rounded = sums;
+    for (code, multipliers) in rounded.iter_mut().zip(multipliers) {
+        *code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(*code), multipliers));
+    }
+    rounded
 }

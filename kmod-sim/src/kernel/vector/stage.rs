@@ -13,6 +13,8 @@ use std::arch::x86_64::{
 /// What an output stage consists of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
+    /// Requantisation only, by small multipliers, and saturation is all that bounds its codes.
+    Bare,
     /// Requantisation only.
     Plain,
     /// Requantisation, then the addition of the auxiliary tensor.
@@ -41,6 +43,10 @@ pub(crate) struct Stage {
 impl Stage {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(crate) fn new(stage: &OutputStage, channels: Channels) -> Self {
+        // With the bounds of the codes that it is for, which are integers as they come.
+        let bounded = |table: &[u8; 256]| -> [u8; 256] {
+            std::array::from_fn(|code| table[code.clamp(stage.low.into(), stage.high.into())])
+        };
         // Without an addition between them, two tables are one.
         let (table_0, table_1) = match (&stage.add, &stage.table_0, &stage.table_1) {
             (None, Some(first), Some(second)) => {
@@ -52,7 +58,7 @@ impl Stage {
         Self {
             requantise: Requantise::new(stage.zero_point, stage.low, stage.high)
                 .with_multipliers(channels),
-            table_0: table_0.map(|table| Lookup::new(&table)),
+            table_0: table_0.map(|table| Lookup::new(&bounded(&table))),
             add: stage.add.map(|terms| Addition::new(terms, 0, 255)),
             aux_first: stage.aux_first,
             table_1: table_1.map(|table| Lookup::new(&table)),
@@ -62,6 +68,7 @@ impl Stage {
 
     pub(crate) fn kind(&self) -> Kind {
         match (&self.table_0, &self.add, &self.table_1) {
+            (None, None, None) if self.requantise.is_bare() => Kind::Bare,
             (None, None, None) => Kind::Plain,
             (None, Some(_), None) if self.aux_first => Kind::SumAuxFirst,
             (None, Some(_), None) => Kind::Sum,
@@ -83,6 +90,21 @@ impl Stage {
     #[inline]
     pub(crate) fn small_64(&self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
         in_order(self.requantise.small_lanes(sums, multipliers))
+    }
+
+    /// The same for [`Kind::Bare`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn bare_64(sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        in_order(Requantise::bare_lanes(sums, multipliers))
+    }
+
+    /// The same where all multipliers are small, through the table of a stage that adds nothing.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[inline]
+    pub(crate) fn small_table_64(&self, sums: [__m512i; 4], multipliers: [__m512; 4]) -> __m512i {
+        // The table has the bounds.
+        self.one_table(in_order(self.requantise.unbounded_lanes(sums, multipliers)))
     }
 
     /// The same and the addition behind it.
@@ -186,7 +208,7 @@ impl Stage {
         multipliers: [__m512; 4],
         aux: [__m128i; 4],
     ) -> __m512i {
-        let bytes = self.one_table(self.small_64(sums, multipliers));
+        let bytes = self.small_table_64(sums, multipliers);
         let Some(add) = &self.add else { return bytes };
         let mut codes = unpack_64(bytes);
         for (codes, aux) in codes.iter_mut().zip(aux) {

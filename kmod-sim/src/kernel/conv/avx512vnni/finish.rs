@@ -25,6 +25,7 @@ pub(super) unsafe fn finish<const BLOCKS: usize>(
     lanes: (i64, i64),
 ) {
     let finish = match stage.kind() {
+        Kind::Bare => of_kind::<BLOCKS, BARE>,
         Kind::Plain => of_kind::<BLOCKS, PLAIN>,
         Kind::Sum => of_kind::<BLOCKS, SUM>,
         Kind::SumAuxFirst => of_kind::<BLOCKS, SUM_AUX_FIRST>,
@@ -41,6 +42,7 @@ pub(super) const SUM: u8 = 1;
 pub(super) const SUM_AUX_FIRST: u8 = 2;
 pub(super) const TABLE: u8 = 3;
 pub(super) const TABLES: u8 = 4;
+pub(super) const BARE: u8 = 5;
 
 /// Passes a tile's sums through the output stage, for one kind of stages.
 ///
@@ -123,6 +125,7 @@ pub(super) unsafe fn bytes<const KIND: u8>(
     aux: [*const u8; 4],
 ) -> __m512i {
     match KIND {
+        BARE => Stage::bare_64(sums, multipliers),
         PLAIN => stage.plain_64(sums, multipliers),
         // SAFETY: the caller's promise.
         SUM => unsafe { stage.sum_64::<false>(sums, multipliers, masks, aux) },

@@ -173,6 +173,7 @@ impl<'a> Strips<'a> {
         };
         let input_row = isize_of(w.dilation_h).wrapping_mul(job.ifm.row);
         let kernels = match stage.kind() {
+            Kind::Bare => kernels::<BARE>(),
             Kind::Plain if channels.small => kernels::<SMALL>(),
             Kind::Plain => kernels::<PLAIN>(),
             Kind::Sum => kernels::<SUM>(),
@@ -297,6 +298,7 @@ const SUM_AUX_FIRST: u8 = 2;
 const TABLES: u8 = 3;
 const SMALL: u8 = 4;
 const SMALL_TABLE: u8 = 5;
+const BARE: u8 = 6;
 
 /// By blocks less one.
 const fn kernels<const KIND: u8>() -> [Kernel; 4] {
@@ -424,8 +426,9 @@ unsafe fn four<const PIXELS: usize, const BLOCKS: usize, const KIND: u8, const F
     let masks = block.map(|v| mask_16(panel.outputs - [0, 16, 32, 48][v]));
     let bytes = match KIND {
         PLAIN => stage.plain_64(sums, multipliers),
+        BARE => Stage::bare_64(sums, multipliers),
         SMALL => stage.small_64(sums, multipliers),
-        SMALL_TABLE => stage.one_table(stage.small_64(sums, multipliers)),
+        SMALL_TABLE => stage.small_table_64(sums, multipliers),
         // SAFETY: the caller's promise.
         SUM => unsafe { stage.sum_64::<false>(sums, multipliers, masks, from) },
         // SAFETY: the caller's promise.

@@ -31,7 +31,7 @@ use std::arch::x86_64::{
 use strip::{Input, Strip, Windows};
 
 /// Fewest steps of a sum: with fewer, the weights are not worth a pass of their own.
-const FEWEST_STEPS: i64 = 6;
+const FEWEST_STEPS: i64 = 3;
 
 /// Most bytes of the weights of a panel of four blocks, of two, and of one and a half in pairs.
 const MOST_OF_FOUR: i64 = 32 << 10;
@@ -180,6 +180,7 @@ impl Plan {
         let end_strip = (first_strip + self.strips_a_chunk).min(self.strips);
         let stage = Stage::new(&job.problem.stage, channels);
         let kind = match stage.kind() {
+            Kind::Bare => usize::from(BARE),
             Kind::Plain => usize::from(PLAIN),
             Kind::Sum => usize::from(SUM),
             Kind::SumAuxFirst => usize::from(SUM_AUX_FIRST),
@@ -314,6 +315,7 @@ const SUM: u8 = 1;
 const SUM_AUX_FIRST: u8 = 2;
 const TABLE: u8 = 3;
 const TABLE_SUM: u8 = 4;
+const BARE: u8 = 5;
 
 type Kernel = unsafe fn(&Stage, &Panel, &Strip<'_>);
 
@@ -347,13 +349,14 @@ const fn kernels<const KIND: u8, const TAPS: bool>() -> [Pixels; 4] {
 }
 
 /// By kind, for windows of one tap, and of several.
-const KERNELS: [[[Pixels; 4]; 5]; 2] = [
+const KERNELS: [[[Pixels; 4]; 6]; 2] = [
     [
         kernels::<PLAIN, false>(),
         kernels::<SUM, false>(),
         kernels::<SUM_AUX_FIRST, false>(),
         kernels::<TABLE, false>(),
         kernels::<TABLE_SUM, false>(),
+        kernels::<BARE, false>(),
     ],
     [
         kernels::<PLAIN, true>(),
@@ -361,6 +364,7 @@ const KERNELS: [[[Pixels; 4]; 5]; 2] = [
         kernels::<SUM_AUX_FIRST, true>(),
         kernels::<TABLE, true>(),
         kernels::<TABLE_SUM, true>(),
+        kernels::<BARE, true>(),
     ],
 ];
 
@@ -394,12 +398,13 @@ unsafe fn pass<const PIXELS: usize, const BLOCKS: usize, const KIND: u8, const T
                         .wrapping_add(vector(i) % BLOCKS * 16)
                 });
                 let bytes = match KIND {
+                    BARE => Stage::bare_64(sums, multipliers),
                     PLAIN => stage.small_64(sums, multipliers),
                     // SAFETY: the lanes of pixels of the auxiliary tensor, which blocks fill.
                     SUM => unsafe { stage.sum_within::<false>(sums, multipliers, aux) },
                     // SAFETY: as above.
                     SUM_AUX_FIRST => unsafe { stage.sum_within::<true>(sums, multipliers, aux) },
-                    TABLE => stage.one_table(stage.small_64(sums, multipliers)),
+                    TABLE => stage.small_table_64(sums, multipliers),
                     // SAFETY: as above.
                     _ => unsafe { stage.table_sum_within(sums, multipliers, aux) },
                 };

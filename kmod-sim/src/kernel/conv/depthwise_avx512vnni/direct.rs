@@ -13,8 +13,8 @@
 
 use super::flat::Area;
 use super::{
-    ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, accumulate_half, halves, interleave,
-    interleave_half, turned,
+    ANY, BARE, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, accumulate_half, halves,
+    interleave, interleave_half, turned,
 };
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget};
@@ -141,6 +141,8 @@ impl<'a, const STRIDE: usize> Direct<'a, STRIDE> {
     fn passes(&self) -> Passes<'a, STRIDE> {
         let is_whole = (self.read, self.written) == (u64::MAX, u64::MAX);
         match (self.kind, is_whole) {
+            (BARE, true) => Self::passes_of::<BARE, true>(),
+            (BARE, false) => Self::passes_of::<BARE, false>(),
             (SMALL, true) => Self::passes_of::<SMALL, true>(),
             (SMALL, false) => Self::passes_of::<SMALL, false>(),
             (SMALL_TABLE, true) => Self::passes_of::<SMALL_TABLE, true>(),

@@ -13,7 +13,9 @@
 //! once as in [`super::direct`], which has the groups of 64 channels and 5x5 windows.
 
 use super::direct::Direct;
-use super::{ANY, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, kind, turned};
+use super::{
+    ANY, BARE, CHANNELS, Finish, SMALL, SMALL_TABLE, accumulate, interleave, kind, turned,
+};
 use crate::kernel::Stop;
 use crate::kernel::conv::Problem;
 use crate::kernel::split::{Aborted, Budget, Split};
@@ -206,6 +208,7 @@ impl<'a, const LANES: usize, const STRIDE: usize> Flat<'a, LANES, STRIDE> {
         unsafe { rows.base.write_bytes(p.input_zero_point, usize::from(ROWS) * rows.row) };
         let macs = (area.columns.1 - area.columns.0) * CHANNELS * p.taps();
         let [one_row, two_rows] = match self.kind {
+            BARE => [Self::pass::<1, BARE>, Self::pass::<2, BARE>],
             SMALL => [Self::pass::<1, SMALL>, Self::pass::<2, SMALL>],
             SMALL_TABLE => [Self::pass::<1, SMALL_TABLE>, Self::pass::<2, SMALL_TABLE>],
             _ => [Self::pass::<1, ANY>, Self::pass::<2, ANY>],

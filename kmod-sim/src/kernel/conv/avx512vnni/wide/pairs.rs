@@ -9,7 +9,9 @@
 //! Unsafe: as [`super::pass`], whose scheme this is.
 
 use super::super::Job;
-use super::{MOST_OF_PAIRS, PLAIN, Panel, Pixels, SUM, SUM_AUX_FIRST, Strip, TABLE, TABLE_SUM};
+use super::{
+    BARE, MOST_OF_PAIRS, PLAIN, Panel, Pixels, SUM, SUM_AUX_FIRST, Strip, TABLE, TABLE_SUM,
+};
 use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{broadcast_4, load_64};
 use std::arch::x86_64::{
@@ -46,12 +48,13 @@ const fn kernels<const KIND: u8>() -> Pixels {
     [(pass::<4, KIND>, 8), (pass::<1, KIND>, 2), (single::<KIND>, 1)]
 }
 
-pub(super) const KERNELS: [Pixels; 5] = [
+pub(super) const KERNELS: [Pixels; 6] = [
     kernels::<PLAIN>(),
     kernels::<SUM>(),
     kernels::<SUM_AUX_FIRST>(),
     kernels::<TABLE>(),
     kernels::<TABLE_SUM>(),
+    kernels::<BARE>(),
 ];
 
 /// One pixel, as both of a pair.
@@ -89,10 +92,11 @@ unsafe fn pass<const PAIRS: usize, const KIND: u8>(
         ($sums:expr, $block:literal, $codes:expr) => {{
             let multipliers = [panel.multipliers[$block]; 4];
             match KIND {
+                BARE => Stage::bare_64($sums, multipliers),
                 PLAIN => stage.small_64($sums, multipliers),
                 SUM => stage.sum_of_codes::<false>($sums, multipliers, $codes),
                 SUM_AUX_FIRST => stage.sum_of_codes::<true>($sums, multipliers, $codes),
-                TABLE => stage.one_table(stage.small_64($sums, multipliers)),
+                TABLE => stage.small_table_64($sums, multipliers),
                 _ => stage.table_sum_of_codes($sums, multipliers, $codes),
             }
         }};

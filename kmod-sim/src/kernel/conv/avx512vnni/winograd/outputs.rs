@@ -4,7 +4,9 @@ use super::product::unit_bytes;
 use super::weights::low_twice;
 use super::{Grid, Line, Panel, TILE, room};
 use crate::kernel::conv::avx512vnni::Job;
-use crate::kernel::conv::avx512vnni::finish::{PLAIN, SUM, SUM_AUX_FIRST, TABLE, TABLES, bytes};
+use crate::kernel::conv::avx512vnni::finish::{
+    BARE, PLAIN, SUM, SUM_AUX_FIRST, TABLE, TABLES, bytes,
+};
 use crate::kernel::room::Room;
 use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{load_64, load_records};
@@ -68,6 +70,7 @@ impl Outputs {
         let is_last = part + 1 == grid.parts;
         let kernels: [Kernel; 2] = match stage.kind() {
             _ if !is_last => [block::<PARTIAL, false>; 2],
+            Kind::Bare => [block::<BARE, false>, block::<BARE, true>],
             Kind::Plain => [block::<PLAIN, false>, block::<PLAIN, true>],
             Kind::Sum => [block::<SUM, false>, block::<SUM, true>],
             Kind::SumAuxFirst => [block::<SUM_AUX_FIRST, false>, block::<SUM_AUX_FIRST, true>],

@@ -16,6 +16,7 @@
 
 mod pairs;
 mod strip;
+mod threes;
 
 use super::Job;
 use crate::kernel::Stop;

@@ -4,14 +4,13 @@
 //! Where only the first or last pixels of a row reach into the padding, only theirs are copied: a strip is
 //! up to three segments, which a kernel passes as one.
 //!
-//! Pixels of three channels lie as four. Where a kernel is wide, their copies lie as three, and a row of the
-//! kernel takes fewer steps: 6 instead of 7 for a kernel of 7 columns.
+//! Of wide kernels over three channels, all windows are copied: [`Threes`].
 
 use super::super::Job;
+use super::threes::{self, Threes};
 use crate::kernel::room::Room;
-use crate::kernel::vector::{load_64, load_masked_64, mask_64, store_64};
+use crate::kernel::vector::{load_masked_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
-use std::arch::x86_64::{_mm512_maskz_permutex2var_epi8, _mm512_permutexvar_epi8};
 
 /// Fewest pixels of a row where rows are strips of their own: tiles of pixels of all rows are faster.
 const FEWEST_PIXELS: i64 = 12;
@@ -36,12 +35,10 @@ const SECOND: usize = (16 << 10) + BEHIND;
 
 /// Copies of what the windows of a strip cover, with zero points for the padding; nothing until there is one.
 #[derive(Default)]
-pub(super) struct Windows(Room<u8>);
-
-/// A step's weights of a block. On two lines of the cache each would cost two loads.
-#[derive(Clone)]
-#[repr(align(64))]
-struct Line([u8; 64]);
+pub(super) struct Windows {
+    ends: Room<u8>,
+    threes: threes::Rows,
+}
 
 /// How the strips of a job are read.
 pub(super) struct Input {
@@ -49,8 +46,8 @@ pub(super) struct Input {
     pub(super) pixels: i64,
     /// All segments but the last are multiples of so many pixels.
     grain: i64,
-    /// Weights for pixels that lie as three bytes in copies.
-    packed: Option<Room<Line>>,
+    /// For pixels that lie as three bytes in copies.
+    threes: Option<Threes>,
     /// Of each step from the first tap of a pixel: in the input, and in a copy.
     steps: Room<isize>,
     copied_steps: Room<isize>,
@@ -107,11 +104,6 @@ fn copied(job: &Job<'_>, pixels: i64, pixel: i64) -> Option<i64> {
     (row.checked_mul(job.window.kernel_h)? <= MOST_COPY).then_some(row)
 }
 
-/// Steps of a row of a kernel over pixels of three bytes.
-fn packed_steps(job: &Job<'_>) -> i64 {
-    (3 * job.window.kernel_w + 3) / 4
-}
-
 /// Offsets of steps where rows and pixels are so far from each other.
 fn steps(job: &Job<'_>, row: isize, pixel: isize) -> Room<isize> {
     let w = &job.window;
@@ -129,9 +121,8 @@ impl Input {
     /// As of [`super::run`].
     pub(super) unsafe fn new(job: &Job<'_>, grain: i64, panel_bytes: i64) -> Self {
         let w = &job.window;
-        let packs = job.contiguous_rows && job.problem.group_inputs == 3;
-        let packs = packs && w.kernel_h > 1 && packed_steps(job) < w.kernel_w;
-        let pixel = if packs { 3 } else { 4 * job.steps };
+        let as_threes = threes::takes(job);
+        let pixel = if as_threes { 3 } else { 4 * job.steps };
         let mut pixels = MOST_PIXELS.min(job.ofm_w);
         let inside = is_inside(job);
         if inside {
@@ -148,23 +139,19 @@ impl Input {
         let strips = (job.ofm_w + pixels - 1) / pixels;
         let even = ((job.ofm_w + strips - 1) / strips + grain - 1) / grain * grain;
         let pixels = pixels.min(even);
-        let row = if inside && !packs { 0 } else { copied(job, pixels, pixel).unwrap_or(0) };
+        let row = if inside { 0 } else { copied(job, pixels, pixel).unwrap_or(0) };
         let input_row = isize_of(w.dilation_h).wrapping_mul(job.ifm.row);
-        let copied_steps = if packs {
-            let rows = 0..isize_of(w.kernel_h);
-            let steps = 0..isize_of(packed_steps(job));
-            rows.flat_map(|ky| steps.clone().map(move |step| ky * isize_of(row) + 4 * step))
-                .collect()
-        } else {
-            steps(job, isize_of(row), isize_of(pixel))
-        };
+        let threes = as_threes.then(|| {
+            let columns = columns(job, pixels).expect("it was computed for more");
+            // SAFETY: the caller's promise; it takes the job.
+            unsafe { Threes::new(job, columns) }
+        });
         Self {
             pixels,
             grain,
-            // SAFETY: the caller's promise.
-            packed: packs.then(|| unsafe { pack(job) }),
+            threes,
             steps: steps(job, input_row, job.ifm.pixel),
-            copied_steps,
+            copied_steps: steps(job, isize_of(row), isize_of(4 * job.steps)),
             row,
         }
     }
@@ -181,12 +168,8 @@ impl Input {
 
     /// The weights, and the bytes of a block of them.
     pub(super) fn weights(&self, job: &Job<'_>) -> (*const u8, isize) {
-        match &self.packed {
-            Some(packed) => {
-                (packed.as_ptr().cast(), isize_of(job.window.kernel_h * packed_steps(job) * 64))
-            }
-            None => (job.weights, isize_of(job.block_bytes)),
-        }
+        let own = (job.weights, isize_of(job.block_bytes));
+        self.threes.as_ref().map_or(own, Threes::weights)
     }
 
     /// Strip number `at`; what it covers is copied where it has to be.
@@ -207,43 +190,46 @@ impl Input {
         let count = self.pixels.min(job.ofm_w - first);
         let (y, x) = (w.row(oy, 0), w.column(first, 0));
         let last_y = y + (w.kernel_h - 1) * w.dilation_h;
-        let (left, middle) = if self.packed.is_some() || y < 0 || last_y >= job.ifm_h {
-            (count, 0)
-        } else {
-            self.segments(job, x, count)
-        };
-        let right = count - left - middle;
-        if left + right > 0 {
-            windows.0.resize(2 * SECOND, 0);
-        }
-        let mut copy = |first: i64, count: i64, place: usize| {
-            if count > 0 {
-                let columns = columns(job, count).expect("it was computed for more");
-                let to = &mut windows.0[place..][..SECOND];
-                // SAFETY: the caller's promise.
-                unsafe { self.copy(job, n, [y, x + first * w.stride_w], columns, to) };
-            }
-            let pixel = if self.packed.is_some() { 3 } else { 4 * job.steps };
-            let input = windows.0.as_ptr().wrapping_add(place);
-            segment(count, input, isize_of(w.stride_w * pixel), &self.copied_steps)
-        };
-        let segments = [
-            copy(0, left, 0),
-            segment(
-                middle,
-                job.ifm.at(n, y, x + left * w.stride_w).cast_const(),
-                isize_of(w.stride_w).wrapping_mul(job.ifm.pixel),
-                &self.steps,
-            ),
-            copy(left + middle, right, SECOND),
-        ];
-        Strip {
+        let step = |pixel: isize| isize_of(w.stride_w).wrapping_mul(pixel);
+        let strip = |segments| Strip {
             segments,
             out: job.ofm.at(n, oy, first),
             out_pixel: job.ofm.pixel,
             aux: job.aux.map_or(std::ptr::null(), |aux| aux.at(n, oy, first).cast_const()),
             aux_pixel: job.aux.map_or(0, |aux| aux.pixel),
+        };
+        if let Some(threes) = &self.threes {
+            // SAFETY: the caller's promise; a strip has `self.pixels` at most.
+            let (input, steps) = unsafe { threes.copy(job, [n, y, x], count, &mut windows.threes) };
+            let none = segment(0, input, 0, &[]);
+            return strip([segment(count, input, step(3), steps), none, none]);
         }
+        let (left, middle) =
+            if y < 0 || last_y >= job.ifm_h { (count, 0) } else { self.segments(job, x, count) };
+        let right = count - left - middle;
+        if left + right > 0 {
+            windows.ends.resize(2 * SECOND, 0);
+        }
+        let mut copy = |first: i64, count: i64, place: usize| {
+            if count > 0 {
+                let columns = columns(job, count).expect("it was computed for more");
+                let to = &mut windows.ends[place..][..SECOND];
+                // SAFETY: the caller's promise.
+                unsafe { self.copy(job, n, [y, x + first * w.stride_w], columns, to) };
+            }
+            let input = windows.ends.as_ptr().wrapping_add(place);
+            segment(count, input, step(isize_of(4 * job.steps)), &self.copied_steps)
+        };
+        strip([
+            copy(0, left, 0),
+            segment(
+                middle,
+                job.ifm.at(n, y, x + left * w.stride_w).cast_const(),
+                step(job.ifm.pixel),
+                &self.steps,
+            ),
+            copy(left + middle, right, SECOND),
+        ])
     }
 
     /// How many of `count` pixels, the first of which has its first tap in column `x`, are copied at the
@@ -273,7 +259,7 @@ impl Input {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn copy(&self, job: &Job<'_>, n: i64, [y, x]: [i64; 2], columns: i64, to: &mut [u8]) {
         let w = &job.window;
-        let bytes = if self.packed.is_some() { 3 } else { 4 * job.steps };
+        let bytes = 4 * job.steps;
         let (left, right) = ((-x).clamp(0, columns), (job.ifm_w - x).clamp(0, columns));
         let of = |columns: i64| usize_of((columns * bytes).unsigned_abs());
         for ky in 0..w.kernel_h {
@@ -287,10 +273,7 @@ impl Input {
                 continue;
             }
             let pixels = &mut to[of(left)..];
-            if self.packed.is_some() {
-                // SAFETY: pixels of a row of the input; `BEHIND` counts what is written behind them.
-                unsafe { pack_pixels(from, right - left, pixels.as_mut_ptr()) };
-            } else if job.ifm.pixel == isize_of(bytes) {
+            if job.ifm.pixel == isize_of(bytes) {
                 let pixels = &mut pixels[..of(right - left)];
                 // SAFETY: whole pixels of a row of the input.
                 unsafe { from.copy_to_nonoverlapping(pixels.as_mut_ptr(), pixels.len()) };
@@ -369,71 +352,4 @@ unsafe fn join_pixels(from: *const u8, step: isize, count: i64, bytes: i64, to: 
         }
         (pixel, to) = (pixel.wrapping_offset(step), to.wrapping_offset(isize_of(bytes)));
     }
-}
-
-/// Copies `count` pixels of four bytes as three of each.
-///
-/// # Safety
-/// Vector instructions present, the pixels readable, and 64 bytes behind the last three writable.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn pack_pixels(from: *const u8, count: i64, to: *mut u8) {
-    let order: [u8; 64] = std::array::from_fn(|at| low_byte(at / 3 * 4 + at % 3));
-    // SAFETY: 64 bytes of an array.
-    let order = unsafe { load_64(order.as_ptr()) };
-    let (mut first, mut to) = (0, to);
-    while first < count {
-        let mask = mask_64(4 * (count - first));
-        // SAFETY: pixels that exist.
-        let pixels = unsafe { load_masked_64(mask, from.wrapping_offset(isize_of(4 * first))) };
-        let packed = _mm512_permutexvar_epi8(order, pixels);
-        // SAFETY: the caller's promise.
-        unsafe { store_64(to, u64::MAX, packed) };
-        (first, to) = (first + 16, to.wrapping_add(48));
-    }
-}
-
-/// The weights of a job of three channels, for pixels of three bytes: `[block][row][step][16][4]`.
-///
-/// # Safety
-/// As of [`super::run`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn pack(job: &Job<'_>) -> Room<Line> {
-    let kernel_w = usize_of(job.window.kernel_w.unsigned_abs());
-    let kernel_h = usize_of(job.window.kernel_h.unsigned_abs());
-    let steps = usize_of(packed_steps(job).unsigned_abs());
-    // Byte `j` of a row of the kernel is of column `j / 3`: four are of two columns.
-    let columns = |step: usize| (4 * step / 3, (4 * step / 3 + 1).min(kernel_w - 1));
-    let order = |step: usize| -> [u8; 64] {
-        std::array::from_fn(|at| {
-            let byte = 4 * step + at % 4;
-            low_byte((byte / 3 - 4 * step / 3) * 64 + at / 4 * 4 + byte % 3)
-        })
-    };
-    let exists = |step: usize| {
-        (0..64).filter(|at| 4 * step + at % 4 < 3 * kernel_w).fold(0, |mask, at| mask | 1u64 << at)
-    };
-    let orders: Room<_> =
-        (0..steps).map(|step| (order(step), exists(step), columns(step))).collect();
-    let rows = usize_of(job.blocks.unsigned_abs()) * kernel_h;
-    let mut packed = Room::of(Line([0; 64]), rows * steps);
-    for (row, to) in packed.chunks_exact_mut(steps).enumerate() {
-        let tap = |column: usize| job.weights.wrapping_add((row * kernel_w + column) * 64);
-        for (to, (order, exists, (one, other))) in to.iter_mut().zip(&orders) {
-            // SAFETY: 64 bytes of an array.
-            let order = unsafe { load_64(order.as_ptr()) };
-            // SAFETY: the weights of a tap, which is one step.
-            let one = unsafe { load_64(tap(*one)) };
-            // SAFETY: as above.
-            let other = unsafe { load_64(tap(*other)) };
-            let four = _mm512_maskz_permutex2var_epi8(*exists, one, order, other);
-            // SAFETY: 64 bytes of an array.
-            unsafe { store_64(to.0.as_mut_ptr(), u64::MAX, four) };
-        }
-    }
-    packed
-}
-
-/// An index of bytes, which is below 256.
-fn low_byte(index: usize) -> u8 {
-    u8::try_from(index % 256).unwrap_or(0)
 }

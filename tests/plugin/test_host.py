@@ -83,6 +83,8 @@ def test_what_the_npu_refuses_runs_on_the_host_and_the_report_says_so(tool, libr
     assert f"host (ONNX Runtime {ort.__version__}, exact)" in told and f"{tail} x1" in told
     assert f"reference: ONNX Runtime {ort.__version__}" in told and "equal the CPU's, bit for bit" in told
     assert "modelled 0 cycles" not in told
+    _, error = call(tool, library, "run", file, *options, code=1)
+    assert "`--host ort`" in error and f"{tail} " in error, error
 
 
 def test_a_difference_from_the_cpu_is_counted_and_is_the_exit_code(tool, library, tmp_path):  # noqa: F811

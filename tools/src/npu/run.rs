@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ep_npu::graph::{Dim, ElementType};
-use ep_npu::session::{Comparison, Difference, Outcome, TensorInfo};
+use ep_npu::session::{Comparison, Difference, Outcome, SessionError, TensorInfo};
 use ep_npu::{OwnedTensor, Session, TensorRef};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -71,10 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let session = progress
         .during("loading and compiling", || builder.load(&args.model.model))
-        .with_context(|| {
-            let model = args.model.model.display();
-            format!("cannot load the model; `npu explain {model}` tells more where it was refused")
-        })?;
+        .map_err(|error| refused(error, &args.model.model))?;
     let inputs = inputs(args, session.inputs())?;
     let tensors: Vec<TensorRef<'_>> = inputs
         .iter()
@@ -100,6 +97,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     crate::print(&text)?;
     Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `error` with what to do about it.
+fn refused(error: SessionError, model: &Path) -> anyhow::Error {
+    let model = model.display();
+    let remedy = match error {
+        SessionError::Refused { .. } => {
+            format!(
+                "`--host ort` runs the rest with ONNX Runtime, `npu explain {model}` tells more"
+            )
+        }
+        _ => format!("`npu explain {model}` tells more where it was refused"),
+    };
+    anyhow::Error::new(error).context(format!("cannot load the model; {remedy}"))
 }
 
 /// What was compared, with what, and how each output differs.

@@ -20,6 +20,7 @@ mod threes;
 
 use super::Job;
 use crate::kernel::Stop;
+use crate::kernel::room::Room;
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{Channels, broadcast_4, is_bounded, load_64, load_records, store_64};
@@ -29,7 +30,7 @@ use std::arch::x86_64::{
     _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32,
     _mm512_extracti64x4_epi64, _mm512_setzero_si512,
 };
-use strip::{Input, Strip, Windows};
+use strip::{Input, Segment, Strip, Windows};
 
 /// Fewest steps of a sum: with fewer, the weights are not worth a pass of their own.
 const FEWEST_STEPS: i64 = 3;
@@ -201,25 +202,39 @@ impl Plan {
             }
         }
         let mut windows = Windows::default();
-        for at in first_strip..end_strip {
-            // SAFETY: the strip exists.
-            let strip = unsafe { self.input.strip(job, at, &mut windows) };
+        let (mut segments, mut left) = (Room::new(), Room::new());
+        let mut at = first_strip;
+        while at < end_strip {
+            let together = self.input.together.min(end_strip - at);
+            // SAFETY: the strips exist.
+            let steps =
+                unsafe { self.input.segments(job, (at, together), &mut windows, &mut segments) };
             for (number, panel) in (first_panel..).zip(&mut panels[..count]) {
                 if let Some(asks) = self.asks.of(panel, at * self.panels + number, self) {
                     panel.next = asks;
                 }
-                let mut strip = strip.of_group(panel.first_input, panel.lane);
+                left.clear();
+                let of_group = |segment: &Segment| segment.of_group(panel.first_input, panel.lane);
+                left.extend(segments.iter().map(of_group));
                 let kernels =
                     if in_pairs { &pairs::KERNELS[kind] } else { &kernels[panel.blocks - 1] };
                 for (kernel, pixels) in kernels {
-                    let whole = strip.whole(*pixels);
-                    if whole > 0 {
-                        // SAFETY: the pixels exist, and the panel's blocks are the kernel's.
-                        unsafe { kernel(&stage, panel, &strip) };
-                        strip = strip.behind(whole);
+                    if left.iter().all(|segment| segment.count < *pixels) {
+                        continue;
                     }
+                    let strip = Strip {
+                        segments: &left,
+                        steps,
+                        out_pixel: job.ofm.pixel,
+                        aux_pixel: job.aux.map_or(0, |aux| aux.pixel),
+                    };
+                    // SAFETY: the pixels exist, and the panel's blocks are the kernel's.
+                    unsafe { kernel(&stage, panel, &strip) };
+                    let step = (strip.out_pixel, strip.aux_pixel);
+                    left.iter_mut().for_each(|segment| *segment = segment.rest(*pixels, step));
                 }
             }
+            at += together;
         }
     }
 }
@@ -369,7 +384,7 @@ const KERNELS: [[[Pixels; 4]; 6]; 2] = [
     ],
 ];
 
-/// All that `strip` has of `PIXELS` pixels by all of `panel`. Of a tile's products, a third follows each
+/// All that the segments of `strip` have of `PIXELS` pixels, at least once, by all of `panel`. Of a tile's products, a third follows each
 /// four of the stage of the tile before it.
 ///
 /// # Safety
@@ -380,7 +395,8 @@ unsafe fn pass<const PIXELS: usize, const BLOCKS: usize, const KIND: u8, const T
     panel: &Panel,
     strip: &Strip<'_>,
 ) {
-    let (mut out, mut aux) = (strip.out, strip.aux);
+    // Those of the tile before.
+    let (mut out, mut aux) = (std::ptr::null_mut::<u8>(), std::ptr::null::<u8>());
     let mut before = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
     let mut next = panel.next;
 
@@ -421,8 +437,10 @@ unsafe fn pass<const PIXELS: usize, const BLOCKS: usize, const KIND: u8, const T
     }
     let mut done = 0;
     let pixels = PIXELS.cast_signed();
-    for segment in &strip.segments {
+    for segment in strip.segments {
         let mut input = segment.input;
+        let (mut own_out, mut own_aux) = (segment.out, segment.aux);
+        let steps = &strip.steps[segment.steps];
         for _ in 0..segment.count / PIXELS {
             let mut acc = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
             for row in &mut acc {
@@ -433,7 +451,7 @@ unsafe fn pass<const PIXELS: usize, const BLOCKS: usize, const KIND: u8, const T
             let mut weights = panel.weights;
             macro_rules! products {
                 ($four:literal, $asks:literal) => {
-                    let steps = segment.steps[$four];
+                    let steps = steps[$four];
                     let mut along =
                         steps.first().map_or(input, |step| input.wrapping_offset(*step));
                     for step in steps {
@@ -480,10 +498,9 @@ unsafe fn pass<const PIXELS: usize, const BLOCKS: usize, const KIND: u8, const T
             third!(1);
             third!(2);
             input = input.wrapping_offset(segment.input_pixel.wrapping_mul(pixels));
-            if done > 0 {
-                out = out.wrapping_offset(strip.out_pixel.wrapping_mul(pixels));
-                aux = aux.wrapping_offset(strip.aux_pixel.wrapping_mul(pixels));
-            }
+            (out, aux) = (own_out, own_aux);
+            own_out = own_out.wrapping_offset(strip.out_pixel.wrapping_mul(pixels));
+            own_aux = own_aux.wrapping_offset(strip.aux_pixel.wrapping_mul(pixels));
             before = acc;
             done += 1;
         }

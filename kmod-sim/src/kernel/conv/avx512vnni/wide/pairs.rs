@@ -10,7 +10,7 @@
 
 use super::super::Job;
 use super::{
-    BARE, MOST_OF_PAIRS, PLAIN, Panel, Pixels, SUM, SUM_AUX_FIRST, Strip, TABLE, TABLE_SUM,
+    BARE, MOST_OF_PAIRS, PLAIN, Panel, Pixels, SUM, SUM_AUX_FIRST, Segment, Strip, TABLE, TABLE_SUM,
 };
 use crate::kernel::vector::stage::Stage;
 use crate::kernel::vector::{broadcast_4, load_64};
@@ -57,22 +57,23 @@ pub(super) const KERNELS: [Pixels; 6] = [
     kernels::<BARE>(),
 ];
 
-/// One pixel, as both of a pair.
+/// One pixel of each segment, as both of a pair.
 ///
 /// # Safety
 /// As of [`pass`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 unsafe fn single<const KIND: u8>(stage: &Stage, panel: &Panel, strip: &Strip<'_>) {
-    let mut twice = Strip { out_pixel: 0, aux_pixel: 0, ..*strip };
-    for segment in &mut twice.segments {
-        segment.count = 2 * segment.count.min(1);
-        segment.input_pixel = 0;
+    for segment in strip.segments {
+        let twice = Segment { count: 2 * segment.count.min(1), input_pixel: 0, ..*segment };
+        if twice.count > 0 {
+            let twice = Strip { segments: &[twice], out_pixel: 0, aux_pixel: 0, ..*strip };
+            // SAFETY: the caller's promise, for the same pixel twice.
+            unsafe { pass::<1, KIND>(stage, panel, &twice) };
+        }
     }
-    // SAFETY: the caller's promise, for the same pixel twice.
-    unsafe { pass::<1, KIND>(stage, panel, &twice) };
 }
 
-/// All that `strip` has of `PAIRS` pairs of pixels. Of a tile's products, a third follows each four of the
+/// All that the segments of `strip` have of `PAIRS` pairs of pixels, at least once. Of a tile's products, a third follows each four of the
 /// stage of the tile before it.
 ///
 /// # Safety
@@ -83,7 +84,8 @@ unsafe fn pass<const PAIRS: usize, const KIND: u8>(
     panel: &Panel,
     strip: &Strip<'_>,
 ) {
-    let (mut out, mut aux) = (strip.out, strip.aux);
+    // Those of the tile before.
+    let (mut out, mut aux) = (std::ptr::null_mut::<u8>(), std::ptr::null::<u8>());
     // Of each pair: the first block of one pixel, of the other, the second of both.
     let mut before = [[_mm512_setzero_si512(); 3]; PAIRS];
 
@@ -152,15 +154,17 @@ unsafe fn pass<const PAIRS: usize, const KIND: u8>(
     let upper = std::hint::black_box(0xff00_u16);
     let mut passed = false;
     let pixels = (2 * PAIRS).cast_signed();
-    for segment in &strip.segments {
+    for segment in strip.segments {
         let mut input = segment.input;
+        let (mut own_out, mut own_aux) = (segment.out, segment.aux);
+        let steps = &strip.steps[segment.steps];
         for _ in 0..segment.count / (2 * PAIRS) {
             let [one, half, ..] = panel.bias;
             let mut acc = [[one, one, half]; PAIRS];
             let mut weights = panel.weights;
             macro_rules! products {
                 ($third:literal) => {
-                    for step in segment.steps[$third] {
+                    for step in steps[$third] {
                         let at = input.wrapping_offset(*step);
                         // SAFETY: the weights of a step of the first block, within `weight_bytes`.
                         let whole = unsafe { load_64(weights) };
@@ -199,10 +203,9 @@ unsafe fn pass<const PAIRS: usize, const KIND: u8>(
             }
             products!(2);
             input = input.wrapping_offset(segment.input_pixel.wrapping_mul(pixels));
-            if passed {
-                out = out.wrapping_offset(strip.out_pixel.wrapping_mul(pixels));
-                aux = aux.wrapping_offset(strip.aux_pixel.wrapping_mul(pixels));
-            }
+            (out, aux) = (own_out, own_aux);
+            own_out = own_out.wrapping_offset(strip.out_pixel.wrapping_mul(pixels));
+            own_aux = own_aux.wrapping_offset(strip.aux_pixel.wrapping_mul(pixels));
             before = acc;
             passed = true;
         }

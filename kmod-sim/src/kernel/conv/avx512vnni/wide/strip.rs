@@ -2,7 +2,7 @@
 //! Unsafe: windows that reach into the padding are copied from the input.
 //!
 //! Where only the first or last pixels of a row reach into the padding, only theirs are copied: a strip is
-//! up to three segments, which a kernel passes as one.
+//! up to three segments. A kernel passes them as one, and those of several short strips.
 //!
 //! Of wide kernels over three channels, all windows are copied: [`Threes`].
 
@@ -30,13 +30,16 @@ const MOST_COPY: i64 = 16 << 10;
 /// Room behind a copy, for what is read behind its last pixel, and for whole stores.
 const BEHIND: usize = 128;
 
-/// Where the copy for a strip's last pixels begins, behind that for its first.
-const SECOND: usize = (16 << 10) + BEHIND;
+/// Most strips that a kernel passes as one, and their pixels, about.
+const MOST_TOGETHER: i64 = 8;
+const PIXELS_TOGETHER: i64 = 128;
 
 /// Copies of what the windows of a strip cover, with zero points for the padding; nothing until there is one.
 #[derive(Default)]
 pub(super) struct Windows {
+    /// Copies for first and last pixels, and the bytes that are in use.
     ends: Room<u8>,
+    used: usize,
     threes: threes::Rows,
 }
 
@@ -53,27 +56,35 @@ pub(super) struct Input {
     copied_steps: Room<isize>,
     /// Bytes of a row of a copy.
     row: i64,
+    /// Strips that a kernel passes as one, at most.
+    pub(super) together: i64,
 }
 
-/// Pixels of a row: where the results of the first go, and the way from each to the next.
+/// Segments, and what all of them have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Strip<'a> {
-    pub(super) segments: [Segment<'a>; 3],
-    pub(super) out: *mut u8,
+    pub(super) segments: &'a [Segment],
+    pub(super) steps: Steps<'a>,
+    /// From each pixel's results, and its part of the auxiliary tensor, to the next.
     pub(super) out_pixel: isize,
-    pub(super) aux: *const u8,
     pub(super) aux_pixel: isize,
 }
 
-/// Pixels of a strip whose inputs lie alike.
+/// Of each step from the first tap of a pixel, in thirds: in the input, and in a copy.
+pub(super) type Steps<'a> = [[&'a [isize]; 3]; 2];
+
+/// Pixels of a row whose inputs lie alike.
 #[derive(Clone, Copy)]
-pub(super) struct Segment<'a> {
+pub(super) struct Segment {
     pub(super) count: usize,
-    /// First tap of the first pixel.
+    /// First tap of the first pixel, and from each to the next.
     pub(super) input: *const u8,
     pub(super) input_pixel: isize,
-    /// Of each step from the first tap, in thirds.
-    pub(super) steps: [&'a [isize]; 3],
+    /// Which of [`Steps`] lead on from there.
+    pub(super) steps: usize,
+    /// The first pixel's results, and its part of the auxiliary tensor.
+    pub(super) out: *mut u8,
+    pub(super) aux: *const u8,
 }
 
 /// Whether a job can be cut in strips whose segments are multiples of `grain` pixels.
@@ -146,7 +157,11 @@ impl Input {
             // SAFETY: the caller's promise; it takes the job.
             unsafe { Threes::new(job, columns) }
         });
+        let read = 4 * job.steps * job.problem.taps() * pixels;
+        let together = (READ / read.max(1)).min(PIXELS_TOGETHER / pixels).clamp(1, MOST_TOGETHER);
         Self {
+            // Rows of threes are kept for one strip's windows.
+            together: if as_threes { 1 } else { together },
             pixels,
             grain,
             threes,
@@ -172,69 +187,88 @@ impl Input {
         self.threes.as_ref().map_or(own, Threes::weights)
     }
 
-    /// Strip number `at`; what it covers is copied where it has to be.
+    /// `count` strips from number `at` on, as `segments`; what they cover is copied where it has to be.
     ///
     /// # Safety
-    /// As of [`super::run`]; the strip exists.
+    /// As of [`super::run`]; the strips exist, and are [`Self::together`] at most.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(super) unsafe fn strip<'s>(
+    pub(super) unsafe fn segments<'s>(
         &'s self,
         job: &Job<'_>,
-        at: i64,
+        (at, count): (i64, i64),
         windows: &mut Windows,
-    ) -> Strip<'s> {
-        let w = &job.window;
+        segments: &mut Room<Segment>,
+    ) -> Steps<'s> {
         let strips_a_row = self.strips_a_row(job);
-        let (row, first) = (at / strips_a_row, at % strips_a_row * self.pixels);
+        segments.clear();
+        windows.used = 0;
+        let mut steps = [thirds(&self.steps), thirds(&self.copied_steps)];
+        for at in at..at + count {
+            let (row, first) = (at / strips_a_row, at % strips_a_row * self.pixels);
+            // SAFETY: the caller's promise.
+            let own = unsafe { self.strip(job, (row, first), windows, segments) };
+            steps[1] = own.map_or(steps[1], thirds);
+        }
+        steps
+    }
+
+    /// The strip of row `row` of all images from pixel `first` on; where all of it lies in a copy of its own,
+    /// the steps there.
+    ///
+    /// # Safety
+    /// As of [`Self::segments`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    unsafe fn strip<'s>(
+        &'s self,
+        job: &Job<'_>,
+        (row, first): (i64, i64),
+        windows: &mut Windows,
+        segments: &mut Room<Segment>,
+    ) -> Option<&'s [isize]> {
+        let w = &job.window;
         let (n, oy) = (row / job.ofm_h, row % job.ofm_h);
         let count = self.pixels.min(job.ofm_w - first);
         let (y, x) = (w.row(oy, 0), w.column(first, 0));
         let last_y = y + (w.kernel_h - 1) * w.dilation_h;
-        let step = |pixel: isize| isize_of(w.stride_w).wrapping_mul(pixel);
-        let strip = |segments| Strip {
-            segments,
-            out: job.ofm.at(n, oy, first),
-            out_pixel: job.ofm.pixel,
-            aux: job.aux.map_or(std::ptr::null(), |aux| aux.at(n, oy, first).cast_const()),
-            aux_pixel: job.aux.map_or(0, |aux| aux.pixel),
+        let mut push = |start: i64, count: i64, input: *const u8, pixel: isize, steps: usize| {
+            segments.push(Segment {
+                count: usize_of(count.unsigned_abs()),
+                input,
+                input_pixel: isize_of(w.stride_w).wrapping_mul(pixel),
+                steps,
+                out: job.ofm.at(n, oy, first + start),
+                aux: job
+                    .aux
+                    .map_or(std::ptr::null(), |aux| aux.at(n, oy, first + start).cast_const()),
+            });
         };
         if let Some(threes) = &self.threes {
             // SAFETY: the caller's promise; a strip has `self.pixels` at most.
             let (input, steps) = unsafe { threes.copy(job, [n, y, x], count, &mut windows.threes) };
-            let none = segment(0, input, 0, &[]);
-            return strip([segment(count, input, step(3), steps), none, none]);
+            push(0, count, input, 3, 1);
+            return Some(steps);
         }
         let (left, middle) =
-            if y < 0 || last_y >= job.ifm_h { (count, 0) } else { self.segments(job, x, count) };
-        let right = count - left - middle;
-        if left + right > 0 {
-            windows.ends.resize(2 * SECOND, 0);
-        }
-        let mut copy = |first: i64, count: i64, place: usize| {
+            if y < 0 || last_y >= job.ifm_h { (count, 0) } else { self.parts(job, x, count) };
+        for (start, count) in [(0, left), (left + middle, count - left - middle)] {
             if count > 0 {
                 let columns = columns(job, count).expect("it was computed for more");
-                let to = &mut windows.ends[place..][..SECOND];
+                let to = windows.place(self, job);
                 // SAFETY: the caller's promise.
-                unsafe { self.copy(job, n, [y, x + first * w.stride_w], columns, to) };
+                unsafe { self.copy(job, n, [y, x + start * w.stride_w], columns, to) };
+                push(start, count, to.as_ptr(), isize_of(4 * job.steps), 1);
             }
-            let input = windows.ends.as_ptr().wrapping_add(place);
-            segment(count, input, step(isize_of(4 * job.steps)), &self.copied_steps)
-        };
-        strip([
-            copy(0, left, 0),
-            segment(
-                middle,
-                job.ifm.at(n, y, x + left * w.stride_w).cast_const(),
-                step(job.ifm.pixel),
-                &self.steps,
-            ),
-            copy(left + middle, right, SECOND),
-        ])
+        }
+        if middle > 0 {
+            let input = job.ifm.at(n, y, x + left * w.stride_w).cast_const();
+            push(left, middle, input, job.ifm.pixel, 0);
+        }
+        None
     }
 
     /// How many of `count` pixels, the first of which has its first tap in column `x`, are copied at the
     /// beginning, and how many behind them are not.
-    fn segments(&self, job: &Job<'_>, x: i64, count: i64) -> (i64, i64) {
+    fn parts(&self, job: &Job<'_>, x: i64, count: i64) -> (i64, i64) {
         let w = &job.window;
         let left = if x < 0 { self.grain } else { 0 };
         // Pixels before the first whose window ends in the padding.
@@ -288,46 +322,44 @@ impl Input {
     }
 }
 
-/// A segment, its steps in thirds.
-fn segment(count: i64, input: *const u8, input_pixel: isize, steps: &[isize]) -> Segment<'_> {
+/// Steps in thirds.
+fn thirds(steps: &[isize]) -> [&[isize]; 3] {
     let (first, rest) = steps.split_at(steps.len() / 3);
     let (second, third) = rest.split_at(rest.len() / 2);
-    let steps = [first, second, third];
-    Segment { count: usize_of(count.max(0).unsigned_abs()), input, input_pixel, steps }
+    [first, second, third]
 }
 
-impl Strip<'_> {
-    /// Pixels that a kernel of so many at a time passes: all segments but the last are multiples.
-    pub(super) fn whole(&self, pixels: usize) -> usize {
-        self.segments.iter().map(|segment| segment.count / pixels * pixels).sum()
+impl Windows {
+    /// A place for another copy; all of them have room from the first on, so that none moves.
+    fn place(&mut self, input: &Input, job: &Job<'_>) -> &mut [u8] {
+        let bytes = usize_of((input.row * job.window.kernel_h).unsigned_abs());
+        let bytes = (bytes + BEHIND).next_multiple_of(64);
+        self.ends.resize(2 * usize_of(input.together.unsigned_abs()) * bytes, 0);
+        self.used += bytes;
+        &mut self.ends[self.used - bytes..self.used]
     }
+}
 
+impl Segment {
     /// The same for a group, whose inputs and outputs begin there in a pixel.
-    pub(super) fn of_group(mut self, first_input: isize, first_output: isize) -> Self {
-        for segment in &mut self.segments {
-            segment.input = segment.input.wrapping_offset(first_input);
-        }
+    pub(super) fn of_group(self, first_input: isize, first_output: isize) -> Self {
         Self {
+            input: self.input.wrapping_offset(first_input),
             out: self.out.wrapping_offset(first_output),
             aux: self.aux.wrapping_offset(first_output),
             ..self
         }
     }
 
-    /// The same without the first `pixels`.
-    pub(super) fn behind(mut self, pixels: usize) -> Self {
-        let mut left = pixels;
-        for segment in &mut self.segments {
-            let count = left.min(segment.count);
-            segment.count -= count;
-            let step = segment.input_pixel.wrapping_mul(count.cast_signed());
-            segment.input = segment.input.wrapping_offset(step);
-            left -= count;
-        }
-        let each = |step: isize| step.wrapping_mul(pixels.cast_signed());
+    /// What a kernel of so many pixels at a time leaves of it.
+    pub(super) fn rest(self, pixels: usize, (out_pixel, aux_pixel): (isize, isize)) -> Self {
+        let passed = self.count / pixels * pixels;
+        let each = |step: isize| step.wrapping_mul(passed.cast_signed());
         Self {
-            out: self.out.wrapping_offset(each(self.out_pixel)),
-            aux: self.aux.wrapping_offset(each(self.aux_pixel)),
+            count: self.count - passed,
+            input: self.input.wrapping_offset(each(self.input_pixel)),
+            out: self.out.wrapping_offset(each(out_pixel)),
+            aux: self.aux.wrapping_offset(each(aux_pixel)),
             ..self
         }
     }

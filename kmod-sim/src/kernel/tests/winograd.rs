@@ -86,3 +86,15 @@ proptest! {
         check_conv(&case(Dims { n: 1, h, w, c: 16 * c }, outputs, [1; 4], flags, rest))?;
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn parts_of_many_tiles_equal_the_oracle(
+        h in 21u32..27, w in 21u32..33, c in 13u32..16, outputs in 3u32..6,
+        flags in flags(), rest in (styles(), any::<bool>(), any::<u64>()),
+    ) {
+        check_conv(&case(Dims { n: 1, h, w, c: 16 * c }, 16 * outputs, [1; 4], flags, rest))?;
+    }
+}

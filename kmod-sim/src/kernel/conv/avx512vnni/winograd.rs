@@ -29,10 +29,11 @@ use crate::kernel::room::Room;
 use crate::kernel::split::{Aborted, Budget, Split};
 use crate::kernel::vector::Channels;
 use crate::kernel::vector::stage::Stage;
-use crate::memory::usize_of;
+use crate::memory::{isize_of, usize_of};
 use inputs::Inputs;
 use outputs::Outputs;
 use panel::Panel;
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::mem::MaybeUninit;
 use weights::Weights;
 
@@ -144,7 +145,7 @@ impl Grid {
     }
 
     /// Blocks of the largest panel.
-    fn most_blocks(&self) -> usize {
+    fn most_blocks(&self) -> i64 {
         self.panel(0).blocks
     }
 
@@ -156,25 +157,24 @@ impl Grid {
     /// Whether all this is faster than the products one by one: cycles of either, about, of a Zen 4. A Zen 5
     /// takes half as many for any of them.
     fn pays(&self, job: &Job<'_>) -> bool {
-        /// Of a tile, of 32 inputs and of 16 outputs of it, and of 32 weights, which come from memory.
+        /// Of a tile, of 32 inputs and of 16 outputs of it, and of 32 weights, asked for ahead or not.
         const OF_TILE: i128 = 80;
         const INPUTS: i128 = 200;
-        const OUTPUTS: i128 = 280;
-        const WEIGHTS: i128 = 220;
-        /// Of 16 outputs of a tile, behind the products one by one.
-        const DIRECT: i128 = 100;
+        const OUTPUTS: i128 = 180;
+        const ASKED_WEIGHTS: i128 = 150;
+        const WEIGHTS: i128 = 400;
         let wide = i128::from;
         let (inputs, outputs) = (wide(job.problem.group_inputs), wide(job.problem.group_outputs));
         let (tiles, macs) = (wide(self.tiles), inputs * outputs);
-        let (shared, most) = if self.shares_weights(job) {
-            (outputs, MOST_SHARED_WEIGHTS)
+        let (shared, most, weights) = if self.shares_weights(job) {
+            (outputs, MOST_SHARED_WEIGHTS, WEIGHTS)
         } else {
-            (tiles, MOST_SHARED_INPUTS)
+            (tiles, MOST_SHARED_INPUTS, ASKED_WEIGHTS)
         };
-        let direct = wide(job.pixels) * 9 * macs / 64 + tiles * outputs / 16 * DIRECT;
+        let direct = wide(job.pixels) * 9 * macs / 64;
         let products = tiles * 36 * macs / 32;
         let maps = (inputs + 31) / 32 * INPUTS + outputs * wide(self.parts) * OUTPUTS / 16;
-        let maps = tiles * (OF_TILE + maps) + macs / 32 * WEIGHTS;
+        let maps = tiles * (OF_TILE + maps) + macs / 32 * weights;
         // Random problems are small, and should be computed so, too.
         let faster = cfg!(test) || 10 * (products + maps) < 9 * direct;
         shared * inputs * 72 <= wide(most) && faster
@@ -199,10 +199,11 @@ impl<'a> Plan<'a> {
     /// As of [`run`].
     unsafe fn new(job: &Job<'_>, grid: &'a Grid, split: &Split<'_>) -> Self {
         if grid.shares_weights(job) {
-            let mut weights = Weights::new(grid, grid.panels);
-            for panel in 0..grid.panels {
+            let mut weights = Weights::new(grid, grid.panels * grid.parts);
+            for at in 0..grid.panels * grid.parts {
+                let panel = grid.panel(at / grid.parts);
                 // SAFETY: the caller's promise.
-                unsafe { weights.fill(job, grid, &grid.panel(panel), panel) };
+                unsafe { weights.fill(job, grid, (&panel, at % grid.parts), at) };
             }
             let macs = 72 * job.problem.group_inputs * job.problem.group_outputs;
             let few = split.fine(MOST_ROWS).min(grid.tiles / split.workers());
@@ -237,44 +238,78 @@ impl<'a> Plan<'a> {
         let grid = self.grid;
         // SAFETY: the caller's promise.
         let stage = unsafe { stage(job, channels) };
-        let mut outputs = Outputs::new(grid, MOST_TILES.min(self.tiles_a_chunk));
         match &self.shared {
             Shared::Weights(weights) => {
                 let (start, tiles) = span(chunk, self.chunks(), grid.tiles);
                 let bands = (tiles + MOST_TILES - 1) / MOST_TILES;
                 let mut inputs = Inputs::new(grid, MOST_TILES.min(tiles));
+                let mut outputs = Outputs::new(grid, MOST_TILES.min(tiles));
                 for band in 0..bands {
                     let (first, count) = span(band, bands, tiles);
                     // SAFETY: the tiles exist.
                     unsafe { inputs.fill(job, grid, start + first, count) };
                     for number in 0..grid.panels {
-                        let work = Work {
-                            job,
-                            grid,
-                            stage: &stage,
-                            inputs: &inputs,
-                            weights: (weights, number),
-                            panel: grid.panel(number),
-                        };
-                        // SAFETY: the panel exists, and its weights are in their places.
-                        unsafe { work.run((0, count), &mut outputs, budget)? };
+                        let panel = grid.panel(number);
+                        let asks = Asks::NONE;
+                        let mut work =
+                            Work { job, grid, stage: &stage, inputs: &inputs, panel, asks };
+                        for part in 0..grid.parts {
+                            let weights = (weights, number * grid.parts + part);
+                            // SAFETY: the panel exists, and its weights are in their places.
+                            unsafe { work.run(part, weights, (0, count), &mut outputs, budget)? };
+                        }
                     }
                 }
             }
             Shared::Inputs(inputs) => {
-                let panel = grid.panel(chunk);
                 let mut weights = Weights::new(grid, 1);
-                // SAFETY: the panel exists.
-                unsafe { weights.fill(job, grid, &panel, 0) };
-                let work = Work { job, grid, stage: &stage, inputs, weights: (&weights, 0), panel };
+                let mut outputs = Outputs::new(grid, inputs.count);
+                let panel = grid.panel(chunk);
                 let bands = (inputs.count + MOST_TILES - 1) / MOST_TILES;
-                for band in 0..bands {
-                    // SAFETY: as above. Pairs begin at even places: of few outputs, all tiles are one band.
-                    unsafe { work.run(span(band, bands, inputs.count), &mut outputs, budget)? };
+                let asks = Asks::behind(job, &panel, grid.parts * bands);
+                let mut work = Work { job, grid, stage: &stage, inputs, panel, asks };
+                for part in 0..grid.parts {
+                    // SAFETY: the panel exists.
+                    unsafe { weights.fill(job, grid, (&work.panel, part), 0) };
+                    for band in 0..bands {
+                        // Pairs begin at even places: of few outputs, all tiles are one band.
+                        let tiles = span(band, bands, inputs.count);
+                        // SAFETY: as above.
+                        unsafe { work.run(part, (&weights, 0), tiles, &mut outputs, budget)? };
+                    }
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Weights that are asked for beside the products: the next panel's, or the next command's behind the last.
+struct Asks {
+    next: *const u8,
+    lines_a_value: i64,
+}
+
+impl Asks {
+    const NONE: Self = Self { next: std::ptr::null(), lines_a_value: 0 };
+
+    /// Those behind `panel`, as many as its own, in so many passes through all values.
+    fn behind(job: &Job<'_>, panel: &Panel, passes: i64) -> Self {
+        let bytes = job.block_bytes * panel.blocks;
+        let end = job.block_bytes * panel.first_block + bytes;
+        let values = 64 * 36 * passes;
+        let lines_a_value = (bytes + values - 1) / values;
+        Self { next: job.weights.wrapping_offset(isize_of(end)), lines_a_value }
+    }
+
+    /// Asks for some lines, beside the products of a value.
+    #[inline]
+    fn ask(&mut self) {
+        for _ in 0..self.lines_a_value {
+            // SAFETY: a hint, which reads nothing: any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.next.cast()) };
+            self.next = self.next.wrapping_add(64);
+        }
     }
 }
 
@@ -285,62 +320,53 @@ unsafe fn stage(job: &Job<'_>, channels: Channels) -> Stage {
     Stage::new(&job.problem.stage, channels)
 }
 
-/// A panel of outputs of some tiles of `inputs`, with the weights at that place of theirs.
+/// A panel of outputs of some tiles of `inputs`.
 struct Work<'a> {
     job: &'a Job<'a>,
     grid: &'a Grid,
     stage: &'a Stage,
     inputs: &'a Inputs,
-    weights: (&'a Weights, i64),
     panel: Panel,
+    asks: Asks,
 }
 
 impl Work<'_> {
-    /// Computes `count` tiles from `first` on, at most [`MOST_TILES`].
+    /// Computes `count` tiles from `first` on, at most [`MOST_TILES`], as far as the inputs of `part` go, with
+    /// the weights at that place of theirs.
     ///
     /// # Safety
-    /// As of [`run`](self::run); tiles and panel exist, and the panel's weights are there.
+    /// As of [`run`](self::run); part, tiles and panel exist, the weights of both are there, and the parts
+    /// before it were computed.
     unsafe fn run(
-        &self,
+        &mut self,
+        part: i64,
+        (weights, at): (&Weights, i64),
         (first, count): (i64, i64),
         outputs: &mut Outputs,
         budget: &mut Budget<'_>,
     ) -> Result<(), Aborted> {
-        let (job, grid, panel) = (self.job, self.grid, &self.panel);
-        let (weights, at) = self.weights;
-        for part in 0..grid.parts {
-            budget.spend(count * 36 * panel.outputs() * grid.inputs(job, part))?;
-            // SAFETY: the caller's promise; the tiles and the part exist.
-            unsafe { self.products(part, (first, count), outputs) };
-            let tiles = (self.inputs.first + first, count);
-            let part = (part, weights.offsets(at, part));
-            // SAFETY: the products were just made, and those of the parts before it before.
-            unsafe { outputs.finish(job, (grid, self.stage, panel), tiles, part) };
-        }
-        Ok(())
-    }
-
-    /// The 36 matrix products of `count` tiles from `first` on.
-    ///
-    /// # Safety
-    /// As of [`Work::run`]; tiles and part exist.
-    unsafe fn products(&self, part: i64, (first, count): (i64, i64), outputs: &mut Outputs) {
-        let steps = self.grid.inputs(self.job, part) / 2;
-        let (weights, at) = self.weights;
+        let (inputs, outputs_a_panel) = (self.grid.inputs(self.job, part), self.panel.outputs());
+        budget.spend(count * 36 * outputs_a_panel * inputs)?;
         let units = self.panel.units(count);
         let (most, products) = product::products(&self.panel);
         let rows = (units + most - 1) / most;
         for value in 0..VALUES {
-            let weights = weights.matrix(at, part, value);
+            self.asks.ask();
+            let weights = weights.matrix(at, value);
             for row in 0..rows {
                 let (unit, count) = span(row, rows, units);
                 let tile = first + unit * self.panel.tiles_a_unit();
-                let inputs = (self.inputs.at(part, value, tile), self.inputs.tile_bytes);
+                let tiles = (self.inputs.at(part, value, tile), self.inputs.tile_bytes);
                 let product = products[usize_of(count.unsigned_abs()) - 1];
                 let to = outputs.products(&self.panel, value, unit);
                 // SAFETY: so many tiles are there, with as many steps as the weights.
-                unsafe { product(inputs, weights, steps, to) };
+                unsafe { product(tiles, weights, inputs / 2, to) };
             }
         }
+        let tiles = (first, self.inputs.first, count);
+        let part = (part, weights.offsets(at));
+        // SAFETY: the products were just made, and those of the parts before it before.
+        unsafe { outputs.finish(self.job, (self.grid, self.stage, &self.panel), tiles, part) };
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::product::unit_bytes;
 use super::weights::low_twice;
-use super::{Grid, Line, Panel, TILE, room};
+use super::{Grid, Line, MOST_TILES, Panel, TILE, room};
 use crate::kernel::conv::avx512vnni::Job;
 use crate::kernel::conv::avx512vnni::finish::{
     BARE, PLAIN, SUM, SUM_AUX_FIRST, TABLE, TABLES, bytes,
@@ -38,13 +38,14 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// Room for `tiles`.
+    /// Room for so many tiles' sums, and for the products of at most [`MOST_TILES`] of them.
     pub(super) fn new(grid: &Grid, tiles: i64) -> Self {
-        let vectors = grid.most_blocks().max(3);
-        // A unit of pairs has two vectors' tiles and one more.
-        let tiles = usize_of(tiles.unsigned_abs()) + 1;
-        let sums = if grid.parts > 1 { tiles * vectors * SUMS } else { 0 };
-        Self { products: room(tiles * unit_bytes(vectors)), sums: room(sums) }
+        let vectors = grid.panel(0).vectors();
+        let sums = if grid.parts > 1 { tiles } else { 0 };
+        Self {
+            products: room(usize_of(tiles.min(MOST_TILES).unsigned_abs()) * unit_bytes(vectors)),
+            sums: room(usize_of(sums.unsigned_abs()) * vectors * SUMS),
+        }
     }
 
     /// Where product number `value` of `unit` goes, of a panel's.
@@ -54,8 +55,8 @@ impl Outputs {
         self.products.as_mut_ptr().cast::<u8>().wrapping_add(at)
     }
 
-    /// Makes sums of the products of so many tiles from `first` on and of what they lack, and codes of those
-    /// behind the last part.
+    /// Makes sums of the products of `count` tiles from `first` on, counted from tile `start` of the problem on, and
+    /// of what they lack, and codes of those behind the last part.
     ///
     /// # Safety
     /// As of [`super::run`]; the tiles exist and have their products of `part`, and those before it their sums.
@@ -64,7 +65,7 @@ impl Outputs {
         &mut self,
         job: &Job<'_>,
         (grid, stage, panel): (&Grid, &Stage, &Panel),
-        (first, count): (i64, i64),
+        (first, start, count): (i64, i64, i64),
         (part, offsets): (i64, *const u8),
     ) {
         let is_last = part + 1 == grid.parts;
@@ -83,7 +84,7 @@ impl Outputs {
             let of_unit = panel.tiles_a_unit() * unit;
             let tiles = [0, panel.tiles_a_unit() - 1].map(|of| {
                 let at = of_unit + of;
-                let mut tile = Tile::new(job, grid, first + at.min(count - 1));
+                let mut tile = Tile::new(job, grid, start + first + at.min(count - 1));
                 if at == count {
                     tile.height = 0;
                 }
@@ -99,7 +100,7 @@ impl Outputs {
                     let twice = low_twice(_mm512_castps_si512(multipliers));
                     multipliers = _mm512_castsi512_ps(twice);
                 }
-                let at = usize_of(unit.unsigned_abs()) * vectors + vector;
+                let at = usize_of((panel.units(first) + unit).unsigned_abs()) * vectors + vector;
                 let work = Block {
                     products: products.wrapping_add(64 * vector),
                     row_bytes: 64 * vectors,

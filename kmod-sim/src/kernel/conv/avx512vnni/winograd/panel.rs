@@ -1,10 +1,12 @@
 //! Panels of outputs, whose products are made together: two blocks of 16, three where blocks are odd, or all of
 //! 24 outputs as a block and a half.
 
+use crate::memory::usize_of;
+
 /// A panel: blocks of weights, of which vectors of products are made for each unit of tiles.
 pub(super) struct Panel {
     pub(super) first_block: i64,
-    pub(super) blocks: usize,
+    pub(super) blocks: i64,
     /// The second block is half a one, and two tiles are a unit, which share a vector of it.
     pub(super) in_pairs: bool,
 }
@@ -39,7 +41,7 @@ impl Panel {
 
     /// Outputs of the panel.
     pub(super) fn outputs(&self) -> i64 {
-        if self.in_pairs { OF_PAIRS } else { 16 * i64::try_from(self.blocks).expect("three") }
+        if self.in_pairs { OF_PAIRS } else { 16 * self.blocks }
     }
 
     /// Tiles whose products are vectors of their own.
@@ -54,7 +56,7 @@ impl Panel {
 
     /// Vectors of products of a unit and a value.
     pub(super) fn vectors(&self) -> usize {
-        if self.in_pairs { 3 } else { self.blocks }
+        if self.in_pairs { 3 } else { usize_of(self.blocks.unsigned_abs()) }
     }
 
     /// The block of a vector, and whether it is half a one.
@@ -63,7 +65,7 @@ impl Panel {
     }
 
     /// Whether `block` is half a one.
-    pub(super) fn is_half(&self, block: isize) -> bool {
+    pub(super) fn is_half(&self, block: i64) -> bool {
         self.in_pairs && block == 1
     }
 }

@@ -29,7 +29,7 @@ type Product = unsafe fn((*const u8, isize), *const u8, i64, *mut u8);
 
 /// Most units of one product, and products by units less one.
 pub(super) fn products(panel: &Panel) -> (i64, &'static [Product; 14]) {
-    let kind = if panel.in_pairs { 3 } else { panel.blocks - 1 };
+    let kind = if panel.in_pairs { 3 } else { panel.vectors() - 1 };
     (MOST[kind], &PRODUCTS[kind])
 }
 

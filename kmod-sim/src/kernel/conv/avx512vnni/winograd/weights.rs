@@ -6,85 +6,89 @@ use crate::kernel::room::Room;
 use crate::kernel::vector::{load_64, load_records};
 use crate::memory::{isize_of, usize_of};
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm_setr_epi8, _mm256_loadu_si256, _mm512_add_epi16,
-    _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_broadcast_i64x4, _mm512_dpwssd_epi32,
-    _mm512_set1_epi16, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i64x2,
-    _mm512_slli_epi16, _mm512_srai_epi16, _mm512_store_si512, _mm512_sub_epi16,
+    __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm_setr_epi8, _mm256_loadu_si256,
+    _mm512_add_epi16, _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_broadcast_i64x4,
+    _mm512_dpwssd_epi32, _mm512_set1_epi16, _mm512_setzero_si512, _mm512_shuffle_epi8,
+    _mm512_shuffle_i64x2, _mm512_slli_epi16, _mm512_srai_epi16, _mm512_store_si512,
+    _mm512_sub_epi16,
 };
 
-/// Weights of some panels: `[panel][part][value][two inputs][blocks][16 outputs][2]`, of 16 bits, and behind
+/// Weights of some parts of panels: `[part][value][two inputs][blocks][16 outputs][2]`, of 16 bits, and behind
 /// each part what its sums lack, `[blocks][16]`, of 32. Half a block is there twice.
 pub(super) struct Weights {
-    parts: i64,
     value_bytes: i64,
     part_bytes: i64,
     values: Room<Line>,
 }
 
 impl Weights {
-    /// Room for `panels`.
-    pub(super) fn new(grid: &Grid, panels: i64) -> Self {
-        let blocks = i64::try_from(grid.most_blocks()).expect("three");
+    /// Places for `parts` of panels.
+    pub(super) fn new(grid: &Grid, parts: i64) -> Self {
+        let blocks = grid.most_blocks();
         // A line more: powers of two would all be in the same places of the level-1 cache.
         let value_bytes = grid.inputs_a_part * 32 * blocks + 64;
         let part_bytes = 36 * value_bytes + 64 * blocks;
-        let values = room(usize_of((panels * grid.parts * part_bytes).unsigned_abs()));
-        Self { parts: grid.parts, value_bytes, part_bytes, values }
+        let values = room(usize_of((parts * part_bytes).unsigned_abs()));
+        Self { value_bytes, part_bytes, values }
     }
 
-    /// Offset of the matrix of `value` of a part of the panel at place `at`.
-    fn offset(&self, at: i64, part: i64, value: i64) -> isize {
-        isize_of((at * self.parts + part) * self.part_bytes + value * self.value_bytes)
+    /// Offset of the matrix of `value` of the part at place `at`.
+    fn offset(&self, at: i64, value: i64) -> isize {
+        isize_of(at * self.part_bytes + value * self.value_bytes)
     }
 
-    pub(super) fn matrix(&self, at: i64, part: i64, value: usize) -> *const u8 {
-        let first = self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, part, 0));
+    pub(super) fn matrix(&self, at: i64, value: usize) -> *const u8 {
+        let first = self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, 0));
         first.wrapping_offset(value.cast_signed().wrapping_mul(isize_of(self.value_bytes)))
     }
 
     /// What the sums of a part lack.
-    pub(super) fn offsets(&self, at: i64, part: i64) -> *const u8 {
-        self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, part, 36))
+    pub(super) fn offsets(&self, at: i64) -> *const u8 {
+        self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, 36))
     }
 
-    /// Puts the weights of `panel` at place `at`.
+    /// Puts the weights of `part` of `panel` at place `at`.
     ///
     /// # Safety
-    /// As of [`super::run`]; panel and place exist.
+    /// As of [`super::run`]; panel, part and place exist.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    pub(super) unsafe fn fill(&mut self, job: &Job<'_>, grid: &Grid, panel: &Panel, at: i64) {
+    pub(super) unsafe fn fill(
+        &mut self,
+        job: &Job<'_>,
+        grid: &Grid,
+        (panel, part): (&Panel, i64),
+        at: i64,
+    ) {
         let tap_bytes = isize_of(64 * job.steps);
         let value_bytes = isize_of(self.value_bytes);
-        let row_bytes = 64 * panel.blocks.cast_signed();
-        for part in 0..grid.parts {
-            let to = self.values.as_mut_ptr().cast::<u8>();
-            let to = to.wrapping_offset(self.offset(at, part, 0));
-            let first_step = part * grid.inputs_a_part / 4;
-            for (block, number) in (0..panel.blocks.cast_signed()).zip(panel.first_block..) {
-                let map = if panel.is_half(block) { map::<true> } else { map::<false> };
-                let from = isize_of(number * job.block_bytes + 64 * first_step);
-                let from = job.weights.wrapping_offset(from);
-                let mut sums = _mm512_setzero_si512();
-                for step in 0..isize_of(grid.inputs(job, part) / 4) {
-                    let from = from.wrapping_offset(64 * step);
-                    let to = to.wrapping_offset(2 * row_bytes * step).wrapping_offset(64 * block);
-                    let places = (to, value_bytes, row_bytes);
-                    // SAFETY: the weights of a step of each tap, and two steps' places.
-                    unsafe { map((from, tap_bytes), places, &mut sums) };
-                }
-                if part == 0 {
-                    let records = job.records.wrapping_offset(isize_of(number * 256));
-                    // SAFETY: the records of each block are sixteen.
-                    let (mut bias, _) = unsafe { load_records(records) };
-                    if panel.is_half(block) {
-                        bias = low_twice(bias);
-                    }
-                    sums = _mm512_add_epi32(sums, bias);
-                }
-                let to = to.wrapping_offset(isize_of(36 * self.value_bytes) + 64 * block);
-                // SAFETY: the place behind the part's values.
-                unsafe { _mm512_store_si512(to.cast(), sums) };
+        let row_bytes = isize_of(64 * panel.blocks);
+        let to = self.values.as_mut_ptr().cast::<u8>().wrapping_offset(self.offset(at, 0));
+        let first_step = part * grid.inputs_a_part / 4;
+        for block in 0..panel.blocks {
+            let number = panel.first_block + block;
+            let to = to.wrapping_offset(isize_of(64 * block));
+            let map = if panel.is_half(block) { map::<true> } else { map::<false> };
+            let from = isize_of(number * job.block_bytes + 64 * first_step);
+            let from = job.weights.wrapping_offset(from);
+            let mut sums = _mm512_setzero_si512();
+            for step in 0..isize_of(grid.inputs(job, part) / 4) {
+                let from = from.wrapping_offset(64 * step);
+                let places = (to.wrapping_offset(2 * row_bytes * step), value_bytes, row_bytes);
+                // SAFETY: the weights of a step of each tap, and two steps' places.
+                unsafe { map((from, tap_bytes), places, &mut sums) };
             }
+            if part == 0 {
+                let records = job.records.wrapping_offset(isize_of(number * 256));
+                // SAFETY: the records of each block are sixteen.
+                let (mut bias, _) = unsafe { load_records(records) };
+                if panel.is_half(block) {
+                    bias = low_twice(bias);
+                }
+                sums = _mm512_add_epi32(sums, bias);
+            }
+            let to = to.wrapping_offset(isize_of(36 * self.value_bytes));
+            // SAFETY: the place behind the part's values.
+            unsafe { _mm512_store_si512(to.cast(), sums) };
         }
     }
 }
@@ -121,6 +125,8 @@ unsafe fn map<const HALF: bool>(
         };
         // A hint, which reads nothing: taps are too many rows of memory to come by themselves.
         _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(256).cast());
+        // The same of the next block's, which may come from memory.
+        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_offset(tap_bytes.wrapping_mul(9)).cast());
     }
     // Of an output's four inputs, the first two or the last, each in the upper half of 16 bits.
     let pairs = [

@@ -14,6 +14,7 @@
 //! Pixels pass by in strips of a row, a panel of blocks after the other. In a strip every address is a
 //! multiple of the same distances away from the first, so that a tile has none to compute.
 
+mod asks;
 mod pairs;
 mod strip;
 mod threes;
@@ -25,6 +26,7 @@ use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector::stage::{Kind, Stage};
 use crate::kernel::vector::{Channels, broadcast_4, is_bounded, load_64, load_records, store_64};
 use crate::memory::{isize_of, usize_of};
+use asks::Asks;
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm_storeu_si128, _mm256_storeu_si256,
     _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32,
@@ -32,8 +34,9 @@ use std::arch::x86_64::{
 };
 use strip::{Input, Segment, Strip, Windows};
 
-/// Fewest steps of a sum: with fewer, the weights are not worth a pass of their own.
+/// Fewest steps of a sum: one in each third; and of sums of one or two blocks, which need no panels.
 const FEWEST_STEPS: i64 = 3;
+const FEWEST_OF_FEW: i64 = 16;
 
 /// Most bytes of the weights of a panel of four blocks, of two, and of one and a half in pairs.
 const MOST_OF_FOUR: i64 = 32 << 10;
@@ -53,12 +56,6 @@ const MOST_PANELS: usize = 8;
 /// Pixels that a chunk should have at least, so that a panel's weights serve many.
 const PIXELS_A_CHUNK: i64 = 96;
 
-/// Fewest bytes of weights for which those of the next command are asked for: fewer come by themselves.
-const FEWEST_ASKED: i64 = 96 << 10;
-
-/// Most bytes of the next command's weights that are asked for: about what it reads first.
-const MOST_BEHIND: i64 = 256 << 10;
-
 /// Whether this kernel takes `job`.
 pub(super) fn takes(job: &Job<'_>, channels: Channels) -> bool {
     let p = job.problem;
@@ -77,8 +74,7 @@ pub(super) fn takes(job: &Job<'_>, channels: Channels) -> bool {
 /// Whether all outputs are in whole blocks that are worth a panel.
 fn takes_blocks(job: &Job<'_>) -> bool {
     job.problem.group_outputs % 16 == 0
-        && job.blocks >= 3
-        && job.block_bytes >= 64 * FEWEST_STEPS
+        && job.block_bytes >= 64 * if job.blocks < 3 { FEWEST_OF_FEW } else { FEWEST_STEPS }
         && (4 * job.block_bytes <= MOST_OF_FOUR
             || 2 * job.block_bytes <= MOST_OF_TWO && job.ofm_w >= FEWEST_PIXELS)
 }
@@ -117,19 +113,6 @@ struct Plan {
     panels_a_chunk: i64,
     asks: Asks,
 }
-
-/// Which weights are asked for ahead of their use, beside the first tiles of a strip.
-struct Asks {
-    /// What lies behind the job's constants: those of the next command.
-    behind: *const u8,
-    /// Bytes of a panel's weights: one pass of a strip by a panel asks for so many.
-    bytes: i64,
-    /// Of the passes behind the first strip, one in so many asks for what is behind.
-    one_in: i64,
-}
-
-// SAFETY: the pointer is for hints only.
-unsafe impl Sync for Asks {}
 
 impl Plan {
     /// # Safety
@@ -236,38 +219,6 @@ impl Plan {
             }
             at += together;
         }
-    }
-}
-
-impl Asks {
-    /// Of a job of panels of so many blocks; nothing where it has few weights.
-    fn new(job: &Job<'_>, blocks: i64, strips: i64, panels: i64) -> Self {
-        let all = job.blocks * job.problem.groups * job.block_bytes;
-        let end = job.weights.wrapping_offset(isize_of(all));
-        let records = if end == job.records { 16 * job.problem.outputs } else { 0 };
-        let many = all >= FEWEST_ASKED && job.problem.taps() == 1;
-        let bytes = blocks * job.block_bytes;
-        let passes = (all.min(MOST_BEHIND) + bytes - 1) / bytes;
-        Self {
-            behind: end.wrapping_offset(isize_of(records)),
-            bytes: if many { bytes } else { 0 },
-            one_in: ((strips - 1) * panels / passes).max(1),
-        }
-    }
-
-    /// What pass number `pass` asks for instead of the panel behind its own. The first strip does that; the
-    /// others, by whose time it is there, ask for the next chunk's and for what is behind.
-    fn of(&self, panel: &Panel, pass: i64, plan: &Plan) -> Option<*const u8> {
-        let pass = pass - plan.panels;
-        if self.bytes == 0 || pass < 0 {
-            return None;
-        }
-        let bytes = isize_of(self.bytes);
-        Some(if pass % self.one_in == 0 {
-            self.behind.wrapping_offset(bytes.wrapping_mul(isize_of(pass / self.one_in)))
-        } else {
-            panel.weights.wrapping_offset(bytes.wrapping_mul(isize_of(plan.panels_a_chunk)))
-        })
     }
 }
 

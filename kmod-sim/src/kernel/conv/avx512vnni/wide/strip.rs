@@ -11,6 +11,7 @@ use super::threes::{self, Threes};
 use crate::kernel::room::Room;
 use crate::kernel::vector::{load_masked_64, mask_64, store_64};
 use crate::memory::{isize_of, usize_of};
+use std::arch::x86_64::{_mm256_maskz_loadu_epi8, _mm256_storeu_si256};
 
 /// Fewest pixels of a row where rows are strips of their own: tiles of pixels of all rows are faster.
 const FEWEST_PIXELS: i64 = 12;
@@ -372,6 +373,17 @@ impl Segment {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 unsafe fn join_pixels(from: *const u8, step: isize, count: i64, bytes: i64, to: *mut u8) {
     let (mut pixel, mut to) = (from, to);
+    if bytes <= 32 {
+        let mask = u32::MAX >> (32 - bytes);
+        for _ in 0..count {
+            // SAFETY: the caller's promise; masked-out lanes are not accessed.
+            let some = unsafe { _mm256_maskz_loadu_epi8(mask, pixel.cast()) };
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_storeu_si256(to.cast(), some) };
+            (pixel, to) = (pixel.wrapping_offset(step), to.wrapping_offset(isize_of(bytes)));
+        }
+        return;
+    }
     for _ in 0..count {
         let mut done = 0;
         while done < bytes {

@@ -15,7 +15,7 @@ use std::arch::x86_64::{
     __m128i, __m512, __m512i, _mm_loadl_epi64, _mm_setzero_si128, _mm_storel_epi64,
     _mm_storeu_si128, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm512_add_epi32,
     _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si128, _mm512_extracti32x4_epi32,
-    _mm512_mullo_epi32, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_srai_epi32,
+    _mm512_mullo_epi32, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_srai_epi32,
     _mm512_store_si512, _mm512_sub_epi32,
 };
 
@@ -79,27 +79,31 @@ impl Outputs {
             Kind::TableSum | Kind::Tables => [block::<TABLES, false>, block::<TABLES, true>],
         };
         let vectors = panel.vectors();
-        let records = job.records.wrapping_offset(isize_of(panel.first_block * 256));
+        let mut multipliers = [_mm512_setzero_ps(); 3];
+        for (vector, multipliers) in multipliers[..vectors].iter_mut().enumerate() {
+            let (block, halves) = panel.block_of(vector);
+            let records = job.records.wrapping_offset(isize_of(panel.first_block * 256));
+            // SAFETY: the records of each block are sixteen.
+            (_, *multipliers) = unsafe { load_records(records.wrapping_add(256 * block)) };
+            if halves {
+                let twice = low_twice(_mm512_castps_si512(*multipliers));
+                *multipliers = _mm512_castsi512_ps(twice);
+            }
+        }
         for unit in 0..panel.units(count) {
-            let of_unit = panel.tiles_a_unit() * unit;
-            let tiles = [0, panel.tiles_a_unit() - 1].map(|of| {
-                let at = of_unit + of;
-                let mut tile = Tile::new(job, grid, start + first + at.min(count - 1));
-                if at == count {
-                    tile.height = 0;
+            let tile = |at: i64| Tile::new(job, grid, start + first + at.min(count - 1));
+            let one = tile(panel.tiles_a_unit() * unit);
+            let mut other = None;
+            if panel.in_pairs {
+                let other = other.insert(tile(2 * unit + 1));
+                if 2 * unit + 1 == count {
+                    other.height = 0;
                 }
-                tile
-            });
+            }
+            let tiles = [&one, other.as_ref().unwrap_or(&one)];
             let products = self.products(panel, 0, unit).cast_const();
-            for vector in 0..vectors {
+            for (vector, &multipliers) in multipliers[..vectors].iter().enumerate() {
                 let (block, halves) = panel.block_of(vector);
-                // SAFETY: the records of each block are sixteen.
-                let (_, mut multipliers) =
-                    unsafe { load_records(records.wrapping_add(256 * block)) };
-                if halves {
-                    let twice = low_twice(_mm512_castps_si512(multipliers));
-                    multipliers = _mm512_castsi512_ps(twice);
-                }
                 let at = usize_of((panel.units(first) + unit).unsigned_abs()) * vectors + vector;
                 let work = Block {
                     products: products.wrapping_add(64 * vector),
@@ -110,11 +114,7 @@ impl Outputs {
                     sums: self.sums.as_mut_ptr().cast::<u8>().wrapping_add(SUMS * at),
                     adds: part > 0,
                     lane: isize_of(16 * panel.first_block) + 16 * block.cast_signed(),
-                    tiles: if halves {
-                        [&tiles[0], &tiles[1]]
-                    } else {
-                        [&tiles[usize::from(panel.in_pairs && vector == 1)]; 2]
-                    },
+                    tiles: if halves { tiles } else { [tiles[vector % 2]; 2] },
                 };
                 // SAFETY: the products were made, the sums, if any, too; the tile's pixels exist.
                 unsafe { kernels[usize::from(halves)](stage, &work) };

@@ -43,8 +43,12 @@ pub(crate) struct Stage {
 impl Stage {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(crate) fn new(stage: &OutputStage, channels: Channels) -> Self {
-        // With the bounds of the codes that it is for, which are integers as they come.
-        let bounded = |table: &[u8; 256]| -> [u8; 256] {
+        // With the bounds of the codes that it is for, where there are any: this is done for each chunk.
+        let is_bounded = (stage.low, stage.high) != (0, u8::MAX);
+        let bounded = |table: [u8; 256]| -> [u8; 256] {
+            if !is_bounded {
+                return table;
+            }
             std::array::from_fn(|code| table[code.clamp(stage.low.into(), stage.high.into())])
         };
         // Without an addition between them, two tables are one.
@@ -58,7 +62,7 @@ impl Stage {
         Self {
             requantise: Requantise::new(stage.zero_point, stage.low, stage.high)
                 .with_multipliers(channels),
-            table_0: table_0.map(|table| Lookup::new(&bounded(&table))),
+            table_0: table_0.map(|table| Lookup::new(&bounded(table))),
             add: stage.add.map(|terms| Addition::new(terms, 0, 255)),
             aux_first: stage.aux_first,
             table_1: table_1.map(|table| Lookup::new(&table)),

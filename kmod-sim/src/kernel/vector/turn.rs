@@ -44,13 +44,8 @@ pub(crate) fn turned_words(rows: [__m512i; 16]) -> [__m512i; 16] {
     // Four words of four rows each, in each 128-bit lane.
     for four in 0..4 {
         let first = 4 * four;
-        let (a, b, c, d) = (rows[first], rows[first + 1], rows[first + 2], rows[first + 3]);
-        let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (low_2, high_2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        out[4 * four] = _mm512_unpacklo_epi64(low, low_2);
-        out[4 * four + 1] = _mm512_unpackhi_epi64(low, low_2);
-        out[4 * four + 2] = _mm512_unpacklo_epi64(high, high_2);
-        out[4 * four + 3] = _mm512_unpackhi_epi64(high, high_2);
+        let rows = [rows[first], rows[first + 1], rows[first + 2], rows[first + 3]];
+        out[first..first + 4].copy_from_slice(&turned_words_of_lanes(rows));
     }
     // Then the lanes of four vectors.
     let fours = out;
@@ -65,4 +60,18 @@ pub(crate) fn turned_words(rows: [__m512i; 16]) -> [__m512i; 16] {
         out[word + 12] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_2);
     }
     out
+}
+
+/// In each 128-bit lane, word `i` of register `j` to word `j` of register `i`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[inline]
+pub(crate) fn turned_words_of_lanes([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (low_2, high_2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(low, low_2),
+        _mm512_unpackhi_epi64(low, low_2),
+        _mm512_unpacklo_epi64(high, high_2),
+        _mm512_unpackhi_epi64(high, high_2),
+    ]
 }

@@ -8,13 +8,13 @@
 //! sixteen pixels in order; packing codes to bytes goes the same way back.
 
 use crate::kernel::softmax::Problem;
+use crate::kernel::vector::turn::turned_words_of_lanes;
 use crate::kernel::vector::{Lookup, pack_lanes};
 use std::arch::x86_64::{
     __m512, __m512i, _mm_loadu_si128, _mm512_adds_epu8, _mm512_broadcast_i32x4,
     _mm512_castsi512_ps, _mm512_permutexvar_epi32, _mm512_setr_epi32, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_zextsi128_si512,
+    _mm512_unpacklo_epi8, _mm512_unpacklo_epi16, _mm512_zextsi128_si512,
 };
 
 /// The four bytes of what each code counts.
@@ -72,7 +72,7 @@ pub(super) fn of_pixels(bytes: &[u8; 16]) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
 pub(super) fn to_channels(pixels: [__m512i; 4]) -> [__m512i; 4] {
-    let mut channels = words(pixels);
+    let mut channels = turned_words_of_lanes(pixels);
     for four in &mut channels {
         *four = within_words(*four);
     }
@@ -87,21 +87,7 @@ pub(super) fn to_pixels(channels: [[__m512i; 4]; 4]) -> [__m512i; 4] {
     for (pixels, four) in pixels.iter_mut().zip(channels) {
         *pixels = within_words(pack_lanes(four));
     }
-    words(pixels)
-}
-
-/// In each lane, word `i` of register `j` to word `j` of register `i`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-#[inline]
-fn words([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
-    let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let (low_2, high_2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    [
-        _mm512_unpacklo_epi64(low, low_2),
-        _mm512_unpackhi_epi64(low, low_2),
-        _mm512_unpacklo_epi64(high, high_2),
-        _mm512_unpackhi_epi64(high, high_2),
-    ]
+    turned_words_of_lanes(pixels)
 }
 
 /// In each lane, byte `i` of word `j` to byte `j` of word `i`.

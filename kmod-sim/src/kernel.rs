@@ -31,6 +31,8 @@ pub(crate) mod copy;
 pub(crate) mod layout;
 pub(crate) mod lookup;
 pub(crate) mod operand;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels have them"))]
+pub(crate) mod order;
 pub(crate) mod pool;
 pub(crate) mod product;
 pub(crate) mod resize;

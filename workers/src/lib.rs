@@ -170,31 +170,37 @@ impl Shared {
         };
         while let Ok(claimed) = self.claim.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim)
         {
-            let index = usize::try_from(claimed & LOW).unwrap_or(usize::MAX);
-            // SAFETY: the piece was claimed, so `Pool::run` has not returned: it waits for `left`.
-            let piece = unsafe { &*task.piece };
-            let result = catch_unwind(AssertUnwindSafe(|| piece(index)));
-            if let Err(panic) = result {
-                self.lock().panic = Some(panic);
-            }
-            // Release pairs with the Acquire in `finish`: what the piece wrote is there.
-            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                let slot = self.lock();
-                if slot.is_waited_for {
-                    self.finished.notify_one();
-                }
+            self.run_piece(task, usize::try_from(claimed & LOW).unwrap_or(usize::MAX));
+        }
+    }
+
+    /// Runs a piece that was claimed.
+    fn run_piece(&self, task: Task, index: usize) {
+        // SAFETY: the piece was claimed, so `Pool::run` has not returned: it waits for `left`.
+        let piece = unsafe { &*task.piece };
+        let result = catch_unwind(AssertUnwindSafe(|| piece(index)));
+        if let Err(panic) = result {
+            self.lock().panic = Some(panic);
+        }
+        // Release pairs with the Acquire in `finish`: what the piece wrote is there.
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let slot = self.lock();
+            if slot.is_waited_for {
+                self.finished.notify_one();
             }
         }
     }
 
     /// Begins the next task; returns its number.
+    ///
+    /// The first piece is the caller's own, always: what it keeps to from task to task is in its cache.
     fn publish(&self, change: impl FnOnce(&mut Slot)) -> u64 {
         let mut slot = self.lock();
         change(&mut slot);
         // Never zero, which threads have seen from the start.
         let number = (self.number() + 1) & LOW;
         let number = number.max(1);
-        self.claim.store(number << 32, Ordering::Relaxed);
+        self.claim.store(number << 32 | 1, Ordering::Relaxed);
         if slot.sleepers > 0 {
             self.start.notify_all();
         }
@@ -241,6 +247,7 @@ impl Workers for Pool {
         let task = Task { piece, pieces: self.count() as u64 };
         self.shared.left.store(self.count(), Ordering::Relaxed);
         let number = self.shared.publish(|slot| slot.task = Some(task));
+        self.shared.run_piece(task, 0);
         self.shared.run_pieces(number, task);
         let panic = self.shared.finish();
         drop(busy);

@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How often runs are looked after.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often runs are looked after. A look takes a worker's processor for 40 us: of every 5 ms, that was 1 %.
+const LOOK: Duration = Duration::from_millis(25);
 /// How long after the last run it goes to sleep: in a row of runs nobody needs to be woken.
 const LINGER: Duration = Duration::from_millis(200);
 

@@ -1,6 +1,7 @@
 //! Holders and waiters as threads.
 
 use super::*;
+use crate::kernel::control::Side;
 use npu_uapi::workers::Caller;
 use std::sync::mpsc;
 
@@ -138,7 +139,7 @@ fn a_part_of_a_command_is_paid_once() {
     let grant = seat.acquire(NORMAL, None).unwrap();
     grant.begin(1000, Place::default());
     engine.set_chunks(4);
-    assert_eq!(engine.take_chunk(), 0);
+    assert_eq!(engine.take_chunk(Side::Front).unwrap().index, 0);
     assert_eq!(seat.member.spent(), 250, "seen while it computes");
     let place = engine.place();
     grant.end(Some(place));

@@ -41,8 +41,8 @@ pub struct Engine {
 #[derive(Debug, Default)]
 struct Live {
     heartbeat: AtomicU64,
-    /// The next chunk that nobody has taken.
-    next: AtomicU64,
+    /// Chunks taken from either end, see [`Taken`].
+    taken: AtomicU64,
     /// All chunks of the command; 0 before they are known.
     chunks: AtomicU64,
     /// The workers that the chunks were planned for; 0 before that.
@@ -52,15 +52,80 @@ struct Live {
 /// How far a command has come that was stopped between two chunks.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Place {
-    next: u64,
+    taken: Taken,
     chunks: u64,
     workers: u64,
+}
+
+/// The end of a command's chunks that a worker takes its own from. A worker that keeps to one finds in its
+/// own cache most of what the command before has written, which on another processor's is far away.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Side {
+    Front,
+    Back,
+}
+
+impl Side {
+    /// Of the workers' `index`th piece.
+    pub(super) fn of(index: usize) -> Self {
+        if index.is_multiple_of(2) { Self::Front } else { Self::Back }
+    }
+}
+
+/// How many chunks were taken from the front, and in the high half from the back. Of more chunks than
+/// [`Taken::MOST`] all are taken from the front, and counted in all its bits.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Taken(u64);
+
+impl Taken {
+    /// Chunks that are taken from both ends. Each worker takes one more than there are, in vain.
+    const MOST: u64 = 1 << 31;
+    const FROM_BACK: u64 = 1 << 32;
+
+    /// What a worker on `side` adds to take one of `chunks`.
+    fn one(side: Side, chunks: u64) -> u64 {
+        if side == Side::Back && chunks <= Self::MOST { Self::FROM_BACK } else { 1 }
+    }
+
+    fn front(self, chunks: u64) -> u64 {
+        if chunks <= Self::MOST { self.0 % Self::FROM_BACK } else { self.0 }
+    }
+
+    fn back(self, chunks: u64) -> u64 {
+        if chunks <= Self::MOST { self.0 / Self::FROM_BACK } else { 0 }
+    }
+
+    /// Of `chunks`.
+    fn all(self, chunks: u64) -> u64 {
+        (self.front(chunks) + self.back(chunks)).min(chunks)
+    }
+}
+
+/// The next of `chunks` from `side`, [`Taken`] as `taken` says; `None` when every one was taken.
+pub(super) fn take(taken: &AtomicU64, chunks: u64, side: Side) -> Option<Chunk> {
+    // Relaxed: the counter orders nothing, `Workers::run` orders the memory.
+    let taken = Taken(taken.fetch_add(Taken::one(side, chunks), Relaxed));
+    let all = taken.all(chunks);
+    let index = match side {
+        Side::Back if chunks <= Taken::MOST => chunks.checked_sub(taken.back(chunks) + 1)?,
+        _ => taken.front(chunks),
+    };
+    (all < chunks).then_some(Chunk { index, is_last: all + 1 == chunks })
+}
+
+/// A chunk that a worker has taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Chunk {
+    pub(crate) index: u64,
+    /// Whether all the others were taken before it.
+    pub(crate) is_last: bool,
 }
 
 impl Place {
     /// The part of `cost` that is done.
     pub(crate) fn of(self, cost: u64) -> u64 {
-        let (done, all) = (u128::from(self.next.min(self.chunks)), u128::from(self.chunks.max(1)));
+        let done = u128::from(self.taken.all(self.chunks));
+        let all = u128::from(self.chunks.max(1));
         u64::try_from(u128::from(cost) * done / all).expect("at most the cost itself")
     }
 }
@@ -103,7 +168,7 @@ impl Engine {
     }
 
     fn set_place(&self, place: Place) {
-        self.live.next.store(place.next, Relaxed);
+        self.live.taken.store(place.taken.0, Relaxed);
         self.live.chunks.store(place.chunks, Relaxed);
         self.live.workers.store(place.workers, Relaxed);
     }
@@ -111,7 +176,7 @@ impl Engine {
     /// How far the command has come.
     pub(crate) fn place(&self) -> Place {
         Place {
-            next: self.live.next.load(Relaxed),
+            taken: self.taken(),
             chunks: self.live.chunks.load(Relaxed),
             workers: self.live.workers.load(Relaxed),
         }
@@ -152,13 +217,19 @@ impl Engine {
         self.live.chunks.store(count, Relaxed);
     }
 
-    /// Whether every chunk was taken.
-    pub(super) fn is_through(&self) -> bool {
-        self.live.next.load(Relaxed) >= self.live.chunks.load(Relaxed)
+    fn taken(&self) -> Taken {
+        Taken(self.live.taken.load(Relaxed))
     }
 
-    pub(crate) fn take_chunk(&self) -> u64 {
-        self.live.next.fetch_add(1, Relaxed)
+    /// Whether every chunk was taken.
+    pub(super) fn is_through(&self) -> bool {
+        let chunks = self.live.chunks.load(Relaxed);
+        self.taken().all(chunks) == chunks
+    }
+
+    /// The next chunk from `side`; `None` when every one was taken.
+    pub(crate) fn take_chunk(&self, side: Side) -> Option<Chunk> {
+        take(&self.live.taken, self.live.chunks.load(Relaxed), side)
     }
 }
 
@@ -293,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_part_of_a_cost_never_passes_the_whole() {
-        let place = |next, chunks| Place { next, chunks, workers: 1 };
+        let place = |taken, chunks| Place { taken: Taken(taken), chunks, workers: 1 };
         assert_eq!(place(0, 0).of(u64::MAX), 0);
         assert_eq!(place(3, 4).of(u64::MAX), u64::MAX / 4 * 3 + 2);
         assert_eq!(place(9, 4).of(1000), 1000, "workers count past the end");

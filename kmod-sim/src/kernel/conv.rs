@@ -154,6 +154,13 @@ impl Problem {
         self.window.kernel_h * self.window.kernel_w
     }
 
+    /// Codes that it reads and writes, about: a measure, not a bound.
+    pub(crate) fn codes(&self) -> i64 {
+        let all = |of: [i64; 4]| of.into_iter().fold(1, i64::saturating_mul);
+        let read = all([self.images, self.ifm_h, self.ifm_w, self.groups * self.group_inputs]);
+        read.saturating_add(all([self.images, self.ofm_h, self.ofm_w, self.outputs]))
+    }
+
     /// Offset of input pixel `(n, y, x)`, `None` in the padding.
     #[inline]
     pub(crate) fn input(&self, n: i64, y: i64, x: i64) -> Option<i64> {

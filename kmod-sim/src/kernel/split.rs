@@ -1,9 +1,9 @@
-//! One command over several workers: chunks pulled from a counter, with a look at what is asked between.
+//! One command over several workers: chunks taken from both ends, with a look at what is asked between.
 
 use super::Stop;
-use super::control::Control;
+use super::control::{Chunk, Control, Side, take};
 use npu_uapi::workers::Workers;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Multiply-accumulates after which a kernel looks at the latest whether it is to end.
 pub(crate) const POLL_MACS: i64 = 1 << 24;
@@ -50,16 +50,12 @@ impl Split<'_> {
         let engine = self.control.engine;
         let count = u64::try_from(count).unwrap_or(0);
         engine.set_chunks(count);
-        // Relaxed throughout: the counter orders nothing, `Workers::run` orders the memory.
         let left = AtomicBool::new(false);
-        let piece = |_| {
+        let piece = |worker| {
+            let side = Side::of(worker);
             while engine.end().is_none() {
-                let chunk = engine.take_chunk();
-                if chunk >= count {
-                    return;
-                }
-                let is_last = chunk + 1 == count;
-                let chunk = i64::try_from(chunk).expect("it was counted up from 0 to below an i64");
+                let Some(Chunk { index, is_last }) = engine.take_chunk(side) else { return };
+                let chunk = i64::try_from(index).expect("it is below an i64");
                 let mut budget = Budget { control: self.control, left: LOOK_MACS };
                 if body(chunk, &mut budget).is_err() {
                     left.store(true, Relaxed);
@@ -85,6 +81,31 @@ impl Split<'_> {
         }
         engine.forget_place();
         Ok(())
+    }
+
+    /// Calls `body(i)` once for each `i` in `0..count`, on all workers: for what the chunks share, before
+    /// them. It is short, is not preempted, and is done anew when the command is resumed.
+    ///
+    /// # Errors
+    /// What ends the command; then some are not done.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels share"))]
+    pub(crate) fn before(&self, count: i64, body: &(dyn Fn(i64) + Sync)) -> Result<(), Stop> {
+        let count = u64::try_from(count).unwrap_or(0);
+        let taken = AtomicU64::new(0);
+        let piece = |worker| {
+            while self.control.engine.end().is_none()
+                && let Some(chunk) = take(&taken, count, Side::of(worker))
+            {
+                body(i64::try_from(chunk.index).expect("it is below an i64"));
+                self.control.engine.beat();
+            }
+        };
+        if count <= 1 {
+            piece(0);
+        } else {
+            self.workers.run(&piece);
+        }
+        self.control.engine.end().map_or(Ok(()), Err)
     }
 
     /// For a kernel that reads much before its first chunk.
@@ -171,7 +192,6 @@ mod tests {
     use super::*;
     use crate::kernel::control::{Engine, Lookout};
     use npu_uapi::workers::Caller;
-    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_chunk_runs_once_and_beats_once() {
@@ -184,6 +204,48 @@ mod tests {
         });
         assert_eq!((done, seen.into_inner()), (Ok(()), 0x3ff));
         assert_eq!(engine.heartbeat(), 10);
+    }
+
+    #[test]
+    fn two_workers_meet_between_the_ends() {
+        /// The second piece first.
+        struct Two;
+        impl Workers for Two {
+            fn count(&self) -> usize {
+                2
+            }
+            fn run(&self, piece: &(dyn Fn(usize) + Sync)) {
+                piece(1);
+                piece(0);
+            }
+        }
+        let engine = Engine::default();
+        let split = Split { workers: &Two, control: &Control::new(&engine) };
+        let seen = std::sync::Mutex::new(Vec::new());
+        let note = |chunk| seen.lock().unwrap().push(chunk);
+        split.before(3, &note).unwrap();
+        engine.preempt();
+        for _ in 0..2 {
+            // One from each end, and is asked to rest; then the rest of them, from the back.
+            let _ = split.chunks(5, &|chunk, _| {
+                note(chunk);
+                Ok(())
+            });
+            let place = engine.place();
+            engine.reset();
+            engine.begin(place);
+        }
+        assert_eq!(seen.into_inner().unwrap(), [2, 1, 0, 4, 0, 3, 2, 1]);
+        assert!(engine.heartbeat() >= 8);
+    }
+
+    #[test]
+    fn more_chunks_than_can_be_counted_from_both_ends_come_from_the_front() {
+        let taken = AtomicU64::new(0);
+        let index = |side| take(&taken, 1 << 40, side).map(|chunk| chunk.index);
+        assert_eq!([Side::Back, Side::Front, Side::Back].map(index), [Some(0), Some(1), Some(2)]);
+        taken.store((1 << 40) - 1, Relaxed);
+        assert_eq!([Side::Back, Side::Back].map(index), [Some((1 << 40) - 1), None]);
     }
 
     #[test]

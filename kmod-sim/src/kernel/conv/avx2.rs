@@ -16,6 +16,7 @@ pub(super) mod zero_points;
 
 use super::avx512vnni::{Job, Pixels, ROOM, counted, span, takes as takes_512};
 use crate::kernel::conv::Problem;
+use crate::kernel::order::{self, Order};
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector_avx2::stage::{Kind, PLAIN, SUM, Stage, TABLES};
 use crate::kernel::vector_avx2::{Records, store_some, upper};
@@ -63,7 +64,7 @@ unsafe fn run_with<D: Dot>(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     }
     let job = job;
     let plan = Plan::new(&job, split);
-    split.chunks(plan.chunks(), &|chunk, _| {
+    split.chunks(plan.order().chunks(), &|chunk, _| {
         // SAFETY: the caller's promise; a chunk is at most as large as `Plan::new` bounds it.
         unsafe { plan.chunk::<D>(&job, chunk) };
         Ok(())
@@ -77,6 +78,7 @@ struct Plan {
     /// Blocks of all groups.
     blocks: i64,
     blocks_a_chunk: i64,
+    in_halves: bool,
 }
 
 impl Plan {
@@ -92,15 +94,16 @@ impl Plan {
         let tiles_a_chunk = (units / blocks_a_chunk).clamp(1, tiles);
         // What the tiles do not use of a chunk, more blocks do.
         let blocks_a_chunk = (units / tiles_a_chunk).clamp(blocks_a_chunk, blocks);
-        Self { tiles, tiles_a_chunk, blocks, blocks_a_chunk }
+        let in_halves = order::in_halves(split, blocks * job.block_bytes, job.problem.codes());
+        Self { tiles, tiles_a_chunk, blocks, blocks_a_chunk, in_halves }
     }
 
-    fn chunks_of_tiles(&self) -> i64 {
-        (self.tiles + self.tiles_a_chunk - 1) / self.tiles_a_chunk
-    }
-
-    fn chunks(&self) -> i64 {
-        (self.blocks + self.blocks_a_chunk - 1) / self.blocks_a_chunk * self.chunks_of_tiles()
+    fn order(&self) -> Order {
+        Order {
+            weights: (self.blocks + self.blocks_a_chunk - 1) / self.blocks_a_chunk,
+            pixels: (self.tiles + self.tiles_a_chunk - 1) / self.tiles_a_chunk,
+            in_halves: self.in_halves,
+        }
     }
 
     /// Computes one chunk.
@@ -110,8 +113,9 @@ impl Plan {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn chunk<D: Dot>(&self, job: &Job<'_>, chunk: i64) {
         // All tiles pass by before the next weights are fetched.
-        let first_block = chunk / self.chunks_of_tiles() * self.blocks_a_chunk;
-        let first_tile = chunk % self.chunks_of_tiles() * self.tiles_a_chunk;
+        let (first_block, first_tile) = self.order().at(chunk);
+        let first_block = first_block * self.blocks_a_chunk;
+        let first_tile = first_tile * self.tiles_a_chunk;
         let stage = Stage::new(&job.problem.stage);
         let (mut addresses, mut window) = (Vec::new(), Vec::new());
         let mut inputs = dot::Inputs::default();

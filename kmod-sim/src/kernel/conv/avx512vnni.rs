@@ -27,6 +27,7 @@ mod zero_points;
 use crate::kernel::Stop;
 use crate::kernel::conv::{Problem, Taps};
 use crate::kernel::operand::Map;
+use crate::kernel::order::{self, Order};
 use crate::kernel::room::Room;
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector::stage::Stage;
@@ -218,6 +219,12 @@ impl<'a> Job<'a> {
             },
         }
     }
+
+    /// Whether its chunks are better in halves.
+    fn in_halves(&self, split: &Split<'_>) -> bool {
+        let weights = self.problem.groups * self.blocks * self.block_bytes;
+        order::in_halves(split, weights, self.problem.codes())
+    }
 }
 
 /// How a job is cut: tiles of pixels, panels of blocks, chunks of both.
@@ -229,6 +236,7 @@ struct Plan {
     panels_a_group: i64,
     panels: i64,
     panels_a_chunk: i64,
+    in_halves: bool,
 }
 
 impl Plan {
@@ -250,15 +258,33 @@ impl Plan {
         let tiles_a_chunk = (units / panels_a_chunk).clamp(1, tiles);
         // What the tiles do not use of a chunk, more panels do.
         let panels_a_chunk = (units / tiles_a_chunk).clamp(panels_a_chunk, panels);
-        Self { tiles, tiles_a_chunk, blocks_a_panel, panels_a_group, panels, panels_a_chunk }
+        Self {
+            tiles,
+            tiles_a_chunk,
+            blocks_a_panel,
+            panels_a_group,
+            panels,
+            panels_a_chunk,
+            in_halves: job.in_halves(split),
+        }
     }
 
-    fn chunks_of_tiles(&self) -> i64 {
-        (self.tiles + self.tiles_a_chunk - 1) / self.tiles_a_chunk
+    fn order(&self) -> Order {
+        Order {
+            weights: (self.panels + self.panels_a_chunk - 1) / self.panels_a_chunk,
+            pixels: (self.tiles + self.tiles_a_chunk - 1) / self.tiles_a_chunk,
+            in_halves: self.in_halves,
+        }
     }
 
     fn chunks(&self) -> i64 {
-        (self.panels + self.panels_a_chunk - 1) / self.panels_a_chunk * self.chunks_of_tiles()
+        self.order().chunks()
+    }
+
+    /// The first panel and the first tile of `chunk`.
+    fn first(&self, chunk: i64) -> (i64, i64) {
+        let (panels, tiles) = self.order().at(chunk);
+        (panels * self.panels_a_chunk, tiles * self.tiles_a_chunk)
     }
 
     /// Computes one chunk.
@@ -269,9 +295,8 @@ impl Plan {
     unsafe fn chunk(&self, job: &Job<'_>, channels: Channels, chunk: i64) {
         // All tiles pass by before the next weights are fetched, which are the larger part of a deep
         // layer's memory.
-        let first_panel = chunk / self.chunks_of_tiles() * self.panels_a_chunk;
+        let (first_panel, first_tile) = self.first(chunk);
         let end_panel = (first_panel + self.panels_a_chunk).min(self.panels);
-        let first_tile = chunk % self.chunks_of_tiles() * self.tiles_a_chunk;
         let stage = Stage::new(&job.problem.stage, channels);
         let (mut addresses, mut window) = (Room::new(), Room::new());
         for tile in first_tile..(first_tile + self.tiles_a_chunk).min(self.tiles) {

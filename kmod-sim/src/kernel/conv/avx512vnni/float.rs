@@ -320,8 +320,7 @@ impl Plan {
         budget: &mut Budget<'_>,
     ) -> Result<(), Aborted> {
         let p = job.problem;
-        let first_panel = chunk / self.chunks_of_tiles() * self.panels_a_chunk;
-        let first_tile = chunk % self.chunks_of_tiles() * self.tiles_a_chunk;
+        let (first_panel, first_tile) = self.first(chunk);
         let stage = Stage::new(&p.stage, Channels { symmetric: true, small: false });
         let (mut addresses, mut window) = (Vec::new(), Vec::new());
         let mut unsettled = Vec::new();

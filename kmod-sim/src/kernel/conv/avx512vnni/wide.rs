@@ -21,6 +21,7 @@ mod threes;
 
 use super::Job;
 use crate::kernel::Stop;
+use crate::kernel::order::Order;
 use crate::kernel::room::Room;
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector::stage::{Kind, Stage};
@@ -95,7 +96,7 @@ fn grain(job: &Job<'_>) -> i64 {
 pub(super) unsafe fn run(job: &Job<'_>, channels: Channels, split: &Split<'_>) -> Result<(), Stop> {
     // SAFETY: the caller's promise.
     let plan = unsafe { Plan::new(job, split) };
-    split.chunks(plan.chunks(), &|chunk, _| {
+    split.chunks(plan.order().chunks(), &|chunk, _| {
         // SAFETY: the caller's promise.
         unsafe { plan.chunk(job, channels, chunk) };
         Ok(())
@@ -111,6 +112,7 @@ struct Plan {
     panels_a_group: i64,
     panels: i64,
     panels_a_chunk: i64,
+    in_halves: bool,
     asks: Asks,
 }
 
@@ -133,6 +135,7 @@ impl Plan {
         let panels_a_chunk = (units / strips_of_pixels).clamp(1, panels.min(most));
         let strips_a_chunk = (units / panels_a_chunk).clamp(1, strips);
         Self {
+            in_halves: job.in_halves(split),
             asks: Asks::new(job, blocks_a_panel, strips, panels),
             input,
             blocks_a_panel,
@@ -144,12 +147,12 @@ impl Plan {
         }
     }
 
-    fn chunks_of_strips(&self) -> i64 {
-        (self.strips + self.strips_a_chunk - 1) / self.strips_a_chunk
-    }
-
-    fn chunks(&self) -> i64 {
-        (self.panels + self.panels_a_chunk - 1) / self.panels_a_chunk * self.chunks_of_strips()
+    fn order(&self) -> Order {
+        Order {
+            weights: (self.panels + self.panels_a_chunk - 1) / self.panels_a_chunk,
+            pixels: (self.strips + self.strips_a_chunk - 1) / self.strips_a_chunk,
+            in_halves: self.in_halves,
+        }
     }
 
     /// Computes one chunk.
@@ -159,9 +162,10 @@ impl Plan {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn chunk(&self, job: &Job<'_>, channels: Channels, chunk: i64) {
         // All strips pass by before the next weights are fetched.
-        let first_panel = chunk / self.chunks_of_strips() * self.panels_a_chunk;
+        let (panels, strips) = self.order().at(chunk);
+        let first_panel = panels * self.panels_a_chunk;
         let end_panel = (first_panel + self.panels_a_chunk).min(self.panels);
-        let first_strip = chunk % self.chunks_of_strips() * self.strips_a_chunk;
+        let first_strip = strips * self.strips_a_chunk;
         let end_strip = (first_strip + self.strips_a_chunk).min(self.strips);
         let stage = Stage::new(&job.problem.stage, channels);
         let kind = match stage.kind() {

@@ -34,6 +34,7 @@ use inputs::Inputs;
 use outputs::Outputs;
 use panel::Panel;
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use weights::Weights;
 
@@ -65,7 +66,15 @@ const MOST_ROWS: i64 = 14;
 
 /// A line of the cache, not written yet.
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "reached by address")] MaybeUninit<[u8; 64]>);
+struct Line(#[expect(dead_code, reason = "reached by address")] UnsafeCell<MaybeUninit<[u8; 64]>>);
+
+// SAFETY: it is reached by address alone, and whoever writes there promises to be the only one.
+unsafe impl Sync for Line {}
+
+/// Where `lines` are.
+fn first(lines: &Room<Line>) -> *mut u8 {
+    lines.as_ptr().cast::<u8>().cast_mut()
+}
 
 /// Room for `bytes`, which are what they happen to be.
 fn room(bytes: usize) -> Room<Line> {
@@ -98,7 +107,7 @@ pub(super) fn takes(job: &Job<'_>, channels: Channels) -> bool {
 pub(super) unsafe fn run(job: &Job<'_>, channels: Channels, split: &Split<'_>) -> Result<(), Stop> {
     let grid = Grid::new(job);
     // SAFETY: the caller's promise.
-    let plan = unsafe { Plan::new(job, &grid, split) };
+    let plan = unsafe { Plan::new(job, &grid, split)? };
     split.chunks(plan.chunks(), &|chunk, budget| {
         // SAFETY: the caller's promise.
         unsafe { plan.chunk(job, channels, chunk, budget) }
@@ -197,24 +206,27 @@ struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// # Safety
     /// As of [`run`].
-    unsafe fn new(job: &Job<'_>, grid: &'a Grid, split: &Split<'_>) -> Self {
-        if grid.shares_weights(job) {
-            let mut weights = Weights::new(grid, grid.panels * grid.parts);
-            for at in 0..grid.panels * grid.parts {
+    unsafe fn new(job: &Job<'_>, grid: &'a Grid, split: &Split<'_>) -> Result<Self, Stop> {
+        Ok(if grid.shares_weights(job) {
+            let weights = Weights::new(grid, grid.panels * grid.parts);
+            split.before(grid.panels * grid.parts, &|at| {
                 let panel = grid.panel(at / grid.parts);
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller's promise; each place is its own.
                 unsafe { weights.fill(job, grid, (&panel, at % grid.parts), at) };
-            }
+            })?;
             let macs = 72 * job.problem.group_inputs * job.problem.group_outputs;
             let few = split.fine(MOST_ROWS).min(grid.tiles / split.workers());
             let tiles_a_chunk = split.units_a_chunk(grid.tiles, macs).max(few);
             Self { grid, shared: Shared::Weights(weights), tiles_a_chunk }
         } else {
             let mut inputs = Inputs::new(grid, grid.tiles);
-            // SAFETY: the caller's promise.
-            unsafe { inputs.fill(job, grid, 0, grid.tiles) };
+            inputs.be_for(0, grid.tiles);
+            split.before(inputs.pairs(), &|pair| {
+                // SAFETY: the caller's promise; each pair is its own.
+                unsafe { inputs.fill_pair(job, grid, pair) };
+            })?;
             Self { grid, shared: Shared::Inputs(inputs), tiles_a_chunk: grid.tiles }
-        }
+        })
     }
 
     fn chunks(&self) -> i64 {
@@ -262,7 +274,7 @@ impl<'a> Plan<'a> {
                 }
             }
             Shared::Inputs(inputs) => {
-                let mut weights = Weights::new(grid, 1);
+                let weights = Weights::new(grid, 1);
                 let mut outputs = Outputs::new(grid, inputs.count);
                 let panel = grid.panel(chunk);
                 let bands = (inputs.count + MOST_TILES - 1) / MOST_TILES;

@@ -171,8 +171,7 @@ impl<'a> Ordered<'a> {
         budget: &mut Budget<'_>,
     ) -> Result<(), Aborted> {
         let (job, p) = (self.job, self.job.problem);
-        let first_panel = chunk / plan.chunks_of_tiles() * plan.panels_a_chunk;
-        let first_tile = chunk % plan.chunks_of_tiles() * plan.tiles_a_chunk;
+        let (first_panel, first_tile) = plan.first(chunk);
         let panels = first_panel..(first_panel + plan.panels_a_chunk).min(plan.panels);
         let stage = Stage::new(&p.stage, Channels { symmetric: true, small: false });
         let finish = if stage.plain { finish::<true> } else { finish::<false> };

@@ -1,6 +1,6 @@
 //! What the 36 products read of the inputs: of each tile, the 6x6 pixels that its windows cover, mapped.
 
-use super::{COVERED, Grid, HALF, LANES, Line, TILE, room};
+use super::{COVERED, Grid, HALF, LANES, Line, TILE, first, room};
 use crate::kernel::conv::avx512vnni::Job;
 use crate::kernel::room::Room;
 use crate::memory::{isize_of, usize_of};
@@ -49,36 +49,57 @@ impl Inputs {
     /// As of [`super::run`]; the tiles exist, and there is room for them.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(super) unsafe fn fill(&mut self, job: &Job<'_>, grid: &Grid, first: i64, count: i64) {
+        self.be_for(first, count);
+        for pair in 0..self.pairs() {
+            // SAFETY: the caller's promise; it has them for itself.
+            unsafe { self.fill_pair(job, grid, pair) };
+        }
+    }
+
+    /// Tiles `first .. first + count` will be put here.
+    pub(super) fn be_for(&mut self, first: i64, count: i64) {
         (self.first, self.count) = (first, count);
+    }
+
+    /// Pairs of the tiles; in the last one a tile may be there twice.
+    pub(super) fn pairs(&self) -> i64 {
+        (self.count + 1) / 2
+    }
+
+    /// Puts two of the tiles here.
+    ///
+    /// # Safety
+    /// As of [`super::run`]; the tiles and the pair exist, there is room for them, and nobody else has to do with
+    /// this pair now.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(super) unsafe fn fill_pair(&self, job: &Job<'_>, grid: &Grid, pair: i64) {
         let lanes = job.problem.group_inputs;
         let mut pixels = [[[std::ptr::null(); 6]; 6]; 2];
-        for pair in 0..(count + 1) / 2 {
-            let tiles = [2 * pair, 2 * pair + 1];
-            for (pixels, tile) in pixels.iter_mut().zip(tiles) {
-                cover(job, grid, first + tile.min(count - 1), pixels);
+        let tiles = [2 * pair, 2 * pair + 1];
+        for (pixels, tile) in pixels.iter_mut().zip(tiles) {
+            cover(job, grid, self.first + tile.min(self.count - 1), pixels);
+        }
+        let mut lane = 0;
+        while lanes - lane > HALF {
+            for (pixels, tile) in pixels.iter().zip(tiles) {
+                let to = self.place(grid, lane, tile);
+                // SAFETY: `LANES` inputs of pixels, and room for their values.
+                unsafe { map(pixels, isize_of(lane), to, self.value_bytes) };
             }
-            let mut lane = 0;
-            while lanes - lane > HALF {
-                for (pixels, tile) in pixels.iter().zip(tiles) {
-                    let to = self.place(grid, lane, tile);
-                    // SAFETY: `LANES` inputs of pixels, and room for their values.
-                    unsafe { map(pixels, isize_of(lane), to, self.value_bytes) };
-                }
-                lane += LANES;
-            }
-            if lane < lanes {
-                let to = tiles.map(|tile| self.place(grid, lane, tile));
-                // SAFETY: half as many inputs, and room for the values of them.
-                unsafe { map_halves(&pixels, isize_of(lane), to, self.value_bytes) };
-            }
+            lane += LANES;
+        }
+        if lane < lanes {
+            let to = tiles.map(|tile| self.place(grid, lane, tile));
+            // SAFETY: half as many inputs, and room for the values of them.
+            unsafe { map_halves(&pixels, isize_of(lane), to, self.value_bytes) };
         }
     }
 
     /// Where the first value of input `lane` of a tile goes.
-    fn place(&mut self, grid: &Grid, lane: i64, tile: i64) -> *mut u8 {
+    fn place(&self, grid: &Grid, lane: i64, tile: i64) -> *mut u8 {
         let (part, lane) = (lane / grid.inputs_a_part, lane % grid.inputs_a_part);
         let to = self.offset(part, 0, tile).wrapping_add(2 * isize_of(lane));
-        self.values.as_mut_ptr().cast::<u8>().wrapping_offset(to)
+        first(&self.values).wrapping_offset(to)
     }
 
     fn offset(&self, part: i64, value: usize, tile: i64) -> isize {
@@ -90,7 +111,7 @@ impl Inputs {
 
     /// Value number `value` of the inputs of `part`, of a tile counted from the first one here.
     pub(super) fn at(&self, part: i64, value: usize, tile: i64) -> *const u8 {
-        self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(part, value, tile))
+        first(&self.values).cast_const().wrapping_offset(self.offset(part, value, tile))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the 36 products read of the weights: of each input and output, the 3x3 weights, mapped.
 
-use super::{Grid, Line, Panel, room};
+use super::{Grid, Line, Panel, first, room};
 use crate::kernel::conv::avx512vnni::Job;
 use crate::kernel::room::Room;
 use crate::kernel::vector::{load_64, load_records};
@@ -38,22 +38,22 @@ impl Weights {
     }
 
     pub(super) fn matrix(&self, at: i64, value: usize) -> *const u8 {
-        let first = self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, 0));
+        let first = first(&self.values).cast_const().wrapping_offset(self.offset(at, 0));
         first.wrapping_offset(value.cast_signed().wrapping_mul(isize_of(self.value_bytes)))
     }
 
     /// What the sums of a part lack.
     pub(super) fn offsets(&self, at: i64) -> *const u8 {
-        self.values.as_ptr().cast::<u8>().wrapping_offset(self.offset(at, 36))
+        first(&self.values).cast_const().wrapping_offset(self.offset(at, 36))
     }
 
     /// Puts the weights of `part` of `panel` at place `at`.
     ///
     /// # Safety
-    /// As of [`super::run`]; panel, part and place exist.
+    /// As of [`super::run`]; panel, part and place exist, and nobody else has to do with the place now.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     pub(super) unsafe fn fill(
-        &mut self,
+        &self,
         job: &Job<'_>,
         grid: &Grid,
         (panel, part): (&Panel, i64),
@@ -62,7 +62,7 @@ impl Weights {
         let tap_bytes = isize_of(64 * job.steps);
         let value_bytes = isize_of(self.value_bytes);
         let row_bytes = isize_of(64 * panel.blocks);
-        let to = self.values.as_mut_ptr().cast::<u8>().wrapping_offset(self.offset(at, 0));
+        let to = first(&self.values).wrapping_offset(self.offset(at, 0));
         let first_step = part * grid.inputs_a_part / 4;
         for block in 0..panel.blocks {
             let number = panel.first_block + block;

@@ -25,6 +25,7 @@
 //! says: kernels differ in what they make of other bytes there.
 
 pub(crate) mod binary;
+pub(crate) mod chunks;
 pub(crate) mod control;
 pub(crate) mod conv;
 pub(crate) mod copy;

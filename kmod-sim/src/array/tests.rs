@@ -1,7 +1,7 @@
 //! Holders and waiters as threads.
 
 use super::*;
-use crate::kernel::control::Side;
+use crate::kernel::chunks::Side;
 use npu_uapi::workers::Caller;
 use std::sync::mpsc;
 

@@ -10,6 +10,7 @@
 //! ```
 
 use super::Stop;
+use super::chunks::{Chunk, Ends, Left, Side};
 use crossbeam::utils::CachePadded;
 use std::fmt;
 use std::sync::OnceLock;
@@ -34,15 +35,16 @@ const ABORT: u8 = 3;
 pub struct Engine {
     /// Read by all workers at each chunk, hardly ever written: a cache line of its own.
     request: CachePadded<AtomicU8>,
-    live: CachePadded<Live>,
+    /// Of the workers on either side, who count each in a cache line of their own.
+    heartbeats: [CachePadded<AtomicU64>; 2],
+    /// The chunks that nobody has taken.
+    ends: Ends,
+    plan: Plan,
 }
 
-/// Written at each chunk.
+/// Written once a command.
 #[derive(Debug, Default)]
-struct Live {
-    heartbeat: AtomicU64,
-    /// Chunks taken from either end, see [`Taken`].
-    taken: AtomicU64,
+struct Plan {
     /// All chunks of the command; 0 before they are known.
     chunks: AtomicU64,
     /// The workers that the chunks were planned for; 0 before that.
@@ -52,79 +54,15 @@ struct Live {
 /// How far a command has come that was stopped between two chunks.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Place {
-    taken: Taken,
+    left: Left,
     chunks: u64,
     workers: u64,
-}
-
-/// The end of a command's chunks that a worker takes its own from. A worker that keeps to one finds in its
-/// own cache most of what the command before has written, which on another processor's is far away.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Side {
-    Front,
-    Back,
-}
-
-impl Side {
-    /// Of the workers' `index`th piece.
-    pub(super) fn of(index: usize) -> Self {
-        if index.is_multiple_of(2) { Self::Front } else { Self::Back }
-    }
-}
-
-/// How many chunks were taken from the front, and in the high half from the back. Of more chunks than
-/// [`Taken::MOST`] all are taken from the front, and counted in all its bits.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Taken(u64);
-
-impl Taken {
-    /// Chunks that are taken from both ends. Each worker takes one more than there are, in vain.
-    const MOST: u64 = 1 << 31;
-    const FROM_BACK: u64 = 1 << 32;
-
-    /// What a worker on `side` adds to take one of `chunks`.
-    fn one(side: Side, chunks: u64) -> u64 {
-        if side == Side::Back && chunks <= Self::MOST { Self::FROM_BACK } else { 1 }
-    }
-
-    fn front(self, chunks: u64) -> u64 {
-        if chunks <= Self::MOST { self.0 % Self::FROM_BACK } else { self.0 }
-    }
-
-    fn back(self, chunks: u64) -> u64 {
-        if chunks <= Self::MOST { self.0 / Self::FROM_BACK } else { 0 }
-    }
-
-    /// Of `chunks`.
-    fn all(self, chunks: u64) -> u64 {
-        (self.front(chunks) + self.back(chunks)).min(chunks)
-    }
-}
-
-/// The next of `chunks` from `side`, [`Taken`] as `taken` says; `None` when every one was taken.
-pub(super) fn take(taken: &AtomicU64, chunks: u64, side: Side) -> Option<Chunk> {
-    // Relaxed: the counter orders nothing, `Workers::run` orders the memory.
-    let taken = Taken(taken.fetch_add(Taken::one(side, chunks), Relaxed));
-    let all = taken.all(chunks);
-    let index = match side {
-        Side::Back if chunks <= Taken::MOST => chunks.checked_sub(taken.back(chunks) + 1)?,
-        _ => taken.front(chunks),
-    };
-    (all < chunks).then_some(Chunk { index, is_last: all + 1 == chunks })
-}
-
-/// A chunk that a worker has taken.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Chunk {
-    pub(crate) index: u64,
-    /// Whether all the others were taken before it.
-    pub(crate) is_last: bool,
 }
 
 impl Place {
     /// The part of `cost` that is done.
     pub(crate) fn of(self, cost: u64) -> u64 {
-        let done = u128::from(self.taken.all(self.chunks));
+        let done = u128::from(self.chunks.saturating_sub(self.left.count()));
         let all = u128::from(self.chunks.max(1));
         u64::try_from(u128::from(cost) * done / all).expect("at most the cost itself")
     }
@@ -133,7 +71,8 @@ impl Place {
 impl Engine {
     /// Counts up as chunks of work end.
     pub fn heartbeat(&self) -> u64 {
-        self.live.heartbeat.load(Relaxed)
+        let beats = self.heartbeats.iter().map(|beats| beats.load(Relaxed));
+        beats.fold(0, u64::wrapping_add)
     }
 
     /// Ends the command under way; its results are undefined.
@@ -168,22 +107,27 @@ impl Engine {
     }
 
     fn set_place(&self, place: Place) {
-        self.live.taken.store(place.taken.0, Relaxed);
-        self.live.chunks.store(place.chunks, Relaxed);
-        self.live.workers.store(place.workers, Relaxed);
+        self.ends.set(place.left);
+        self.plan.chunks.store(place.chunks, Relaxed);
+        self.plan.workers.store(place.workers, Relaxed);
     }
 
     /// How far the command has come.
     pub(crate) fn place(&self) -> Place {
         Place {
-            taken: self.taken(),
-            chunks: self.live.chunks.load(Relaxed),
-            workers: self.live.workers.load(Relaxed),
+            left: self.ends.left(),
+            chunks: self.plan.chunks.load(Relaxed),
+            workers: self.plan.workers.load(Relaxed),
         }
     }
 
     pub(crate) fn beat(&self) {
-        self.live.heartbeat.fetch_add(1, Relaxed);
+        self.beat_of(Side::Front);
+    }
+
+    /// Of a worker on `side`.
+    pub(super) fn beat_of(&self, side: Side) {
+        self.heartbeats[usize::from(side == Side::Back)].fetch_add(1, Relaxed);
     }
 
     /// Whether anything is asked, be it that the command rests.
@@ -204,32 +148,31 @@ impl Engine {
 
     /// The workers to plan for: those of the first time, when the command is resumed.
     pub(super) fn planned_workers(&self, now: u64) -> u64 {
-        match self.live.workers.load(Relaxed) {
+        match self.plan.workers.load(Relaxed) {
             0 => {
-                self.live.workers.store(now, Relaxed);
+                self.plan.workers.store(now, Relaxed);
                 now
             }
             planned => planned,
         }
     }
 
+    /// The command has `count` chunks, [`Left::MOST`] at most; some are done where it is resumed.
     pub(crate) fn set_chunks(&self, count: u64) {
-        self.live.chunks.store(count, Relaxed);
-    }
-
-    fn taken(&self) -> Taken {
-        Taken(self.live.taken.load(Relaxed))
+        if self.plan.chunks.load(Relaxed) != count {
+            self.ends.set(Left::all(count));
+            self.plan.chunks.store(count, Relaxed);
+        }
     }
 
     /// Whether every chunk was taken.
     pub(super) fn is_through(&self) -> bool {
-        let chunks = self.live.chunks.load(Relaxed);
-        self.taken().all(chunks) == chunks
+        self.ends.left().count() == 0
     }
 
     /// The next chunk from `side`; `None` when every one was taken.
     pub(crate) fn take_chunk(&self, side: Side) -> Option<Chunk> {
-        take(&self.live.taken, self.live.chunks.load(Relaxed), side)
+        self.ends.take(side)
     }
 }
 
@@ -364,9 +307,10 @@ mod tests {
 
     #[test]
     fn a_part_of_a_cost_never_passes_the_whole() {
-        let place = |taken, chunks| Place { taken: Taken(taken), chunks, workers: 1 };
+        let place = |left, chunks| Place { left: Left::all(left), chunks, workers: 1 };
         assert_eq!(place(0, 0).of(u64::MAX), 0);
-        assert_eq!(place(3, 4).of(u64::MAX), u64::MAX / 4 * 3 + 2);
-        assert_eq!(place(9, 4).of(1000), 1000, "workers count past the end");
+        assert_eq!(place(1, 4).of(u64::MAX), u64::MAX / 4 * 3 + 2);
+        assert_eq!(place(0, 4).of(1000), 1000);
+        assert_eq!(place(1, 0).of(1000), 0, "its chunks are not known yet");
     }
 }

@@ -1,9 +1,10 @@
 //! One command over several workers: chunks taken from both ends, with a look at what is asked between.
 
 use super::Stop;
-use super::control::{Chunk, Control, Side, take};
+use super::chunks::{Chunk, Ends, Left, Side};
+use super::control::Control;
 use npu_uapi::workers::Workers;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Multiply-accumulates after which a kernel looks at the latest whether it is to end.
 pub(crate) const POLL_MACS: i64 = 1 << 24;
@@ -48,20 +49,24 @@ impl Split<'_> {
         body: &(dyn Fn(i64, &mut Budget<'_>) -> Result<(), Aborted> + Sync),
     ) -> Result<(), Stop> {
         let engine = self.control.engine;
-        let count = u64::try_from(count).unwrap_or(0);
-        engine.set_chunks(count);
+        // More than can be counted are taken some at a time.
+        let group = i64::try_from(u64::try_from(count).unwrap_or(0) / Left::MOST).unwrap_or(0) + 1;
+        let groups = (count.max(0) + group - 1) / group;
+        engine.set_chunks(groups.unsigned_abs());
         let left = AtomicBool::new(false);
         let piece = |worker| {
             let side = Side::of(worker);
             while engine.end().is_none() {
                 let Some(Chunk { index, is_last }) = engine.take_chunk(side) else { return };
-                let chunk = i64::try_from(index).expect("it is below an i64");
-                let mut budget = Budget { control: self.control, left: LOOK_MACS };
-                if body(chunk, &mut budget).is_err() {
-                    left.store(true, Relaxed);
-                    return;
+                let first = i64::try_from(index).expect("it is below an i64") * group;
+                for chunk in first..(first + group).min(count) {
+                    let mut budget = Budget { control: self.control, side, left: LOOK_MACS };
+                    if body(chunk, &mut budget).is_err() {
+                        left.store(true, Relaxed);
+                        return;
+                    }
                 }
-                engine.beat();
+                engine.beat_of(side);
                 // Behind the last there is nothing left to preempt.
                 if !is_last {
                     self.control.look();
@@ -71,7 +76,7 @@ impl Split<'_> {
                 }
             }
         };
-        if count <= 1 {
+        if groups <= 1 {
             piece(0);
         } else {
             self.workers.run(&piece);
@@ -84,20 +89,21 @@ impl Split<'_> {
     }
 
     /// Calls `body(i)` once for each `i` in `0..count`, on all workers: for what the chunks share, before
-    /// them. It is short, is not preempted, and is done anew when the command is resumed.
+    /// them. It is short, is not preempted, and is done anew when the command is resumed. `count` is
+    /// [`Left::MOST`] at most.
     ///
     /// # Errors
     /// What ends the command; then some are not done.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vector kernels share"))]
     pub(crate) fn before(&self, count: i64, body: &(dyn Fn(i64) + Sync)) -> Result<(), Stop> {
-        let count = u64::try_from(count).unwrap_or(0);
-        let taken = AtomicU64::new(0);
+        let ends = Ends::new(Left::all(u64::try_from(count).unwrap_or(0)));
         let piece = |worker| {
+            let side = Side::of(worker);
             while self.control.engine.end().is_none()
-                && let Some(chunk) = take(&taken, count, Side::of(worker))
+                && let Some(chunk) = ends.take(side)
             {
                 body(i64::try_from(chunk.index).expect("it is below an i64"));
-                self.control.engine.beat();
+                self.control.engine.beat_of(side);
             }
         };
         if count <= 1 {
@@ -163,6 +169,7 @@ impl Split<'_> {
 /// How much a chunk may still do before it must look whether the job is to end.
 pub(crate) struct Budget<'a> {
     control: &'a Control<'a>,
+    side: Side,
     left: i64,
 }
 
@@ -181,7 +188,7 @@ impl Budget<'_> {
     #[cold]
     fn look(&mut self) -> Result<(), Aborted> {
         self.left = LOOK_MACS;
-        self.control.engine.beat();
+        self.control.engine.beat_of(self.side);
         self.control.look();
         if self.control.engine.end().is_some() { Err(Aborted) } else { Ok(()) }
     }
@@ -192,6 +199,7 @@ mod tests {
     use super::*;
     use crate::kernel::control::{Engine, Lookout};
     use npu_uapi::workers::Caller;
+    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_chunk_runs_once_and_beats_once() {
@@ -237,15 +245,6 @@ mod tests {
         }
         assert_eq!(seen.into_inner().unwrap(), [2, 1, 0, 4, 0, 3, 2, 1]);
         assert!(engine.heartbeat() >= 8);
-    }
-
-    #[test]
-    fn more_chunks_than_can_be_counted_from_both_ends_come_from_the_front() {
-        let taken = AtomicU64::new(0);
-        let index = |side| take(&taken, 1 << 40, side).map(|chunk| chunk.index);
-        assert_eq!([Side::Back, Side::Front, Side::Back].map(index), [Some(0), Some(1), Some(2)]);
-        taken.store((1 << 40) - 1, Relaxed);
-        assert_eq!([Side::Back, Side::Back].map(index), [Some((1 << 40) - 1), None]);
     }
 
     #[test]

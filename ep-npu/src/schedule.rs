@@ -135,12 +135,19 @@ fn order(ops: &Ops) -> Vec<usize> {
 
 /// Runs of at least two operations that are worth it.
 fn runs(ops: &Ops, order: &[usize]) -> Vec<Run> {
+    // Ends are where it pays. Between them are also operations whose feature maps would fit the cache: those of
+    // their neighbours would not, and what they read and write is as well of one image.
     let mut runs: Vec<Run> = Vec::new();
+    let mut reach = 0;
     for (step, &index) in order.iter().enumerate() {
-        let Some(images) = images(ops, &ops.ops[index]) else { continue };
-        match runs.last_mut() {
-            Some(run) if run.steps.end == step && run.images == images => run.steps.end = step + 1,
-            _ => runs.push(Run { steps: step..step + 1, images }),
+        let Some(Passes { images, pays }) = passes(ops, &ops.ops[index]) else { continue };
+        let last = runs.last_mut().filter(|run| reach == step && run.images == images);
+        reach = step + 1;
+        match last {
+            Some(run) if pays => run.steps.end = step + 1,
+            Some(_) => {}
+            None if pays => runs.push(Run { steps: step..step + 1, images }),
+            None => reach = 0,
         }
     }
     let mut commands = 0;
@@ -153,8 +160,15 @@ fn runs(ops: &Ops, order: &[usize]) -> Vec<Run> {
     runs
 }
 
-/// How many images `op` should pass one by one; `None` when it should not, or works on no images.
-fn images(ops: &Ops, op: &Op) -> Option<u32> {
+/// How an operation may pass image by image.
+struct Passes {
+    images: u32,
+    /// Whether the feature maps of all images do not fit the cache.
+    pays: bool,
+}
+
+/// How `op` may pass image by image; `None` when it should not, or works on no images.
+fn passes(ops: &Ops, op: &Op) -> Option<Passes> {
     let images = ops.tensor(op.writes).form.dims().n;
     let mut tensors = op.reads.iter().chain([&op.writes]).map(|tensor| ops.tensor(*tensor).form);
     let weights = match &op.kind {
@@ -180,8 +194,8 @@ fn images(ops: &Ops, op: &Op) -> Option<u32> {
     let all_have = images > 1 && tensors.clone().all(|form| form.dims().n == images);
     let bytes: u64 = tensors.by_ref().map(|form| form.len_bytes()).sum();
     let of_one_image = bytes / u64::from(images.max(1));
-    let pays = bytes > CACHED && of_one_image >= WORTH_A_COMMAND && weights as u64 <= LIGHT;
-    (all_have && pays).then_some(images)
+    let may = all_have && of_one_image >= WORTH_A_COMMAND && weights as u64 <= LIGHT;
+    may.then_some(Passes { images, pays: bytes > CACHED })
 }
 
 #[cfg(test)]
@@ -223,6 +237,20 @@ mod tests {
         let many = Dims { n: 8192, h: 1, w: 8, c: 16 };
         assert_eq!(runs(many, 2), [Run { steps: 0..2, images: 8192 }]);
         assert_eq!(runs(many, 3), []);
+    }
+
+    #[test]
+    fn maps_that_would_fit_pass_one_by_one_between_those_that_would_not() {
+        // Large to large, small twice, large again, then small ones to the end.
+        let mut ops = tables(Dims { n: 4, h: 16, w: 16, c: 16 }, 6);
+        let small = Form::map(Dims { n: 4, h: 2, w: 2, c: 16 });
+        for tensor in [2, 3, 5, 6] {
+            ops.tensors[tensor].form = small;
+        }
+        let schedule = Schedule::new(&mut ops);
+        assert_eq!(schedule.runs, [Run { steps: 0..5, images: 4 }]);
+        let images = |tensor: usize| ops.tensors[tensor].form.dims().n;
+        assert_eq!([1, 2, 3, 4, 5].map(images), [1, 1, 1, 1, 4]);
     }
 
     #[test]

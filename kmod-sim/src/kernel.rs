@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `operand` | operands resolved to memory |
 //! | `control` | abort, preemption, heartbeat |
-//! | `split` | chunks over workers, stopped and resumed between two |
+//! | `split`, `chunks`, `order` | chunks over workers, stopped and resumed between two |
 //! | `stage` | the output stage, one scalar at a time |
 //! | `conv` | CONV and MATMUL |
 //! | `product`, `softmax` | PRODUCT and SOFTMAX |

@@ -45,7 +45,7 @@ enum Walk {
 /// Loops from the outermost; the last three are `around`, `along` and `inner`.
 struct Plan {
     outer: [Loop; 5],
-    /// Of runs; else it is one of the outer ones.
+    /// Of runs and picks; else it is one of the outer ones.
     around: Loop,
     along: Loop,
     inner: Loop,
@@ -69,22 +69,17 @@ impl Plan {
             }
             Some(along) if inner.dst == 1 => (Walk::Turn, along),
             _ if near(inner, 1) => {
-                loops[4] = ONCE;
                 let one = Loop { count: 1, src: 1, dst: 1 };
-                return Self {
-                    outer: loops,
-                    around: ONCE,
-                    along: inner,
-                    inner: one,
-                    walk: Walk::Picks,
-                };
+                let around = std::mem::replace(&mut loops[3], ONCE);
+                loops[4] = ONCE;
+                return Self { outer: loops, around, along: inner, inner: one, walk: Walk::Picks };
             }
             _ => (Walk::Bytes, 3),
         };
         let along = std::mem::replace(&mut loops[along], ONCE);
         let around = match walk {
-            Walk::Runs => std::mem::replace(&mut loops[2], ONCE),
-            Walk::Picks | Walk::Turn | Walk::Bytes => ONCE,
+            Walk::Runs | Walk::Picks => std::mem::replace(&mut loops[2], ONCE),
+            Walk::Turn | Walk::Bytes => ONCE,
         };
         loops[4] = ONCE;
         Self { outer: loops, around, along, inner, walk }
@@ -134,6 +129,10 @@ fn canonical(p: &Problem) -> [Loop; 5] {
 /// On a processor with the vector instructions.
 pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
     let plan = Plan::of(p);
+    let picks = (plan.walk == Walk::Picks).then(|| {
+        // SAFETY: the processor is the caller's promise.
+        unsafe { picks::Picks::new(plan.inner.count, [plan.along.src, plan.along.dst]) }
+    });
     let inner = plan.inner.count.min(if plan.walk == Walk::Turn { 128 } else { PIECE });
     let along = plan.along.count.min(PIECE / inner);
     let around = plan.around.count.min(PIECE / (inner * along));
@@ -161,6 +160,7 @@ pub(crate) unsafe fn run(p: &Problem, split: &Split<'_>) -> Result<(), Stop> {
                 around: Loop { count: around.min(plan.around.count - k), ..plan.around },
                 along: Loop { count: along.min(plan.along.count - j), ..plan.along },
                 inner: Loop { count: inner.min(plan.inner.count - i), ..plan.inner },
+                picks: picks.as_ref(),
                 table: p.table.as_ref(),
             };
             // SAFETY: the processor is the caller's promise; the operands were checked to hold all
@@ -178,6 +178,8 @@ struct Piece<'a> {
     around: Loop,
     along: Loop,
     inner: Loop,
+    /// Of that walk.
+    picks: Option<&'a picks::Picks>,
     table: Option<&'a [u8; 256]>,
 }
 
@@ -201,10 +203,13 @@ impl Piece<'_> {
                 }
             }
             Walk::Picks => {
-                let Loop { count, src, dst } = self.along;
-                let picks = picks::Picks::new(self.inner.count, [src, dst]);
-                // SAFETY: the caller's promise; the loops are near enough.
-                unsafe { picks.run(self.src, self.dst, count, table) };
+                let Some(picks) = self.picks else { return };
+                for k in 0..self.around.count {
+                    let src = self.src.wrapping_offset(isize_of(k * self.around.src));
+                    let dst = self.dst.wrapping_offset(isize_of(k * self.around.dst));
+                    // SAFETY: the caller's promise; the loops are near enough.
+                    unsafe { picks.run(src, dst, self.along.count, table) };
+                }
             }
             Walk::Turn => {
                 for j in (0..self.along.count).step_by(16) {

@@ -2,11 +2,11 @@
 
 use super::memory::load_64;
 use std::arch::x86_64::{
-    __m512i, _mm512_castsi512_si128, _mm512_cvtepu8_epi32, _mm512_extracti32x4_epi32,
-    _mm512_mask_blend_epi8, _mm512_movepi8_mask, _mm512_packs_epi32, _mm512_packus_epi16,
-    _mm512_packus_epi32, _mm512_permutex2var_epi8, _mm512_permutexvar_epi32, _mm512_setr_epi32,
-    _mm512_setzero_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpacklo_epi8,
-    _mm512_unpacklo_epi16,
+    __m512i, _mm512_add_epi32, _mm512_castsi512_si128, _mm512_cvtepu8_epi32,
+    _mm512_extracti32x4_epi32, _mm512_mask_blend_epi8, _mm512_movepi8_mask, _mm512_packs_epi32,
+    _mm512_packus_epi16, _mm512_packus_epi32, _mm512_permutex2var_epi8, _mm512_permutexvar_epi32,
+    _mm512_set1_epi32, _mm512_set4_epi32, _mm512_setr_epi32, _mm512_setzero_si512,
+    _mm512_shuffle_epi8,
 };
 
 /// Four vectors of 16 codes as 64 bytes, in order.
@@ -54,13 +54,17 @@ pub(crate) fn unpack_64(bytes: __m512i) -> [__m512i; 4] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 #[inline]
 pub(crate) fn spread_64(bytes: __m512i) -> [__m512i; 4] {
-    let zero = _mm512_setzero_si512();
-    let (low, high) = (_mm512_unpacklo_epi8(bytes, zero), _mm512_unpackhi_epi8(bytes, zero));
+    // One shuffle each; by unpacks, of two levels, they were six. A byte of 0x80 gives zero.
+    let lane = |byte| i32::from_le_bytes([byte, 0x80, 0x80, 0x80]);
+    let first = _mm512_set4_epi32(lane(3), lane(2), lane(1), lane(0));
+    let four = _mm512_set1_epi32(4);
+    let second = _mm512_add_epi32(first, four);
+    let third = _mm512_add_epi32(second, four);
     [
-        _mm512_unpacklo_epi16(low, zero),
-        _mm512_unpackhi_epi16(low, zero),
-        _mm512_unpacklo_epi16(high, zero),
-        _mm512_unpackhi_epi16(high, zero),
+        _mm512_shuffle_epi8(bytes, first),
+        _mm512_shuffle_epi8(bytes, second),
+        _mm512_shuffle_epi8(bytes, third),
+        _mm512_shuffle_epi8(bytes, _mm512_add_epi32(third, four)),
     ]
 }
 

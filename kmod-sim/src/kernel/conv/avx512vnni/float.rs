@@ -61,7 +61,8 @@ use std::arch::x86_64::{
 const MOST_TERMS: i64 = 1 << 15;
 
 /// What the bound is multiplied by, for the roundings in computing it: those of `1 / (1 - c*u)`, of
-/// weights of -128 that count as 127, and of some thousand additions.
+/// weights of -128 that count as 127, of inputs 255 off their zero point that count as 254, and of some thousand
+/// additions.
 const SLACK: f64 = 1.02;
 
 /// Added to the bound, in codes.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! S(c)  partial sum of its block behind segment c      A = sum |S(c)|
-//! V     sum |X*W| <= |X| * |W|, the Euclidean norms    L = SEGMENT
+//! V     sum |X * g*W| <= |X| * |g*W|, the norms        L = SEGMENT
 //! ```
 //!
 //! **The bound.** In a block, with `s(j)` and `p(j)` the partial sums of integers and of floats behind term
@@ -15,17 +15,17 @@
 //! `(1 - u)^-terms` in [`SLACK`],
 //!
 //! ```text
-//! |e| <= u*sx*sw * (2*V + sum |s(j)|)
+//! |e| <= u*sx*sw * (2 * sum |X*W| + sum |s(j)|)
 //! ```
 //!
-//! From the sum at a segment's start over `s(j)` to that at its end, partial sums move by no more than `v`, its
-//! part of `V`: `2*|s(j)| <= |S(c - 1)| + |S(c)| + v`. Summed over the terms of all segments, the start of a
-//! block being zero, `sum |s(j)|` is at most `L` times each `|S(c)|` within blocks, `L/2` times each at their
-//! ends, and `L/2 * V`. Adding up the blocks leaves `blocks` totals, each at most the sum of all `|S(c)|` at
-//! ends, and the bias as often where it comes first. In all
+//! In the first half of a segment `s(j)` is the sum at its start and the terms up to `j`; in the second half the sum
+//! at its end, less the terms behind `j`. So a term counts once for each sum between it and the segment's middle:
+//! that often and twice is `g`, 2 to 18. Over all terms, the start of a block being zero, `sum |s(j)|` has each
+//! `|S(c)|` at most `L` times within blocks and `L/2` times at their ends. Adding up the blocks leaves `blocks`
+//! totals, each at most the sum of all `|S(c)|` at ends, and the bias as often where it comes first. In all
 //!
 //! ```text
-//! |e| <= u*sx*sw * (max(L, L/2 + blocks) * A + (L/2 + 2) * V) + u*blocks*|bias|
+//! |e| <= u*sx*sw * (max(L, L/2 + blocks) * A + V) + u*blocks*|bias|
 //! ```
 //!
 //! Then the float sum passes two roundings (bias, division) and `t` three of each of its terms: together
@@ -82,10 +82,9 @@ pub(super) struct Ordered<'a> {
     block_steps: usize,
     /// Whether terms are few, and of one block.
     is_shallow: bool,
-    /// Bound by the partial sums' sizes, by the norms, by the bias in codes, and in any case; in units of
-    /// `u` and of what each counts in.
+    /// Bound by the partial sums' sizes, by the bias in codes, and in any case; in units of `u` and of what each
+    /// counts in.
     by_sizes: f64,
-    by_norms: f64,
     by_bias: f64,
     always: f64,
     /// By block of sixteen channels of all groups, once a chunk needs it.
@@ -129,7 +128,6 @@ impl<'a> Ordered<'a> {
             block_steps: usize_of(((len + 3) / 4).unsigned_abs()),
             is_shallow: len == terms && terms <= shallow::MOST_TERMS,
             by_sizes: segment.max(segment / 2.0 + blocks),
-            by_norms: segment / 2.0 + 2.0,
             by_bias: blocks + 8.0,
             always: 6.0 * f64::from(codes.low.abs().max(codes.high.abs())),
             blocks: (0..job.blocks * p.groups).map(|_| OnceLock::new()).collect(),

@@ -11,16 +11,34 @@ use crate::kernel::vector::turn::turned_words;
 use crate::kernel::vector::{load_64, load_masked_64, mask_64};
 use crate::memory::usize_of;
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_abs_epi8, _mm512_add_epi32, _mm512_cvtepu32_ps,
-    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_mask_blend_epi8, _mm512_min_epu8,
-    _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512,
-    _mm512_sqrt_ps, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_subs_epu8, _mm512_unpackhi_epi8,
-    _mm512_unpacklo_epi8,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_abs_epi8, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_avg_epu8, _mm512_cvtepi32_ps, _mm512_cvtepu32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+    _mm512_mask_blend_epi8, _mm512_min_epu8, _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32,
+    _mm512_sqrt_ps, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_subs_epu8,
 };
 use std::sync::OnceLock;
 
 /// How many bytes ahead weights are asked for: they come from memory here, and to the tiles from a cache.
 const AHEAD: usize = 2 << 10;
+
+/// No sum is larger: 2^15 terms of 255 and 128.
+const LARGEST_SUM: f64 = 1_073_741_824.0;
+
+/// Of each step of a segment, the square of what its terms count in the bound: the most of four.
+const SQUARES: [f32; STEPS] = {
+    let mut squares = [0.0; STEPS];
+    let mut step = 0;
+    while step < STEPS {
+        let (first, middle) = (4 * step, 2 * STEPS);
+        let sums = if first < middle { middle - first } else { first + 3 - middle };
+        #[expect(clippy::cast_precision_loss, reason = "some hundred")]
+        let square = ((sums + 2) * (sums + 2)) as f32;
+        squares[step] = square;
+        step += 1;
+    }
+    squares
+};
 
 /// Sixteen output channels.
 pub(super) struct Block {
@@ -79,7 +97,7 @@ impl Ordered<'_> {
         let mut at = self.weights(index);
         let mut shifts = Vec::new();
         // Two by turns, as each step would wait for the one before.
-        let (mut norm, mut other) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+        let (mut norm, mut other) = (_mm512_setzero_ps(), _mm512_setzero_ps());
         let (one, most) = (_mm512_set1_epi8(1), _mm512_set1_epi8(127));
         let less = _mm512_set1_epi32(-i32::from(p.input_zero_point));
         if p.input_zero_point != 0 {
@@ -87,23 +105,28 @@ impl Ordered<'_> {
         }
         for first in (0..self.steps).step_by(STEPS) {
             let mut sum = _mm512_setzero_si512();
-            for _ in first..(first + STEPS).min(self.steps) {
+            for square in &SQUARES[..STEPS.min(self.steps - first)] {
                 // SAFETY: as many fours of weights as the block has.
                 let four = unsafe { load_64(at) };
                 at = at.wrapping_add(64);
                 // A hint, which reads nothing: any address will do.
                 _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
                 let size = _mm512_min_epu8(_mm512_abs_epi8(four), most);
-                (norm, other) = (other, _mm512_dpbusd_epi32(norm, size, size));
                 if !shifts.is_empty() {
                     sum = _mm512_dpbusd_epi32(sum, one, four);
                 }
+                let squares = _mm512_dpbusd_epi32(_mm512_setzero_si512(), size, size);
+                let squares = _mm512_cvtepi32_ps(squares);
+                (norm, other) = (other, _mm512_fmadd_ps(squares, _mm512_set1_ps(*square), norm));
             }
             if let Some(shift) = shifts.get_mut(first / STEPS) {
                 *shift = lanes_of(_mm512_mullo_epi32(sum, less));
             }
         }
-        let norms = lanes_of(_mm512_add_epi32(norm, other));
+        let norm = _mm512_add_ps(norm, other);
+        let mut norms = [0.0; 16];
+        // SAFETY: sixteen floats.
+        unsafe { _mm512_storeu_ps(norms.as_mut_ptr(), norm) };
         let mut block = Block {
             shifts,
             weight_scale: [0.0; 16],
@@ -128,11 +151,12 @@ impl Ordered<'_> {
             block.multiplier[lane] = narrow(multiplier);
             block.bias[lane] = narrow(bias);
             block.by_sizes[lane] = narrow(multiplier * self.by_sizes * u);
-            let norm = f64::from(norms[lane]).sqrt();
-            block.by_norm[lane] = narrow(multiplier * self.by_norms * norm * u);
+            block.by_norm[lane] = narrow(multiplier * f64::from(norms[lane]).sqrt() * u);
             let by_bias = (bias.abs() * self.by_bias + self.always) * u + FLOOR;
-            block.by_bias[lane] =
-                if sane(self.float, record) { narrow(by_bias) } else { f32::INFINITY };
+            // Sums in codes become integers before they are clamped.
+            let fits = multiplier * LARGEST_SUM + bias.abs() < LARGEST_SUM;
+            let bounded = fits && sane(self.float, record);
+            block.by_bias[lane] = if bounded { narrow(by_bias) } else { f32::INFINITY };
         }
         block
     }
@@ -172,7 +196,7 @@ impl Ordered<'_> {
     unsafe fn norms(&self, rows: &[*const u8]) -> [f32; ROOM] {
         let zero = _mm512_set1_epi8(self.job.problem.input_zero_point.cast_signed());
         let is_shifted = self.job.problem.input_zero_point != 0;
-        let none = _mm512_setzero_si512();
+        let (none, most) = (_mm512_setzero_si512(), _mm512_set1_epi8(127));
         let (whole, mask) = (self.terms / 64, mask_64(self.terms % 64));
         let mut sums = [none; ROOM];
         for (sum, &row) in sums.iter_mut().zip(rows) {
@@ -193,10 +217,9 @@ impl Ordered<'_> {
                         (_mm512_subs_epu8(codes, zero), _mm512_subs_epu8(zero, codes));
                     size = _mm512_or_si512(above, below);
                 }
-                let (low, high) =
-                    (_mm512_unpacklo_epi8(size, none), _mm512_unpackhi_epi8(size, none));
-                *sum = _mm512_dpwssd_epi32(*sum, low, low);
-                *sum = _mm512_dpwssd_epi32(*sum, high, high);
+                // Half of it, rounded up, fits the signed factor, but for that of 255: the slack has it.
+                let half = _mm512_min_epu8(_mm512_avg_epu8(size, none), most);
+                *sum = _mm512_dpbusd_epi32(*sum, size, half);
             }
         }
         let mut totals = none;
@@ -204,7 +227,7 @@ impl Ordered<'_> {
             totals = _mm512_add_epi32(totals, lanes);
         }
         let mut norms = [0.0; ROOM];
-        let found = _mm512_sqrt_ps(_mm512_cvtepu32_ps(totals));
+        let found = _mm512_sqrt_ps(_mm512_cvtepu32_ps(_mm512_slli_epi32::<1>(totals)));
         // SAFETY: sixteen floats.
         unsafe { _mm512_storeu_ps(norms.as_mut_ptr(), found) };
         norms

@@ -4,7 +4,7 @@
 
 use super::Ordered;
 use super::block::{Block, Terms};
-use super::finish::{Bounds, Place, Waiting, put, rest};
+use super::finish::{Finish, Place};
 use super::settle::Open;
 use super::tile::{MOST_HERE, sums};
 use crate::kernel::conv::avx512vnni::pixels::Pixels;
@@ -15,13 +15,7 @@ use std::arch::x86_64::_mm512_setzero_si512;
 pub(super) const MOST_TERMS: i64 = 128;
 
 /// Kernels by pixels less one.
-type Kernel = unsafe fn(
-    (&Ordered<'_>, &Block),
-    (usize, &Pixels, &Terms),
-    &Place,
-    &mut Waiting,
-    &mut Vec<Open>,
-);
+type Kernel = unsafe fn((&Ordered<'_>, &Block), usize, &Finish<'_>, &Terms, &mut Vec<Open>);
 macro_rules! kernels {
     ($plain:literal: $($pixels:literal)*) => { [$(tile::<$pixels, $plain> as Kernel),*] };
 }
@@ -39,19 +33,14 @@ pub(super) unsafe fn codes(
     place: &Place,
     open: &mut Vec<Open>,
 ) {
-    let mut waiting = Waiting::none();
+    let finish = Finish::new((all, stage, block), (pixels, terms), place);
     let mut first = 0;
     while first < pixels.count {
         let count = (pixels.count - first).min(MOST_HERE);
         let kernel = TILES[usize::from(stage.plain)][count - 1];
         // SAFETY: the caller's promise.
-        unsafe { kernel((all, block), (first, pixels, terms), place, &mut waiting, open) };
+        unsafe { kernel((all, block), first, &finish, terms, open) };
         first += count;
-    }
-    if !stage.plain {
-        let has_aux = all.job.problem.aux.is_some();
-        // SAFETY: the caller's promise.
-        unsafe { rest(stage, &waiting, pixels, place, has_aux) };
     }
 }
 
@@ -62,22 +51,28 @@ pub(super) unsafe fn codes(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 unsafe fn tile<const PIXELS: usize, const PLAIN: bool>(
     (all, block): (&Ordered<'_>, &Block),
-    (first, pixels, terms): (usize, &Pixels, &Terms),
-    place: &Place,
-    waiting: &mut Waiting,
+    first: usize,
+    finish: &Finish<'_>,
+    terms: &Terms,
     open: &mut Vec<Open>,
 ) {
     let mut at = [std::ptr::null(); PIXELS];
     at.copy_from_slice(&terms.rows[first..first + PIXELS]);
-    let weights = [all.weights(place.block)];
+    let weights = [all.weights(finish.block())];
     let mut sizes = [[_mm512_setzero_si512()]; PIXELS];
     // SAFETY: the caller's promise.
     let sums = unsafe { sums(&at, &weights, &[&block.shifts], 0..all.steps, &mut sizes) };
-    let bounds = Bounds::new(all, block);
+    let mut codes = [_mm512_setzero_si512(); MOST_HERE + 1];
+    let mut settled = [0; MOST_HERE + 1];
     for r in 0..PIXELS {
         let ([sum], [size]) = (sums[r], sizes[r]);
-        let found = bounds.codes(sum, size, terms.norms[first + r]);
+        (codes[r], settled[r]) = finish.code::<true>(first + r, (sum, size), open);
+    }
+    let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) = (codes, settled);
+    // SAFETY: the caller's promise.
+    unsafe { finish.put::<PLAIN>((first, PIXELS.min(4)), [a, b, c, d], [i, j, k, l]) };
+    if PIXELS > 4 {
         // SAFETY: the caller's promise.
-        unsafe { put::<PLAIN>(found, (first + r, pixels, terms), place, waiting, open) };
+        unsafe { finish.put::<PLAIN>((first + 4, PIXELS - 4), [e, f, g, h], [m, n, o, p]) };
     }
 }

@@ -99,9 +99,12 @@ unsafe fn tile<const PIXELS: usize, const BLOCKS: usize>(
     for (index, weights) in (first_block..).zip(&mut weights) {
         *weights = all.weights(index);
     }
-    let shifts: [&[[i32; 16]]; BLOCKS] =
-        std::array::from_fn(|v| blocks[v].map_or(&[][..], |block| &block.shifts[..]));
-    let at: [*const u8; PIXELS] = std::array::from_fn(|r| rows[r]);
+    let mut shifts: [&[[i32; 16]]; BLOCKS] = [&[]; BLOCKS];
+    for (shifts, block) in shifts.iter_mut().zip(blocks.iter().flatten()) {
+        *shifts = &block.shifts;
+    }
+    let mut at = [std::ptr::null(); PIXELS];
+    at.copy_from_slice(rows);
     let mut sizes = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
     let mut step = 0;
     while step < all.steps {

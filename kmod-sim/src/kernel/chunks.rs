@@ -23,6 +23,11 @@ impl Side {
     pub(crate) fn of(index: usize) -> Self {
         if index.is_multiple_of(2) { Self::Front } else { Self::Back }
     }
+
+    /// The half that it begins with.
+    pub(crate) fn half(self) -> usize {
+        usize::from(self == Self::Back)
+    }
 }
 
 /// A chunk that a worker has taken.
@@ -112,8 +117,7 @@ impl Ends {
     /// The next chunk from `side`; `None` when every one was taken.
     pub(crate) fn take(&self, side: Side) -> Option<Chunk> {
         // Relaxed: they order nothing, `Workers::run` orders the memory.
-        let own = usize::from(side == Side::Back);
-        for half in [own, 1 - own] {
+        for half in [side.half(), 1 - side.half()] {
             let less = |bits| Range::new(bits).take(side).map(|(_, left)| left.bits());
             if let Ok(before) = self.0[half].fetch_update(Relaxed, Relaxed, less)
                 && let Some((index, left)) = Range::new(before).take(side)

@@ -6,7 +6,7 @@
 //!   a watchdog           ──HUNG───>   request
 //!   the array, a lookout ──PREEMPT─>                  <── look behind each chunk
 //!                                     heartbeat       <── one more for each chunk
-//!                                     place           <── the chunks that are done: where to resume
+//!                                     place           <── the chunks that are left: where to resume
 //! ```
 
 use super::Stop;
@@ -127,7 +127,7 @@ impl Engine {
 
     /// Of a worker on `side`.
     pub(super) fn beat_of(&self, side: Side) {
-        self.heartbeats[usize::from(side == Side::Back)].fetch_add(1, Relaxed);
+        self.heartbeats[side.half()].fetch_add(1, Relaxed);
     }
 
     /// Whether anything is asked, be it that the command rests.

@@ -16,7 +16,7 @@ pub(super) mod zero_points;
 
 use super::avx512vnni::{Job, Pixels, ROOM, counted, span, takes as takes_512};
 use crate::kernel::conv::Problem;
-use crate::kernel::order::{self, Order};
+use crate::kernel::order::Order;
 use crate::kernel::split::{POLL_MACS, Split};
 use crate::kernel::vector_avx2::stage::{Kind, PLAIN, SUM, Stage, TABLES};
 use crate::kernel::vector_avx2::{Records, store_some, upper};
@@ -94,7 +94,7 @@ impl Plan {
         let tiles_a_chunk = (units / blocks_a_chunk).clamp(1, tiles);
         // What the tiles do not use of a chunk, more blocks do.
         let blocks_a_chunk = (units / tiles_a_chunk).clamp(blocks_a_chunk, blocks);
-        let in_halves = order::in_halves(split, blocks * job.block_bytes, job.problem.codes());
+        let in_halves = job.in_halves(split);
         Self { tiles, tiles_a_chunk, blocks, blocks_a_chunk, in_halves }
     }
 
@@ -112,7 +112,7 @@ impl Plan {
     /// As of [`run_with`].
     #[target_feature(enable = "avx2,fma")]
     unsafe fn chunk<D: Dot>(&self, job: &Job<'_>, chunk: i64) {
-        // All tiles pass by before the next weights are fetched.
+        // All tiles, or those of a half, pass by before the next weights are fetched.
         let (first_block, first_tile) = self.order().at(chunk);
         let first_block = first_block * self.blocks_a_chunk;
         let first_tile = first_tile * self.tiles_a_chunk;

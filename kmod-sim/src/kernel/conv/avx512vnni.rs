@@ -221,7 +221,7 @@ impl<'a> Job<'a> {
     }
 
     /// Whether its chunks are better in halves.
-    fn in_halves(&self, split: &Split<'_>) -> bool {
+    pub(super) fn in_halves(&self, split: &Split<'_>) -> bool {
         let weights = self.problem.groups * self.blocks * self.block_bytes;
         order::in_halves(split, weights, self.problem.codes())
     }
@@ -293,8 +293,8 @@ impl Plan {
     /// As of [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn chunk(&self, job: &Job<'_>, channels: Channels, chunk: i64) {
-        // All tiles pass by before the next weights are fetched, which are the larger part of a deep
-        // layer's memory.
+        // All tiles, or those of a half, pass by before the next weights are fetched, which are the larger part
+        // of a deep layer's memory.
         let (first_panel, first_tile) = self.first(chunk);
         let end_panel = (first_panel + self.panels_a_chunk).min(self.panels);
         let stage = Stage::new(&job.problem.stage, channels);

@@ -161,7 +161,7 @@ impl Plan {
     /// As of [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn chunk(&self, job: &Job<'_>, channels: Channels, chunk: i64) {
-        // All strips pass by before the next weights are fetched.
+        // All strips, or those of a half, pass by before the next weights are fetched.
         let (panels, strips) = self.order().at(chunk);
         let first_panel = panels * self.panels_a_chunk;
         let end_panel = (first_panel + self.panels_a_chunk).min(self.panels);
